@@ -1,0 +1,103 @@
+/* Ordered key-value tables with atomic batches.
+ *
+ * All mutable metadata of a partition lives here, changed only by applying journal records: one
+ * batch per record, so the store needs no log of its own. What was written is visible at once, and
+ * durable after kv_flush; a crash takes the tables back, together, to some batch border at or after
+ * the last completed flush (never to a mix). That is the contract that kv_rocks and kv_mem share and
+ * tests/contract/kv holds them to.
+ *
+ * Keys are compared as byte strings (memcmp, shorter first). Keys have 1..1024 bytes, values up to
+ * 16 MiB. All calls come from fibers of the env it was opened on.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct env;
+struct kv;
+struct kv_batch;
+
+/* The tables. Their keys and values are described where they are encoded. */
+enum kv_table {
+    KV_META,    /* singletons: applied LSN, format, counters */
+    KV_VOLUME,  /* volumes */
+    KV_MAP,     /* volume map leaves */
+    KV_CHUNK,   /* chunk table */
+    KV_FPRINT,  /* fingerprint index */
+    KV_SEGMENT, /* segments */
+    KV_CATALOG, /* patients, studies, series, instances */
+    KV_RECIPE,  /* instance recipes */
+    KV_INDEX,   /* secondary indexes and work lists */
+    KV_TABLE_COUNT
+};
+
+struct kv_slice {
+    const void *data;
+    size_t len;
+};
+
+/* Value of a key, copied: *ret_value from mem_alloc, the caller frees. ERR_NOENT. May suspend. */
+int kv_get(struct kv *kv, enum kv_table t, struct kv_slice key, void **ret_value, size_t *ret_len);
+
+/* Several at once: values[i] is NULL where the key is missing. Each is the caller's. May suspend. */
+int kv_multi_get(struct kv *kv, enum kv_table t, const struct kv_slice *keys, size_t n,
+                 void **values, size_t *lens);
+
+/* A page of rows in key order. */
+struct kv_rows {
+    size_t count;
+    struct kv_row {
+        struct kv_slice key, value;
+    } *rows; /* one allocation with its bytes */
+};
+
+/* Rows with from <= key < to (an empty `to`: to the table's end), at most max_rows and about
+ * max_bytes, from one consistent state. Fewer than exist: continue after the last key. `reverse`
+ * walks downwards from below `to`. kv_rows_free the result. May suspend. */
+int kv_scan(struct kv *kv, enum kv_table t, struct kv_slice from, struct kv_slice to,
+            size_t max_rows, size_t max_bytes, int reverse, struct kv_rows **ret_rows);
+void kv_rows_free(struct kv_rows *rows); /* NULL is fine */
+
+/* Batches: puts and deletes apply in order, keys and values are copied. */
+struct kv_batch *kv_batch_new(void);
+void kv_batch_put(struct kv_batch *b, enum kv_table t, struct kv_slice key, struct kv_slice value);
+void kv_batch_delete(struct kv_batch *b, enum kv_table t, struct kv_slice key);
+size_t kv_batch_count(const struct kv_batch *b);
+void kv_batch_clear(struct kv_batch *b);
+void kv_batch_free(struct kv_batch *b); /* NULL is fine */
+
+/* Applies the batch, atomically, visible to every read started afterwards. Batches apply in the
+ * order of the calls. May suspend (a full memory table waits for its flush). */
+int kv_write(struct kv *kv, struct kv_batch *b);
+
+/* Makes everything written before the call durable. Suspends. Writes go on meanwhile. */
+int kv_flush(struct kv *kv);
+
+struct kv_stats {
+    uint64_t memory_bytes, disk_bytes;
+};
+int kv_get_stats(struct kv *kv, struct kv_stats *ret_stats);
+
+/* Flushes and closes. Suspends. NULL is fine. */
+int kv_close(struct kv *kv);
+
+/* ---- The two stores (kv_rocks.c, kv_mem.c) ---- */
+
+struct kv_rocks_options {
+    size_t cache_bytes;  /* block cache; 0: 64 MiB */
+    size_t buffer_bytes; /* memory tables, all together; 0: 64 MiB */
+};
+
+/* RocksDB in the directory `path`, made if missing. May suspend. */
+int kv_rocks_open(struct env *env, const char *path, const struct kv_rocks_options *options,
+                  struct kv **ret_kv);
+
+/* In memory. `image` holds the durable state between processes: NULL gives a store that lives and
+ * dies with the handle; otherwise as made by kv_mem_image_new, owned by the simulator's side. Flushes
+ * take simulated time, and now and then the store makes more durable than was asked, as RocksDB
+ * does when a memory table is full. */
+struct kv_mem_image;
+struct kv_mem_image *kv_mem_image_new(void);
+void kv_mem_image_free(struct kv_mem_image *image);
+int kv_mem_open(struct env *env, struct kv_mem_image *image, struct kv **ret_kv);

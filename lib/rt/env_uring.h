@@ -1,0 +1,13 @@
+/* The real env: io_uring for files and sockets, an eventfd for other threads, thread pools as lanes. */
+#pragma once
+
+#include "lib/rt/env.h"
+
+struct env_uring_options {
+    unsigned cpu_threads; /* 0: number of online cores */
+    unsigned kv_threads;  /* 0: 2 */
+    unsigned queue_depth; /* 0: 1024 operations in flight */
+};
+
+/* ERR_UNSUPPORTED when the kernel has no usable io_uring (5.19 and newer are fine). */
+int env_uring_new(const struct env_uring_options *options, struct env **ret_env);
