@@ -56,6 +56,7 @@ struct dcm_scan {
     int state;                 /* private */
     uint8_t carry[16];         /* private: an element head split over two pushes */
     uint32_t carry_len, depth; /* private */
+    uint32_t un_depth, tag;    /* private */
     uint64_t skip;             /* private */
     /* Results, valid once found: */
     bool found, encapsulated, end_of_use; /* end_of_use: nothing (more) can be found */
