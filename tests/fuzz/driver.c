@@ -363,7 +363,7 @@ static void parse_options(int argc, char **argv, struct options *o)
 
 int main(int argc, char **argv)
 {
-    struct options o = {.runs = 1000000, .seed = 1, .seconds = 3.0, .max_len = 65536};
+    struct options o = {.runs = UINT64_MAX, .seed = 1, .seconds = 3.0, .max_len = 65536};
     double end;
     uint8_t *buf;
     uint64_t run;
