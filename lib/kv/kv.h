@@ -18,7 +18,8 @@ struct env;
 struct kv;
 struct kv_batch;
 
-/* The tables. Their keys and values are described where they are encoded. */
+/* The tables. Their keys and values are described where they are encoded. The numbers are part of
+ * the keys on the medium: append only. */
 enum kv_table {
     KV_META,    /* singletons: applied LSN, format, counters */
     KV_VOLUME,  /* volumes */
@@ -40,7 +41,8 @@ struct kv_slice {
 /* Value of a key, copied: *ret_value from mem_alloc, the caller frees. ERR_NOENT. May suspend. */
 int kv_get(struct kv *kv, enum kv_table t, struct kv_slice key, void **ret_value, size_t *ret_len);
 
-/* Several at once: values[i] is NULL where the key is missing. Each is the caller's. May suspend. */
+/* Several at once: values[i] is NULL where the key is missing. Each is the caller's. On failure none
+ * is given. The values need not be of one state when a write runs meanwhile. May suspend. */
 int kv_multi_get(struct kv *kv, enum kv_table t, const struct kv_slice *keys, size_t n,
                  void **values, size_t *lens);
 
