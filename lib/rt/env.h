@@ -38,8 +38,8 @@ void env_random(struct env *env, void *buf, size_t n); /* unpredictable bytes (s
 /* Suspends for at least ns. */
 void env_sleep(struct env *env, uint64_t ns);
 
-/* A one-shot timer: calls fn(arg) on the loop, outside any fiber; fn must not suspend. The struct is
- * the caller's and stays put while armed. */
+/* A one-shot timer: calls fn(arg) on the loop, outside any fiber; fn must not suspend. The struct
+ * is the caller's and stays put while armed. */
 struct env_timer {
     uint64_t deadline;
     void (*fn)(void *arg);
@@ -56,7 +56,7 @@ enum env_open_flags {
     ENV_OPEN_EXCL = 2,   /* with CREATE: ERR_EXIST if it exists */
     ENV_OPEN_DIRECT = 4, /* bypass the page cache: buffers, offsets, lengths in units of 4096 */
     ENV_OPEN_RDONLY = 8,
-    ENV_OPEN_LOCK = 16,  /* exclusive advisory lock held while open; ERR_LOCKED if taken */
+    ENV_OPEN_LOCK = 16, /* exclusive advisory lock held while open; ERR_LOCKED if taken */
 };
 
 int env_open(struct env *env, const char *path, unsigned flags, struct env_file **ret_file);
@@ -165,8 +165,8 @@ int env_thread(struct env *env, const char *name, void (*fn)(void *arg), void *a
 
 /* ---- Life ------------------------------------------------------------------------------------ */
 
-/* Runs the loop on the calling thread with main(arg) as its first fiber; returns when that fiber has
- * returned, every env_thread has ended and every other fiber has ended. */
+/* Runs the loop on the calling thread with main(arg) as its first fiber; returns when that fiber
+ * has returned, every env_thread has ended and every other fiber has ended. */
 void env_run(struct env *env, fiber_fn main, void *arg);
 
 /* Suspends until SIGTERM or SIGINT arrives (real env; in the simulator until env_sim says so). */

@@ -3,8 +3,8 @@
  * A struct sim holds the clock, the seed and everything that outlives a process: the media of files
  * and the network. A process is an env plus a memory domain; killing it drops its fibers and memory
  * at once and decides, write by write from the seed, what of the unsynced is kept, lost or torn at
- * 512-byte borders. Time passes only when no fiber is ready. The same seed and the same code give the
- * same run: sim_digest folds in every event.
+ * 512-byte borders. Time passes only when no fiber is ready. The same seed and the same code give
+ * the same run: sim_digest folds in every event.
  *
  * A write is durable when a SYNC (or its dsync) *completes*, never when it is submitted; between
  * start and completion a crash may find any part of it on the medium.
@@ -17,12 +17,12 @@ struct sim;
 
 /* Rates are in events per million operations; 0 switches a fault off. */
 struct sim_faults {
-    uint32_t read_eio, write_eio;   /* the operation fails, nothing or a part of it happened */
-    uint32_t bit_flip;              /* a read returns one flipped bit, which stays on the medium */
-    uint32_t lost_write;            /* a write says it is durable and never was (a lying drive) */
-    uint32_t misdirected_write;     /* a write lands on a wrong 4 KiB-aligned offset of that file */
-    uint32_t sock_cut;              /* a connection breaks */
-    uint64_t io_min_ns, io_max_ns;  /* latency of one operation, uniform */
+    uint32_t read_eio, write_eio;  /* the operation fails, nothing or a part of it happened */
+    uint32_t bit_flip;             /* a read returns one flipped bit, which stays on the medium */
+    uint32_t lost_write;           /* a write says it is durable and never was (a lying drive) */
+    uint32_t misdirected_write;    /* a write lands on a wrong 4 KiB-aligned offset of that file */
+    uint32_t sock_cut;             /* a connection breaks */
+    uint64_t io_min_ns, io_max_ns; /* latency of one operation, uniform */
     uint64_t net_min_ns, net_max_ns;
 };
 
@@ -57,13 +57,14 @@ void sim_stop(struct env *env);
 /* Memory owned by the process now. */
 size_t sim_process_memory(struct env *env);
 
-/* The medium of a file, to corrupt, to copy or to look at: bytes are what a reader would get now. */
+/* The medium of a file, to corrupt, to copy or to look at: bytes are what a reader would get now.
+ */
 int sim_file_read(struct sim *sim, const char *path, void *buf, size_t len, uint64_t off);
 int sim_file_corrupt(struct sim *sim, const char *path, uint64_t off, size_t len); /* noise */
-int sim_file_delete(struct sim *sim, const char *path); /* open handles go on working */
+int sim_file_delete(struct sim *sim, const char *path);    /* open handles go on working */
 uint64_t sim_file_size(struct sim *sim, const char *path); /* 0 when missing */
 
-/* State that outlives a process but is not a file (kv_mem's durable image): allocations made between
- * enter and leave belong to the sim, not to the running process. */
+/* State that outlives a process but is not a file (kv_mem's durable image): allocations made
+ * between enter and leave belong to the sim, not to the running process. */
 void sim_outside_enter(void **ret_saved);
 void sim_outside_leave(void *saved);

@@ -1,8 +1,8 @@
 /* Fibers: one request, one fiber, code that reads top to bottom.
  *
- * A fiber is a stack that runs on its env's loop thread and gives way only where it suspends; between
- * two suspension points it has all shared state of the loop to itself, so engine code takes no
- * locks. A fiber stays on its loop. Functions that may suspend say so in their headers.
+ * A fiber is a stack that runs on its env's loop thread and gives way only where it suspends;
+ * between two suspension points it has all shared state of the loop to itself, so engine code takes
+ * no locks. A fiber stays on its loop. Functions that may suspend say so in their headers.
  *
  * Stacks come from a pool, have a guard page below, and are made with makecontext; later switches
  * are sigsetjmp/siglongjmp without the signal mask, hence no system call. ASan is told of each

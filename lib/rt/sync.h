@@ -1,7 +1,7 @@
 /* Synchronisation between fibers of one loop: no atomics, no threads involved.
  *
- * Waiters are served first come, first served. All "lock", "wait", "take" calls may suspend; unlock,
- * signal and post never do. Zero-initialised structs are not valid: use the init functions.
+ * Waiters are served first come, first served. All "lock", "wait", "take" calls may suspend;
+ * unlock, signal and post never do. Zero-initialised structs are not valid: use the init functions.
  */
 #pragma once
 
