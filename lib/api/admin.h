@@ -1,0 +1,97 @@
+/* What the admin API asks of the daemon beyond volumes (block.h) and studies (object.h): how it is.
+ *
+ * The daemon implements it; tests implement it in memory. Both calls are made from fibers of the
+ * partition's loop and may suspend. Figures are a picture of one moment, taken without stopping
+ * anything: sums may be off by what moved meanwhile.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define ADMIN_REASONS_MAX   16
+#define ADMIN_REASON_MAX    200 /* bytes with the NUL */
+#define ADMIN_LISTENERS_MAX 8
+#define ADMIN_PATH_MAX      4096 /* bytes with the NUL */
+
+enum admin_state {
+    ADMIN_OK,       /* full redundancy */
+    ADMIN_DEGRADED, /* serving, with something to be done: see the reasons */
+    ADMIN_READONLY, /* reads are served, writes are refused */
+    ADMIN_FAILED,   /* some data cannot be read */
+};
+
+enum admin_drive_state {
+    ADMIN_DRIVE_OK,
+    ADMIN_DRIVE_MISSING, /* not there, or not ours, when it was looked for */
+    ADMIN_DRIVE_FAILED,  /* taken out after errors */
+};
+
+struct admin_drive {
+    unsigned index;
+    char path[ADMIN_PATH_MAX];
+    char media[16]; /* the drive's class: "nvme" or "disk" */
+    enum admin_drive_state state;
+    uint64_t size, used; /* bytes */
+    uint64_t read_errors, write_errors;
+    uint64_t repaired; /* corruptions found on it and mended from redundancy */
+};
+
+struct admin_listener {
+    char name[16];  /* "nbd", "dicom", "http" */
+    char addr[112]; /* "tcp:HOST:PORT" with the actual port, or "unix:/path" */
+    unsigned port;  /* 0 for a unix socket */
+};
+
+/* Bytes, from what clients see down to what drives hold. */
+struct admin_capacity {
+    uint64_t limit;    /* of logical bytes */
+    uint64_t logical;  /* as clients wrote them: mapped blocks and instances */
+    uint64_t deduped;  /* of distinct chunks */
+    uint64_t stored;   /* after compression */
+    uint64_t physical; /* with parity */
+    uint64_t free;     /* on the drives, before parity */
+};
+
+struct admin_status {
+    char version[32];
+    uint64_t uptime_ns;
+    enum admin_state state;
+    char reasons[ADMIN_REASONS_MAX][ADMIN_REASON_MAX]; /* sentences; none when the state is OK */
+    size_t reason_count;
+    unsigned data_columns, parity_columns; /* the profile, "4+2" */
+    unsigned drives, drives_ok;
+    struct admin_listener listeners[ADMIN_LISTENERS_MAX];
+    size_t listener_count;
+    struct admin_capacity capacity;
+    uint64_t journal_size, journal_used; /* bytes */
+    uint64_t volumes, studies, instances;
+    /* Since the start. */
+    uint64_t stored_instances, identical_instances, replaced_instances;
+    uint64_t refused_conflicts; /* other content under a stored SOP Instance UID */
+    uint64_t repaired;          /* corruptions mended, all drives */
+};
+
+struct admin_source;
+
+struct admin_ops {
+    int (*status)(struct admin_source *a, struct admin_status *ret_status);
+    int (*drives)(struct admin_source *a, struct admin_drive **ret_drives, size_t *ret_count);
+};
+
+struct admin_source {
+    const struct admin_ops *ops;
+};
+
+/* Fills all of *ret_status. */
+static inline int admin_get_status(struct admin_source *a, struct admin_status *ret_status)
+{
+    return a->ops->status(a, ret_status);
+}
+
+/* All drives by index, missing ones too: an array from mem_alloc that the caller frees. */
+static inline int admin_get_drives(struct admin_source *a, struct admin_drive **ret_drives,
+                                   size_t *ret_count)
+{
+    return a->ops->drives(a, ret_drives, ret_count);
+}

@@ -1,0 +1,77 @@
+/* The admin protocol: HTTP and JSON, for the CLI and for scripts. This is its pure core: requests
+ * in, calls on the engine, answers out; no I/O.
+ *
+ *   GET    /v1/status
+ *   GET    /v1/drives
+ *   GET    /v1/volumes
+ *   POST   /v1/volumes                    {"name", "size", "durability"?}       201
+ *   GET    /v1/volumes/NAME
+ *   PATCH  /v1/volumes/NAME               {"size", "allow_shrink"?}
+ *   DELETE /v1/volumes/NAME
+ *   GET    /v1/studies?patient=&name=&date=&modality=&accession=&offset=&limit=
+ *   GET    /v1/studies/UID                with its series
+ *   DELETE /v1/studies/UID
+ *   DELETE /v1/studies/UID/series/UID
+ *
+ * Sizes are in bytes, times are UTC as in RFC 3339. An error is {"error": {"code", "message"}} with
+ * a fitting HTTP status; the codes are the names of lib/base/err.h, and METHOD for a method that a
+ * resource does not have. A volume only shrinks when `allow_shrink` is true, since what lies beyond
+ * the new end is lost.
+ *
+ * A request goes three ways, so that nothing slow runs on the engine's loop: admin_call_new parses
+ * (any thread), admin_call_run asks the engine (in a fiber of its loop), admin_call_answer makes
+ * the JSON (any thread).
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "lib/api/admin.h"
+#include "lib/api/block.h"
+#include "lib/api/object.h"
+
+#define ADMIN_BODY_MAX        65536u /* bytes of a request body */
+#define ADMIN_STUDIES_DEFAULT 100u
+#define ADMIN_STUDIES_MAX     10000u
+
+/* What the API is about. Any may be NULL: its resources are then not there (404). */
+struct admin_backend {
+    struct admin_source *admin;
+    struct block_store *blocks;
+    struct object_store *objects;
+};
+
+struct admin_arg {
+    const char *name, *value;
+};
+
+/* A request as the HTTP server has taken it apart. Everything is borrowed until admin_call_new
+ * returns. */
+struct admin_request {
+    const char *method;
+    const char *const *segments; /* of the path, decoded */
+    size_t segment_count;
+    const struct admin_arg *args;
+    size_t arg_count;
+    const char *body;
+    size_t body_len;
+};
+
+struct admin_call;
+
+/* Parses. Never fails: a bad request becomes a call that answers with the error. */
+struct admin_call *admin_call_new(const struct admin_request *request);
+
+/* Asks the engine. From a fiber; suspends. */
+void admin_call_run(struct admin_call *c, const struct admin_backend *backend);
+
+/* The answer: HTTP status and JSON text (the caller's, mem_free), with a newline at the end.
+ * *ret_allow is the Allow header of a 405, or NULL; the call's. */
+unsigned admin_call_answer(struct admin_call *c, char **ret_body, size_t *ret_len,
+                           const char **ret_allow);
+
+void admin_call_free(struct admin_call *c); /* NULL is fine */
+
+/* The body of an error that the HTTP side finds by itself. The caller's (mem_free). */
+char *admin_error_body(const char *code, const char *message);

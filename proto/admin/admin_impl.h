@@ -1,0 +1,57 @@
+/* A call of the admin API between its three stages; internal to proto/admin. */
+#pragma once
+
+#include <jansson.h>
+
+#include "lib/base/strbuf.h"
+#include "proto/admin/admin_core.h"
+
+#define ADMIN_MATCH_MAX 8u
+
+enum admin_kind {
+    ADMIN_BAD, /* answers with error and message */
+    ADMIN_STATUS,
+    ADMIN_DRIVES,
+    ADMIN_VOLUME_LIST,
+    ADMIN_VOLUME_CREATE,
+    ADMIN_VOLUME_SHOW,
+    ADMIN_VOLUME_RESIZE,
+    ADMIN_VOLUME_DELETE,
+    ADMIN_STUDY_LIST,
+    ADMIN_STUDY_SHOW,
+    ADMIN_STUDY_DELETE,
+    ADMIN_SERIES_DELETE,
+};
+
+struct admin_call {
+    enum admin_kind kind;
+    int error;             /* 0, or the code the answer carries */
+    unsigned http_status;  /* 0: what suits the error */
+    struct strbuf allow;   /* with a 405 */
+    struct strbuf message; /* empty: the error's own text */
+
+    /* What was asked. */
+    char name[BLOCK_NAME_MAX + 1];
+    char study_uid[OBJECT_UID_MAX + 1], series_uid[OBJECT_UID_MAX + 1];
+    uint64_t size, offset, limit;
+    bool allow_shrink;
+    enum block_durability durability;
+    struct object_match matches[ADMIN_MATCH_MAX]; /* values are the call's own */
+    size_t match_count;
+
+    /* What the engine said. */
+    struct admin_status *status;
+    struct admin_drive *drives;
+    struct block_info *volumes; /* one for show, create, resize */
+    struct object_rows *rows, *series;
+    struct object_delete_result deleted;
+    size_t count; /* of drives or volumes */
+};
+
+/* Makes the call fail with a sentence that tells the user what to do. */
+void admin_call_fail(struct admin_call *c, int error, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* The answer's JSON for a call without error. A new reference. */
+json_t *admin_json(const struct admin_call *c);
+json_t *admin_json_error(const char *code, const char *message);

@@ -1,0 +1,344 @@
+/* The admin API's answers as JSON: one function per resource, so that the field names of the
+ * protocol are all in this file.
+ *
+ * jansson reports failure (out of memory, text that is not UTF-8) by NULL, which its setters pass
+ * on as an error that is easy to overlook. Everything therefore goes through the three admin_set_*
+ * helpers, which stop on it; text from the catalogue is made UTF-8 first.
+ */
+#include <string.h>
+#include <time.h>
+
+#include "lib/base/check.h"
+#include "lib/base/mem.h"
+#include "proto/admin/admin_impl.h"
+
+static void admin_set(json_t *object, const char *name, json_t *value)
+{
+    CHECK(json_object_set_new(object, name, value) == 0);
+}
+
+static void admin_set_number(json_t *object, const char *name, uint64_t value)
+{
+    admin_set(object, name, json_integer((json_int_t)(value & INT64_MAX)));
+}
+
+/* Text that should be UTF-8, but comes from files of others: what is not ASCII is replaced when the
+ * whole is not valid. */
+static json_t *admin_text(const char *text)
+{
+    json_t *json = json_string(text);
+    char *copy;
+
+    if (json)
+        return json;
+    copy = mem_strdup(text);
+    for (char *p = copy; *p; p++)
+        if ((unsigned char)*p >= 0x80)
+            *p = '?';
+    json = json_string(copy);
+    mem_free(copy);
+    return json;
+}
+
+static void admin_set_text(json_t *object, const char *name, const char *text)
+{
+    admin_set(object, name, admin_text(text));
+}
+
+static void admin_append(json_t *array, json_t *value)
+{
+    CHECK(json_array_append_new(array, value) == 0);
+}
+
+static void admin_set_time(json_t *object, const char *name, uint64_t ns)
+{
+    time_t seconds = (time_t)(ns / 1000000000u);
+    struct tm tm;
+    char text[40];
+
+    if (ns == 0 || !gmtime_r(&seconds, &tm) || !strftime(text, sizeof(text), "%FT%TZ", &tm))
+        admin_set(object, name, json_null());
+    else
+        admin_set_text(object, name, text);
+}
+
+json_t *admin_json_error(const char *code, const char *message)
+{
+    json_t *json = json_object(), *error = json_object();
+
+    admin_set_text(error, "code", code);
+    admin_set_text(error, "message", message);
+    admin_set(json, "error", error);
+    return json;
+}
+
+/* ---- Status and drives ---------------------------------------------------------------------- */
+
+static const char *admin_state_name(enum admin_state s)
+{
+    static const char *const names[] = {"ok", "degraded", "readonly", "failed"};
+
+    CHECK((unsigned)s < 4);
+    return names[s];
+}
+
+static const char *admin_drive_state_name(enum admin_drive_state s)
+{
+    static const char *const names[] = {"ok", "missing", "failed"};
+
+    CHECK((unsigned)s < 3);
+    return names[s];
+}
+
+static json_t *admin_json_capacity(const struct admin_capacity *c)
+{
+    json_t *json = json_object();
+
+    admin_set_number(json, "limit", c->limit);
+    admin_set_number(json, "logical", c->logical);
+    admin_set_number(json, "deduped", c->deduped);
+    admin_set_number(json, "stored", c->stored);
+    admin_set_number(json, "physical", c->physical);
+    admin_set_number(json, "free", c->free);
+    return json;
+}
+
+static json_t *admin_json_listeners(const struct admin_status *s)
+{
+    json_t *array = json_array();
+
+    CHECK(s->listener_count <= ADMIN_LISTENERS_MAX);
+    for (size_t i = 0; i < s->listener_count; i++) {
+        json_t *l = json_object();
+
+        admin_set_text(l, "name", s->listeners[i].name);
+        admin_set_text(l, "addr", s->listeners[i].addr);
+        admin_set_number(l, "port", s->listeners[i].port);
+        admin_append(array, l);
+    }
+    return array;
+}
+
+static json_t *admin_json_counters(const struct admin_status *s)
+{
+    json_t *json = json_object();
+
+    admin_set_number(json, "stored_instances", s->stored_instances);
+    admin_set_number(json, "identical_instances", s->identical_instances);
+    admin_set_number(json, "replaced_instances", s->replaced_instances);
+    admin_set_number(json, "refused_conflicts", s->refused_conflicts);
+    admin_set_number(json, "repaired", s->repaired);
+    return json;
+}
+
+static json_t *admin_json_status(const struct admin_status *s)
+{
+    json_t *json = json_object(), *reasons = json_array(), *journal = json_object();
+    struct strbuf profile = STRBUF_INIT;
+
+    CHECK(s->reason_count <= ADMIN_REASONS_MAX);
+    for (size_t i = 0; i < s->reason_count; i++)
+        admin_append(reasons, admin_text(s->reasons[i]));
+    strbuf_addf(&profile, "%u+%u", s->data_columns, s->parity_columns);
+    admin_set_number(journal, "size", s->journal_size);
+    admin_set_number(journal, "used", s->journal_used);
+    admin_set_text(json, "version", s->version);
+    admin_set_number(json, "uptime_seconds", s->uptime_ns / 1000000000u);
+    admin_set_text(json, "state", admin_state_name(s->state));
+    admin_set(json, "reasons", reasons);
+    admin_set_text(json, "profile", profile.data);
+    admin_set_number(json, "drives", s->drives);
+    admin_set_number(json, "drives_ok", s->drives_ok);
+    admin_set(json, "listeners", admin_json_listeners(s));
+    admin_set(json, "capacity", admin_json_capacity(&s->capacity));
+    admin_set(json, "journal", journal);
+    admin_set_number(json, "volumes", s->volumes);
+    admin_set_number(json, "studies", s->studies);
+    admin_set_number(json, "instances", s->instances);
+    admin_set(json, "counters", admin_json_counters(s));
+    strbuf_free(&profile);
+    return json;
+}
+
+static json_t *admin_json_drives(const struct admin_drive *drives, size_t count)
+{
+    json_t *json = json_object(), *array = json_array();
+
+    for (size_t i = 0; i < count; i++) {
+        json_t *d = json_object();
+
+        admin_set_number(d, "index", drives[i].index);
+        admin_set_text(d, "path", drives[i].path);
+        admin_set_text(d, "class", drives[i].media);
+        admin_set_text(d, "state", admin_drive_state_name(drives[i].state));
+        admin_set_number(d, "size", drives[i].size);
+        admin_set_number(d, "used", drives[i].used);
+        admin_set_number(d, "read_errors", drives[i].read_errors);
+        admin_set_number(d, "write_errors", drives[i].write_errors);
+        admin_set_number(d, "repaired", drives[i].repaired);
+        admin_append(array, d);
+    }
+    admin_set(json, "drives", array);
+    return json;
+}
+
+/* ---- Volumes -------------------------------------------------------------------------------- */
+
+static json_t *admin_json_volume(const struct block_info *v)
+{
+    json_t *json = json_object();
+
+    admin_set_text(json, "name", v->name);
+    admin_set_number(json, "id", v->id);
+    admin_set_number(json, "size", v->size);
+    admin_set_number(json, "mapped", v->mapped);
+    admin_set_time(json, "created", v->created_ns);
+    admin_set_text(json, "durability",
+                   v->durability == BLOCK_ON_FLUSH ? "on-flush" : "every-write");
+    admin_set(json, "readonly", json_boolean(v->readonly));
+    admin_set_number(json, "openers", v->openers);
+    return json;
+}
+
+static json_t *admin_json_volumes(const struct block_info *volumes, size_t count)
+{
+    json_t *json = json_object(), *array = json_array();
+
+    for (size_t i = 0; i < count; i++)
+        admin_append(array, admin_json_volume(&volumes[i]));
+    admin_set(json, "volumes", array);
+    return json;
+}
+
+/* ---- Studies -------------------------------------------------------------------------------- */
+
+static const char *admin_attr(const struct object_row *row, uint32_t tag)
+{
+    for (size_t i = 0; i < row->attr_count; i++)
+        if (row->attrs[i].tag == tag)
+            return row->attrs[i].len ? row->attrs[i].value : "";
+    return "";
+}
+
+/* An attribute that is a count, as text in the row. */
+static uint64_t admin_attr_number(const struct object_row *row, uint32_t tag)
+{
+    uint64_t n = 0;
+
+    for (const char *p = admin_attr(row, tag); *p >= '0' && *p <= '9' && n < UINT32_MAX; p++)
+        n = n * 10 + (uint64_t)(*p - '0');
+    return n;
+}
+
+/* Several values, as an array. */
+static json_t *admin_values(const char *text)
+{
+    json_t *array = json_array();
+    char *copy = mem_strdup(text), *rest = copy, *value;
+
+    while ((value = strsep(&rest, "\\")) != NULL)
+        if (*value)
+            admin_append(array, admin_text(value));
+    mem_free(copy);
+    return array;
+}
+
+static json_t *admin_json_study(const struct object_row *row)
+{
+    json_t *json = json_object();
+
+    admin_set_text(json, "study_uid", row->study_uid);
+    admin_set_text(json, "patient_id", admin_attr(row, 0x00100020));
+    admin_set_text(json, "patient_name", admin_attr(row, 0x00100010));
+    admin_set_text(json, "date", admin_attr(row, 0x00080020));
+    admin_set_text(json, "time", admin_attr(row, 0x00080030));
+    admin_set_text(json, "accession", admin_attr(row, 0x00080050));
+    admin_set_text(json, "description", admin_attr(row, 0x00081030));
+    admin_set(json, "modalities", admin_values(admin_attr(row, 0x00080061)));
+    admin_set_number(json, "series", admin_attr_number(row, 0x00201206));
+    admin_set_number(json, "instances", admin_attr_number(row, 0x00201208));
+    admin_set_number(json, "bytes", row->bytes);
+    admin_set_time(json, "stored", row->stored_ns);
+    return json;
+}
+
+static json_t *admin_json_series(const struct object_row *row)
+{
+    json_t *json = json_object();
+
+    admin_set_text(json, "series_uid", row->series_uid);
+    admin_set_text(json, "modality", admin_attr(row, 0x00080060));
+    admin_set_text(json, "number", admin_attr(row, 0x00200011));
+    admin_set_text(json, "description", admin_attr(row, 0x0008103e));
+    admin_set_number(json, "instances", admin_attr_number(row, 0x00201209));
+    admin_set_number(json, "bytes", row->bytes);
+    admin_set_time(json, "stored", row->stored_ns);
+    return json;
+}
+
+static json_t *admin_json_studies(const struct admin_call *c)
+{
+    json_t *json = json_object(), *array = json_array();
+
+    for (size_t i = 0; i < c->rows->count; i++)
+        admin_append(array, admin_json_study(&c->rows->rows[i]));
+    admin_set(json, "studies", array);
+    admin_set_number(json, "offset", c->offset);
+    admin_set(json, "more", json_boolean(c->rows->more));
+    return json;
+}
+
+static json_t *admin_json_study_show(const struct admin_call *c)
+{
+    json_t *json = admin_json_study(&c->rows->rows[0]), *array = json_array();
+
+    for (size_t i = 0; i < c->series->count; i++)
+        admin_append(array, admin_json_series(&c->series->rows[i]));
+    admin_set(json, "series_list", array);
+    admin_set(json, "series_more", json_boolean(c->series->more));
+    return json;
+}
+
+static json_t *admin_json_deleted(const struct admin_call *c)
+{
+    json_t *json = json_object(), *deleted = json_object();
+
+    if (c->kind == ADMIN_VOLUME_DELETE) {
+        admin_set_text(deleted, "name", c->name);
+    } else {
+        admin_set_text(deleted, "study_uid", c->study_uid);
+        if (c->kind == ADMIN_SERIES_DELETE)
+            admin_set_text(deleted, "series_uid", c->series_uid);
+        admin_set_number(deleted, "instances", c->deleted.instances);
+        admin_set_number(deleted, "bytes", c->deleted.bytes);
+    }
+    admin_set(json, "deleted", deleted);
+    return json;
+}
+
+json_t *admin_json(const struct admin_call *c)
+{
+    switch (c->kind) {
+    case ADMIN_STATUS:
+        return admin_json_status(c->status);
+    case ADMIN_DRIVES:
+        return admin_json_drives(c->drives, c->count);
+    case ADMIN_VOLUME_LIST:
+        return admin_json_volumes(c->volumes, c->count);
+    case ADMIN_VOLUME_CREATE:
+    case ADMIN_VOLUME_SHOW:
+    case ADMIN_VOLUME_RESIZE:
+        return admin_json_volume(c->volumes);
+    case ADMIN_STUDY_LIST:
+        return admin_json_studies(c);
+    case ADMIN_STUDY_SHOW:
+        return admin_json_study_show(c);
+    case ADMIN_VOLUME_DELETE:
+    case ADMIN_STUDY_DELETE:
+    case ADMIN_SERIES_DELETE:
+        return admin_json_deleted(c);
+    case ADMIN_BAD:
+        break;
+    }
+    return NULL;
+}
