@@ -1,0 +1,331 @@
+/* The tables of fake.h behind the interfaces of lib/api. */
+#include "tests/unit/admin/fake.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+
+#define FAKE_OF(ptr, member) ((struct fake *)(void *)((char *)(ptr)-offsetof(struct fake, member)))
+
+/* ---- Status and drives ---------------------------------------------------------------------- */
+
+static int fake_status(struct admin_source *a, struct admin_status *ret_status)
+{
+    struct fake *f = FAKE_OF(a, admin);
+    struct admin_status s = {
+        .version = "9.8.7",
+        .uptime_ns = 93784000000000ull,
+        .state = ADMIN_DEGRADED,
+        .reasons = {"drive 1 is missing: reattach or replace it"},
+        .reason_count = 1,
+        .data_columns = 4,
+        .parity_columns = 2,
+        .drives = 3,
+        .drives_ok = 2,
+        .listeners = {{"nbd", "tcp:127.0.0.1:10809", 10809},
+                      {"dicom", "tcp:127.0.0.1:11112", 11112}},
+        .listener_count = 2,
+        .capacity = {64ull << 30, 10ull << 30, 5ull << 30, 2ull << 30, 3ull << 30, 50ull << 30},
+        .journal_size = 1u << 30,
+        .journal_used = 1u << 28,
+        .volumes = f->volume_count,
+        .studies = f->study_count,
+        .instances = 12,
+        .stored_instances = 12,
+        .refused_conflicts = 3};
+
+    if (f->fail)
+        return -(int)f->fail;
+    *ret_status = s;
+    return 0;
+}
+
+static int fake_drives(struct admin_source *a, struct admin_drive **ret_drives, size_t *ret_count)
+{
+    struct fake *f = FAKE_OF(a, admin);
+    struct admin_drive *d;
+
+    if (f->fail)
+        return -(int)f->fail;
+    d = mem_calloc(3, sizeof(*d));
+    for (unsigned i = 0; i < 3; i++) {
+        d[i].index = i;
+        snprintf(d[i].path, sizeof(d[i].path), "/data/drive%u", i);
+        snprintf(d[i].media, sizeof(d[i].media), "nvme");
+        d[i].state = i == 1 ? ADMIN_DRIVE_MISSING : ADMIN_DRIVE_OK;
+        d[i].size = 20ull << 30;
+        d[i].used = (uint64_t)i << 30;
+        d[i].read_errors = i == 1 ? 7 : 0;
+    }
+    *ret_drives = d;
+    *ret_count = 3;
+    return 0;
+}
+
+static const struct admin_ops fake_admin_ops = {fake_status, fake_drives};
+
+/* ---- Volumes -------------------------------------------------------------------------------- */
+
+static struct block_info *fake_find(struct fake *f, const char *name)
+{
+    for (size_t i = 0; i < f->volume_count; i++)
+        if (strcmp(f->volumes[i].info.name, name) == 0)
+            return &f->volumes[i].info;
+    return NULL;
+}
+
+static int fake_create(struct block_store *bs, const char *name, uint64_t size,
+                       enum block_durability durability)
+{
+    struct fake *f = FAKE_OF(bs, blocks);
+    struct block_info *v;
+
+    if (f->fail)
+        return -(int)f->fail;
+    if (strpbrk(name, "/ "))
+        return ERR_NAME;
+    if (fake_find(f, name))
+        return ERR_EXIST;
+    if (f->volume_count == FAKE_MAX)
+        return ERR_NOSPC;
+    v = &f->volumes[f->volume_count++].info;
+    *v = (struct block_info){.size = size,
+                             .id = f->volume_count,
+                             .created_ns = 1700000000ull * 1000000000ull,
+                             .durability = durability};
+    snprintf(v->name, sizeof(v->name), "%s", name);
+    return 0;
+}
+
+static int fake_list(struct block_store *bs, struct block_info **ret_infos, size_t *ret_count)
+{
+    struct fake *f = FAKE_OF(bs, blocks);
+    struct block_info *infos;
+
+    if (f->fail)
+        return -(int)f->fail;
+    infos = mem_calloc(f->volume_count, sizeof(*infos));
+    for (size_t i = 0; i < f->volume_count; i++)
+        infos[i] = f->volumes[i].info;
+    *ret_infos = infos;
+    *ret_count = f->volume_count;
+    return 0;
+}
+
+static int fake_stat(struct block_store *bs, const char *name, struct block_info *ret_info)
+{
+    struct fake *f = FAKE_OF(bs, blocks);
+    struct block_info *v = fake_find(f, name);
+
+    if (f->fail || !v)
+        return f->fail ? -(int)f->fail : ERR_NOENT;
+    *ret_info = *v;
+    return 0;
+}
+
+static int fake_resize(struct block_store *bs, const char *name, uint64_t size)
+{
+    struct block_info *v = fake_find(FAKE_OF(bs, blocks), name);
+
+    if (!v)
+        return ERR_NOENT;
+    v->size = size;
+    return 0;
+}
+
+static int fake_remove(struct block_store *bs, const char *name)
+{
+    struct fake *f = FAKE_OF(bs, blocks);
+    struct block_info *v = fake_find(f, name);
+
+    if (!v)
+        return ERR_NOENT;
+    if (v->openers)
+        return ERR_BUSY;
+    *v = f->volumes[--f->volume_count].info;
+    return 0;
+}
+
+static const struct block_ops fake_block_ops = {.create = fake_create,
+                                                .list = fake_list,
+                                                .stat = fake_stat,
+                                                .resize = fake_resize,
+                                                .remove = fake_remove};
+
+/* ---- Studies -------------------------------------------------------------------------------- */
+
+#define FAKE_ATTRS 8u
+
+/* Rows, their attributes and the texts of numbers in one allocation, as the interface wants it. */
+struct fake_rows {
+    struct object_rows rows;
+    struct object_row row[FAKE_MAX];
+    struct object_attr attrs[FAKE_MAX][FAKE_ATTRS];
+    char numbers[FAKE_MAX][2][12];
+};
+
+static void fake_attr(struct object_row *row, struct object_attr *attrs, uint32_t tag,
+                      const char *value)
+{
+    attrs[row->attr_count++] = (struct object_attr){
+        .tag = tag, .vr = "LO", .len = (uint32_t)strlen(value), .value = value};
+    row->attrs = attrs;
+}
+
+static unsigned fake_count(const struct fake *f, const char *study, unsigned *ret_instances)
+{
+    unsigned series = 0;
+
+    *ret_instances = 0;
+    for (size_t i = 0; i < f->series_count; i++)
+        if (strcmp(f->series[i].study, study) == 0) {
+            series++;
+            *ret_instances += f->series[i].instances;
+        }
+    return series;
+}
+
+static void fake_study_row(const struct fake *f, struct fake_rows *r, const struct fake_study *s)
+{
+    size_t n = r->rows.count++;
+    struct object_row *row = &r->rows.rows[n];
+    unsigned instances, series = fake_count(f, s->uid, &instances);
+
+    snprintf(r->numbers[n][0], 12, "%u", series);
+    snprintf(r->numbers[n][1], 12, "%u", instances);
+    row->study_uid = s->uid;
+    row->bytes = instances * 1000000ull;
+    row->stored_ns = 1700000000ull * 1000000000ull;
+    fake_attr(row, r->attrs[n], 0x00080020, s->date);
+    fake_attr(row, r->attrs[n], 0x00080061, "CT\\SR");
+    fake_attr(row, r->attrs[n], 0x00081030, s->description);
+    fake_attr(row, r->attrs[n], 0x00100010, s->patient_name);
+    fake_attr(row, r->attrs[n], 0x00100020, s->patient_id);
+    fake_attr(row, r->attrs[n], 0x00201206, r->numbers[n][0]);
+    fake_attr(row, r->attrs[n], 0x00201208, r->numbers[n][1]);
+}
+
+static void fake_series_row(struct fake_rows *r, const struct fake_series *s)
+{
+    size_t n = r->rows.count++;
+    struct object_row *row = &r->rows.rows[n];
+
+    snprintf(r->numbers[n][0], 12, "%u", s->instances);
+    row->study_uid = s->study;
+    row->series_uid = s->uid;
+    row->bytes = s->instances * 1000000ull;
+    fake_attr(row, r->attrs[n], 0x00080060, s->modality);
+    fake_attr(row, r->attrs[n], 0x0008103e, s->description);
+    fake_attr(row, r->attrs[n], 0x00201209, r->numbers[n][0]);
+}
+
+static void fake_remember(struct fake *f, const struct object_query *q)
+{
+    f->last = *q;
+    if (q->match_count == 0)
+        return;
+    f->last_match = q->matches[0];
+    snprintf(f->last_value, sizeof(f->last_value), "%s", q->matches[0].value);
+}
+
+/* Conditions are remembered, and only an exact Patient ID is obeyed. */
+static bool fake_wanted(const struct fake_study *s, const struct object_query *q)
+{
+    if (q->study_uid && strcmp(q->study_uid, s->uid) != 0)
+        return false;
+    for (size_t i = 0; i < q->match_count; i++)
+        if (q->matches[i].tag == 0x00100020 && q->matches[i].kind == OBJECT_MATCH_EXACT &&
+            strcmp(q->matches[i].value, s->patient_id) != 0)
+            return false;
+    return true;
+}
+
+static int fake_query(struct object_store *os, const struct object_query *q,
+                      struct object_rows **ret_rows)
+{
+    struct fake *f = FAKE_OF(os, objects);
+    struct fake_rows *r;
+    uint64_t skip = q->offset;
+
+    if (f->fail)
+        return -(int)f->fail;
+    r = mem_zalloc(sizeof(*r));
+    if (q->level == OBJECT_STUDY) {
+        fake_remember(f, q);
+        for (size_t i = 0; i < f->study_count; i++) {
+            if (!fake_wanted(&f->studies[i], q) || (skip > 0 && skip--))
+                continue;
+            if (q->limit && r->rows.count == q->limit)
+                r->rows.more = true;
+            else
+                fake_study_row(f, r, &f->studies[i]);
+        }
+    } else {
+        for (size_t i = 0; i < f->series_count; i++)
+            if (strcmp(f->series[i].study, q->study_uid) == 0)
+                fake_series_row(r, &f->series[i]);
+    }
+    *ret_rows = &r->rows;
+    return 0;
+}
+
+static int fake_object_remove(struct object_store *os, const char *study_uid,
+                              const char *series_uid, const char *instance_uid,
+                              struct object_delete_result *ret_result)
+{
+    struct fake *f = FAKE_OF(os, objects);
+    struct object_delete_result result = {0, 0};
+    unsigned left;
+
+    if (instance_uid)
+        return ERR_UNSUPPORTED;
+    for (size_t i = 0; i < f->series_count;) {
+        struct fake_series *s = &f->series[i];
+
+        if (strcmp(s->study, study_uid) != 0 || (series_uid && strcmp(s->uid, series_uid) != 0)) {
+            i++;
+            continue;
+        }
+        result.instances += s->instances;
+        result.bytes += s->instances * 1000000ull;
+        memmove(s, s + 1, (--f->series_count - i) * sizeof(*s));
+    }
+    if (result.instances == 0)
+        return ERR_NOENT;
+    if (fake_count(f, study_uid, &left) == 0) /* with its last series a study is gone */
+        for (size_t i = 0; i < f->study_count; i++)
+            if (strcmp(f->studies[i].uid, study_uid) == 0)
+                f->studies[i] = f->studies[--f->study_count];
+    *ret_result = result;
+    return 0;
+}
+
+static const struct object_ops fake_object_ops = {.query = fake_query,
+                                                  .remove = fake_object_remove};
+
+/* ---- All together --------------------------------------------------------------------------- */
+
+void fake_init(struct fake *f)
+{
+    *f = (struct fake){
+        .admin = {&fake_admin_ops}, .blocks = {&fake_block_ops}, .objects = {&fake_object_ops}};
+    fake_create(&f->blocks, "vm1", 10ull << 30, BLOCK_EVERY_WRITE);
+    f->volumes[0].info.mapped = 3ull << 30;
+    fake_create(&f->blocks, "busy", 1ull << 30, BLOCK_ON_FLUSH);
+    f->volumes[1].info.openers = 1;
+    f->studies[0] = (struct fake_study){"1.2.3", "P1", "Doe^Jane", "20240131", "CHEST CT"};
+    /* ISO 8859-1 where UTF-8 is due, and a control sequence for the terminal */
+    f->studies[1] = (struct fake_study){"1.2.4", "P2", "M\xfcller", "20240201", "\033[31mred"};
+    f->study_count = 2;
+    f->series[0] = (struct fake_series){"1.2.3.1", "1.2.3", "CT", "axial", 7};
+    f->series[1] = (struct fake_series){"1.2.3.2", "1.2.3", "SR", "report", 1};
+    f->series[2] = (struct fake_series){"1.2.4.1", "1.2.4", "MR", "t1", 4};
+    f->series_count = 3;
+}
+
+struct admin_backend fake_backend(struct fake *f)
+{
+    return (struct admin_backend){&f->admin, &f->blocks, &f->objects};
+}

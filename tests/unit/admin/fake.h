@@ -1,0 +1,41 @@
+/* A daemon's inside made of tables in memory: what the admin API's tests stand on. */
+#pragma once
+
+#include "proto/admin/admin_core.h"
+
+#define FAKE_MAX 64u
+
+struct fake_volume {
+    struct block_info info;
+};
+
+struct fake_series {
+    char uid[OBJECT_UID_MAX + 1], study[OBJECT_UID_MAX + 1];
+    const char *modality, *description;
+    unsigned instances;
+};
+
+struct fake_study {
+    char uid[OBJECT_UID_MAX + 1];
+    const char *patient_id, *patient_name, *date, *description;
+};
+
+struct fake {
+    struct admin_source admin;
+    struct block_store blocks;
+    struct object_store objects;
+    struct fake_volume volumes[FAKE_MAX];
+    size_t volume_count;
+    struct fake_study studies[FAKE_MAX];
+    size_t study_count;
+    struct fake_series series[FAKE_MAX];
+    size_t series_count;
+    unsigned fail;                  /* a code that every call returns, negated; 0 for none */
+    struct object_query last;       /* the last query at the study level, */
+    struct object_match last_match; /* its first condition, */
+    char last_value[128];           /* and that one's value */
+};
+
+/* Two volumes ("busy" is open), three drives (one missing), two studies. */
+void fake_init(struct fake *f);
+struct admin_backend fake_backend(struct fake *f);

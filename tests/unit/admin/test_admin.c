@@ -1,0 +1,326 @@
+/* The admin API's core: requests in, engine calls on the fake, answers out. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+#include "tests/unit/admin/fake.h"
+
+static struct fake fake;
+
+/* Path and query as the HTTP side would have taken them apart (nothing here needs decoding). */
+static struct admin_call *test_call(const char *method, const char *target, const char *body)
+{
+    static char copy[1024];
+    const char *segments[16];
+    struct admin_arg args[16];
+    struct admin_request r = {.method = method,
+                              .segments = segments,
+                              .args = args,
+                              .body = body,
+                              .body_len = body ? strlen(body) : 0};
+    char *query, *rest = copy, *piece;
+
+    snprintf(copy, sizeof(copy), "%s", target + 1);
+    query = strchr(copy, '?');
+    if (query)
+        *query++ = 0;
+    while ((piece = strsep(&rest, "/")) != NULL)
+        segments[r.segment_count++] = piece;
+    while (query && (piece = strsep(&query, "&")) != NULL) {
+        char *value = strchr(piece, '=');
+
+        *value++ = 0;
+        args[r.arg_count++] = (struct admin_arg){piece, value};
+    }
+    return admin_call_new(&r);
+}
+
+/* The answer as JSON, which the caller drops. */
+static json_t *test_ask(const char *method, const char *target, const char *body, unsigned status)
+{
+    struct admin_call *c = test_call(method, target, body);
+    struct admin_backend backend = fake_backend(&fake);
+    const char *allow;
+    char *text;
+    size_t len;
+    json_t *json;
+
+    admin_call_run(c, &backend);
+    assert_int_equal(admin_call_answer(c, &text, &len, &allow), status);
+    assert_true(len > 0 && text[len - 1] == '\n' && strlen(text) == len);
+    assert_int_equal(allow != NULL, status == 405);
+    json = json_loads(text, 0, NULL);
+    assert_non_null(json);
+    mem_free(text);
+    admin_call_free(c);
+    return json;
+}
+
+static void test_refused(const char *method, const char *target, const char *body, unsigned status,
+                         const char *code, const char *words)
+{
+    json_t *json = test_ask(method, target, body, status), *error = json_object_get(json, "error");
+
+    assert_string_equal(json_string_value(json_object_get(error, "code")), code);
+    if (!strstr(json_string_value(json_object_get(error, "message")), words))
+        fail_msg("\"%s\" not in: %s", words, json_string_value(json_object_get(error, "message")));
+    json_decref(json);
+}
+
+static const char *text_of(json_t *json, const char *name)
+{
+    const char *text = json_string_value(json_object_get(json, name));
+
+    assert_non_null(text);
+    return text;
+}
+
+static uint64_t number_of(json_t *json, const char *name)
+{
+    json_t *v = json_object_get(json, name);
+
+    assert_true(json_is_integer(v));
+    return (uint64_t)json_integer_value(v);
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    fake_init(&fake);
+    return 0;
+}
+
+static void test_status(void **state)
+{
+    json_t *json = test_ask("GET", "/v1/status", NULL, 200), *capacity, *listener;
+
+    (void)state;
+    capacity = json_object_get(json, "capacity");
+    listener = json_array_get(json_object_get(json, "listeners"), 1);
+    assert_string_equal(text_of(json, "version"), "9.8.7");
+    assert_string_equal(text_of(json, "state"), "degraded");
+    assert_string_equal(text_of(json, "profile"), "4+2");
+    assert_int_equal(number_of(json, "uptime_seconds"), 93784);
+    assert_int_equal(json_array_size(json_object_get(json, "reasons")), 1);
+    assert_int_equal(number_of(capacity, "limit"), 64ull << 30);
+    assert_int_equal(number_of(capacity, "physical"), 3ull << 30);
+    assert_int_equal(number_of(listener, "port"), 11112);
+    assert_int_equal(number_of(json_object_get(json, "counters"), "refused_conflicts"), 3);
+    json_decref(json);
+}
+
+static void test_drives(void **state)
+{
+    json_t *json = test_ask("HEAD", "/v1/drives", NULL, 200), *array;
+
+    (void)state;
+    array = json_object_get(json, "drives");
+    assert_int_equal(json_array_size(array), 3);
+    assert_string_equal(text_of(json_array_get(array, 1), "state"), "missing");
+    assert_int_equal(number_of(json_array_get(array, 1), "read_errors"), 7);
+    json_decref(json);
+}
+
+static void test_volumes(void **state)
+{
+    json_t *json;
+
+    (void)state;
+    json = test_ask("POST", "/v1/volumes",
+                    "{\"name\": \"vm2\", \"size\": 8192, \"durability\": \"on-flush\"}", 201);
+    assert_string_equal(text_of(json, "name"), "vm2");
+    assert_int_equal(number_of(json, "size"), 8192);
+    assert_string_equal(text_of(json, "durability"), "on-flush");
+    assert_string_equal(text_of(json, "created"), "2023-11-14T22:13:20Z");
+    json_decref(json);
+    json = test_ask("GET", "/v1/volumes", NULL, 200);
+    assert_int_equal(json_array_size(json_object_get(json, "volumes")), 3);
+    json_decref(json);
+    json = test_ask("PATCH", "/v1/volumes/vm2", "{\"size\": 16384}", 200);
+    assert_int_equal(number_of(json, "size"), 16384);
+    json_decref(json);
+    test_refused("PATCH", "/v1/volumes/vm2", "{\"size\": 4096}", 403, "PERM", "allow_shrink");
+    json = test_ask("PATCH", "/v1/volumes/vm2", "{\"size\": 4096, \"allow_shrink\": true}", 200);
+    assert_int_equal(number_of(json, "size"), 4096);
+    json_decref(json);
+    json = test_ask("DELETE", "/v1/volumes/vm2", NULL, 200);
+    assert_string_equal(text_of(json_object_get(json, "deleted"), "name"), "vm2");
+    json_decref(json);
+    test_refused("GET", "/v1/volumes/vm2", NULL, 404, "NOENT", "no volume \"vm2\"");
+}
+
+static void test_volume_errors(void **state)
+{
+    char name[300];
+
+    (void)state;
+    test_refused("DELETE", "/v1/volumes/busy", NULL, 409, "BUSY", "disconnect its clients");
+    test_refused("DELETE", "/v1/volumes/none", NULL, 404, "NOENT", "no volume");
+    test_refused("PATCH", "/v1/volumes/none", "{\"size\": 4096}", 404, "NOENT", "no volume");
+    test_refused("POST", "/v1/volumes", "{\"name\": \"vm1\", \"size\": 4096}", 409, "EXIST", "vm1");
+    test_refused("POST", "/v1/volumes", "{\"name\": \"a/b\", \"size\": 4096}", 400, "NAME", "name");
+    test_refused("POST", "/v1/volumes", "{\"name\": \"\", \"size\": 4096}", 400, "NAME", "name");
+    test_refused("POST", "/v1/volumes", "{\"name\": 5, \"size\": 4096}", 400, "INVAL", "name");
+    test_refused("POST", "/v1/volumes", "{\"size\": 4096}", 400, "INVAL", "name");
+    test_refused("POST", "/v1/volumes", "{\"name\": \"x\"}", 400, "INVAL", "size");
+    test_refused("POST", "/v1/volumes", "{\"name\": \"x\", \"size\": 4097}", 400, "RANGE", "4096");
+    test_refused("POST", "/v1/volumes", "{\"name\": \"x\", \"size\": 4503599627370496}", 400,
+                 "RANGE", "at most");
+    test_refused("POST", "/v1/volumes", "{\"name\": \"x\", \"size\": -4096}", 400, "INVAL", "size");
+    test_refused("POST", "/v1/volumes", "{\"name\": \"x\", \"size\": 4096.5}", 400, "INVAL",
+                 "size");
+    test_refused("POST", "/v1/volumes", "{\"name\": \"x\", \"size\": 99999999999999999999}", 400,
+                 "INVAL", "JSON");
+    test_refused("POST", "/v1/volumes", "{\"name\": \"x\", \"size\": 4096, \"sizze\": 1}", 400,
+                 "INVAL", "sizze");
+    test_refused("POST", "/v1/volumes",
+                 "{\"name\": \"x\", \"size\": 4096, \"durability\": \"maybe\"}", 400, "INVAL",
+                 "durability");
+    test_refused("POST", "/v1/volumes", "[1]", 400, "INVAL", "object");
+    test_refused("POST", "/v1/volumes", "{", 400, "INVAL", "not JSON");
+    test_refused("POST", "/v1/volumes", NULL, 400, "INVAL", "not JSON");
+    test_refused("PATCH", "/v1/volumes/vm1", "{\"size\": 4096, \"allow_shrink\": 1}", 400, "INVAL",
+                 "allow_shrink");
+    memset(name, 'x', sizeof(name));
+    memcpy(name, "/v1/volumes/", 12);
+    name[12 + BLOCK_NAME_MAX + 1] = 0;
+    test_refused("GET", name, NULL, 400, "NAME", "at most 200");
+    fake.fail = (unsigned)-ERR_NOSPC;
+    test_refused("POST", "/v1/volumes", "{\"name\": \"x\", \"size\": 4096}", 507, "NOSPC", "space");
+    fake.fail = (unsigned)-ERR_IO;
+    test_refused("GET", "/v1/volumes", NULL, 500, "IO", "I/O");
+    test_refused("GET", "/v1/status", NULL, 500, "IO", "I/O");
+}
+
+static void test_studies(void **state)
+{
+    json_t *json = test_ask("GET", "/v1/studies?patient=P1&limit=5", NULL, 200), *study;
+
+    (void)state;
+    assert_int_equal(json_array_size(json_object_get(json, "studies")), 1);
+    study = json_array_get(json_object_get(json, "studies"), 0);
+    assert_string_equal(text_of(study, "study_uid"), "1.2.3");
+    assert_string_equal(text_of(study, "patient_name"), "Doe^Jane");
+    assert_int_equal(number_of(study, "instances"), 8);
+    assert_int_equal(json_array_size(json_object_get(study, "modalities")), 2);
+    assert_true(json_is_false(json_object_get(json, "more")));
+    assert_int_equal(fake.last.limit, 5);
+    json_decref(json);
+
+    json = test_ask("GET", "/v1/studies?limit=1", NULL, 200);
+    assert_true(json_is_true(json_object_get(json, "more")));
+    json_decref(json);
+    json = test_ask("GET", "/v1/studies?offset=1", NULL, 200);
+    study = json_array_get(json_object_get(json, "studies"), 0);
+    assert_string_equal(text_of(study, "patient_name"), "M?ller");
+    assert_int_equal(fake.last.limit, ADMIN_STUDIES_DEFAULT);
+    json_decref(json);
+}
+
+static void test_study_filters(void **state)
+{
+    static const struct {
+        const char *query, *value;
+        uint32_t tag;
+        enum object_match_kind kind;
+    } cases[] = {
+        {"patient=P1", "P1", 0x00100020, OBJECT_MATCH_EXACT},
+        {"patient=P*", "P*", 0x00100020, OBJECT_MATCH_WILDCARD},
+        {"name=Doe?", "Doe?", 0x00100010, OBJECT_MATCH_WILDCARD},
+        {"date=20240101", "20240101", 0x00080020, OBJECT_MATCH_EXACT},
+        {"date=20240101-", "20240101-", 0x00080020, OBJECT_MATCH_RANGE},
+        {"modality=MR", "MR", 0x00080061, OBJECT_MATCH_EXACT},
+        {"accession=7", "7", 0x00080050, OBJECT_MATCH_EXACT},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char target[100];
+
+        snprintf(target, sizeof(target), "/v1/studies?%s", cases[i].query);
+        json_decref(test_ask("GET", target, NULL, 200));
+        assert_int_equal(fake.last.match_count, 1);
+        assert_int_equal(fake.last_match.tag, cases[i].tag);
+        assert_int_equal(fake.last_match.kind, cases[i].kind);
+        assert_string_equal(fake.last_value, cases[i].value);
+    }
+    test_refused("GET", "/v1/studies?limit=0", NULL, 400, "INVAL", "limit");
+    test_refused("GET", "/v1/studies?limit=10001", NULL, 400, "INVAL", "limit");
+    test_refused("GET", "/v1/studies?limit=99999999999999999999999", NULL, 400, "INVAL", "limit");
+    test_refused("GET", "/v1/studies?limit=", NULL, 400, "INVAL", "limit");
+    test_refused("GET", "/v1/studies?offset=-1", NULL, 400, "INVAL", "offset");
+    test_refused("GET", "/v1/studies?pat=1", NULL, 400, "INVAL", "pat");
+    test_refused("GET", "/v1/status?x=1", NULL, 400, "INVAL", "\"x\"");
+    test_refused("GET",
+                 "/v1/studies?name=1&name=1&name=1&name=1&name=1&name=1&name=1&name=1&name=1", NULL,
+                 400, "INVAL", "too many");
+}
+
+static void test_study_show_delete(void **state)
+{
+    json_t *json = test_ask("GET", "/v1/studies/1.2.3", NULL, 200), *series;
+
+    (void)state;
+    series = json_array_get(json_object_get(json, "series_list"), 0);
+    assert_int_equal(number_of(json, "series"), 2);
+    assert_int_equal(json_array_size(json_object_get(json, "series_list")), 2);
+    assert_string_equal(text_of(series, "modality"), "CT");
+    assert_int_equal(number_of(series, "instances"), 7);
+    json_decref(json);
+    json = test_ask("DELETE", "/v1/studies/1.2.3/series/1.2.3.1", NULL, 200);
+    assert_int_equal(number_of(json_object_get(json, "deleted"), "instances"), 7);
+    json_decref(json);
+    test_refused("DELETE", "/v1/studies/1.2.3/series/1.2.3.1", NULL, 404, "NOENT",
+                 "no series 1.2.3.1");
+    json = test_ask("DELETE", "/v1/studies/1.2.3", NULL, 200);
+    assert_int_equal(number_of(json_object_get(json, "deleted"), "instances"), 1);
+    json_decref(json);
+    test_refused("DELETE", "/v1/studies/1.2.3", NULL, 404, "NOENT", "no study 1.2.3");
+    test_refused("GET", "/v1/studies/1.2.3", NULL, 404, "NOENT", "no study 1.2.3");
+    test_refused("GET", "/v1/studies/1.2.x", NULL, 400, "INVAL", "not a DICOM UID");
+    test_refused("DELETE", "/v1/studies/1.2.3/series/", NULL, 400, "INVAL", "not a DICOM UID");
+}
+
+static void test_routes(void **state)
+{
+    struct admin_call *c = test_call("PUT", "/v1/volumes/vm1", NULL);
+    const char *allow;
+    char *text;
+    size_t len;
+
+    (void)state;
+    assert_int_equal(admin_call_answer(c, &text, &len, &allow), 405);
+    assert_string_equal(allow, "GET, PATCH, DELETE");
+    mem_free(text);
+    admin_call_free(c);
+    test_refused("GET", "/", NULL, 404, "NOENT", "no such resource");
+    test_refused("GET", "/v1", NULL, 404, "NOENT", "no such resource");
+    test_refused("GET", "/v1/nothing", NULL, 404, "NOENT", "no such resource");
+    test_refused("GET", "/v1/volumes/a/b", NULL, 404, "NOENT", "no such resource");
+    test_refused("POST", "/v1/status", "{}", 405, "METHOD", "GET only");
+    test_refused("get", "/v1/status", NULL, 405, "METHOD", "GET only");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(test_status, setup),
+        cmocka_unit_test_setup(test_drives, setup),
+        cmocka_unit_test_setup(test_volumes, setup),
+        cmocka_unit_test_setup(test_volume_errors, setup),
+        cmocka_unit_test_setup(test_studies, setup),
+        cmocka_unit_test_setup(test_study_filters, setup),
+        cmocka_unit_test_setup(test_study_show_delete, setup),
+        cmocka_unit_test_setup(test_routes, setup),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
