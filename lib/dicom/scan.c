@@ -20,11 +20,9 @@
 #include <string.h>
 
 #include "lib/base/codec.h"
+#include "lib/dicom/impl.h"
 
 #define DCM_SCAN_DEPTH_MAX 4096u
-#define DCM_SCAN_UNDEFINED 0xffffffffu
-
-enum { DCM_SCAN_FIRST, DCM_SCAN_HEAD, DCM_SCAN_VALUE };
 
 #define DCM_TAG_SAMPLES        0x00280002u
 #define DCM_TAG_FRAMES         0x00280008u
@@ -33,16 +31,8 @@ enum { DCM_SCAN_FIRST, DCM_SCAN_HEAD, DCM_SCAN_VALUE };
 #define DCM_TAG_BITS_ALLOCATED 0x00280100u
 #define DCM_TAG_FLOAT_PIXELS   0x7fe00008u
 #define DCM_TAG_DOUBLE_PIXELS  0x7fe00009u
-#define DCM_TAG_PIXELS         0x7fe00010u
-#define DCM_TAG_ITEM           0xfffee000u
-#define DCM_TAG_ITEM_END       0xfffee00du
-#define DCM_TAG_SEQUENCE_END   0xfffee0ddu
 
-struct dcm_scan_element {
-    uint32_t tag, len;
-    uint32_t head_len; /* bytes of the head; more than there are: not complete */
-    bool un;           /* its VR is UN */
-};
+enum { DCM_SCAN_FIRST, DCM_SCAN_HEAD, DCM_SCAN_VALUE };
 
 static const char dcm_scan_short_vrs[] =
     "AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US ";
@@ -79,47 +69,46 @@ static uint32_t dcm_scan_u16(const struct dcm_scan *s, const uint8_t *p)
     return dcm_scan_is_big(s) ? codec_get_be16(p) : codec_get_le16(p);
 }
 
-static uint32_t dcm_scan_u32(const struct dcm_scan *s, const uint8_t *p)
+struct dcm_element dcm_element_read(const uint8_t *c, size_t have, bool implicit_vr,
+                                    bool big_endian)
 {
-    return dcm_scan_is_big(s) ? codec_get_be32(p) : codec_get_le32(p);
-}
+    uint32_t group = big_endian ? codec_get_be16(c) : codec_get_le16(c);
+    uint32_t element = big_endian ? codec_get_be16(c + 2) : codec_get_le16(c + 2);
+    struct dcm_element e = {.tag = group << 16 | element, .head_len = 8};
 
-/* Reads the head in carry, of which 8 bytes at least are there. */
-static struct dcm_scan_element dcm_scan_element_of(const struct dcm_scan *s)
-{
-    const uint8_t *c = s->carry;
-    struct dcm_scan_element e = {.head_len = 8};
-
-    e.tag = dcm_scan_u16(s, c) << 16 | dcm_scan_u16(s, c + 2);
-    if (s->implicit_vr || s->un_depth || e.tag >> 16 == 0xfffe) {
-        e.len = dcm_scan_u32(s, c + 4);
+    if (implicit_vr || group == 0xfffe) {
+        e.len = big_endian ? codec_get_be32(c + 4) : codec_get_le32(c + 4);
         return e;
     }
+    memcpy(e.vr, c + 4, 2);
     /* As DCMTK does: letters that are no known VR are a future one, which has a long length; other
      * bytes are a broken short form. */
     if (!dcm_scan_vr_in(dcm_scan_short_vrs, c + 4) && c[4] >= 'A' && c[4] <= 'Z' && c[5] >= 'A' &&
         c[5] <= 'Z') {
         e.head_len = 12;
-        e.un = memcmp(c + 4, "UN", 2) == 0;
-        if (s->carry_len >= 12)
-            e.len = dcm_scan_u32(s, c + 8);
+        if (have >= 12)
+            e.len = big_endian ? codec_get_be32(c + 8) : codec_get_le32(c + 8);
     } else {
-        e.len = dcm_scan_u16(s, c + 6);
+        e.len = big_endian ? codec_get_be16(c + 6) : codec_get_le16(c + 6);
     }
     return e;
 }
 
-/* The first element tells explicit from implicit VR better than the transfer syntax. */
-static void dcm_scan_first(struct dcm_scan *s)
+bool dcm_element_implicit(const uint8_t *first, bool implicit_vr, bool big_endian)
 {
-    const uint8_t *vr = s->carry + 4;
-    bool known = dcm_scan_vr_in(dcm_scan_short_vrs, vr) || dcm_scan_vr_in(dcm_scan_long_vrs, vr);
+    bool known = dcm_scan_vr_in(dcm_scan_short_vrs, first + 4) ||
+                 dcm_scan_vr_in(dcm_scan_long_vrs, first + 4);
 
-    if (s->implicit_vr && known)
-        s->implicit_vr = false;
-    else if (!s->implicit_vr && !known && !s->big_endian && codec_get_le32(vr) < (1u << 16))
-        s->implicit_vr = true;
-    s->state = DCM_SCAN_HEAD;
+    if (big_endian)
+        return implicit_vr;
+    if (known)
+        return false;
+    return implicit_vr || codec_get_le32(first + 4) < (1u << 16);
+}
+
+bool dcm_tag_is_pixels(uint32_t tag)
+{
+    return tag == DCM_TAG_PIXELS || tag == DCM_TAG_FLOAT_PIXELS || tag == DCM_TAG_DOUBLE_PIXELS;
 }
 
 static void dcm_scan_leave(struct dcm_scan *s, uint32_t levels)
@@ -138,7 +127,7 @@ static void dcm_scan_enter(struct dcm_scan *s, bool un)
         s->end_of_use = true;
 }
 
-static void dcm_scan_delimiter(struct dcm_scan *s, const struct dcm_scan_element *e)
+static void dcm_scan_delimiter(struct dcm_scan *s, const struct dcm_element *e)
 {
     bool in_sequence = s->depth & 1;
 
@@ -150,7 +139,7 @@ static void dcm_scan_delimiter(struct dcm_scan *s, const struct dcm_scan_element
     } else if (e->tag == DCM_TAG_ITEM && s->depth) {
         if (!in_sequence) /* the item before lacks its delimiter */
             dcm_scan_leave(s, 1);
-        if (e->len == DCM_SCAN_UNDEFINED)
+        if (e->len == DCM_UNDEFINED)
             dcm_scan_enter(s, false);
         else
             s->skip = e->len;
@@ -162,7 +151,7 @@ static void dcm_scan_delimiter(struct dcm_scan *s, const struct dcm_scan_element
         s->end_of_use = true;
 }
 
-static bool dcm_scan_wanted(const struct dcm_scan *s, const struct dcm_scan_element *e)
+static bool dcm_scan_wanted(const struct dcm_scan *s, const struct dcm_element *e)
 {
     if (s->depth || e->len == 0 || e->len > sizeof(s->carry))
         return false;
@@ -170,28 +159,23 @@ static bool dcm_scan_wanted(const struct dcm_scan *s, const struct dcm_scan_elem
            e->tag == DCM_TAG_COLUMNS || e->tag == DCM_TAG_BITS_ALLOCATED;
 }
 
-static bool dcm_scan_is_pixels(uint32_t tag)
-{
-    return tag == DCM_TAG_PIXELS || tag == DCM_TAG_FLOAT_PIXELS || tag == DCM_TAG_DOUBLE_PIXELS;
-}
-
 /* A whole head was gathered: decides what comes next. */
-static void dcm_scan_act(struct dcm_scan *s, const struct dcm_scan_element *e)
+static void dcm_scan_act(struct dcm_scan *s, const struct dcm_element *e)
 {
     s->carry_len = 0;
     if (e->tag >> 16 == 0xfffe) {
         dcm_scan_delimiter(s, e);
     } else if (s->depth & 1) {
         s->end_of_use = true; /* an element between items */
-    } else if (s->depth == 0 && dcm_scan_is_pixels(e->tag)) {
+    } else if (s->depth == 0 && dcm_tag_is_pixels(e->tag)) {
         s->found = true;
-        s->encapsulated = e->len == DCM_SCAN_UNDEFINED;
+        s->encapsulated = e->len == DCM_UNDEFINED;
         s->pixel_off = s->pos;
         s->pixel_len = s->encapsulated ? UINT64_MAX : e->len;
     } else if (s->depth == 0 && e->tag > DCM_TAG_PIXELS) {
         s->end_of_use = true; /* elements come in tag order */
-    } else if (e->len == DCM_SCAN_UNDEFINED) {
-        dcm_scan_enter(s, e->un);
+    } else if (e->len == DCM_UNDEFINED) {
+        dcm_scan_enter(s, strcmp(e->vr, "UN") == 0);
     } else if (dcm_scan_wanted(s, e)) {
         s->state = DCM_SCAN_VALUE;
         s->tag = e->tag;
@@ -247,18 +231,25 @@ static bool dcm_scan_gather(struct dcm_scan *s, const uint8_t **p, size_t *left,
     return s->carry_len == want;
 }
 
+static struct dcm_element dcm_scan_element(const struct dcm_scan *s)
+{
+    return dcm_element_read(s->carry, s->carry_len, s->implicit_vr || s->un_depth,
+                            dcm_scan_is_big(s));
+}
+
 static void dcm_scan_head(struct dcm_scan *s, const uint8_t **p, size_t *left)
 {
-    struct dcm_scan_element e;
+    struct dcm_element e;
 
     if (s->carry_len < 8 && !dcm_scan_gather(s, p, left, 8))
         return;
     if (s->state == DCM_SCAN_FIRST)
-        dcm_scan_first(s);
-    e = dcm_scan_element_of(s);
+        s->implicit_vr = dcm_element_implicit(s->carry, s->implicit_vr, s->big_endian);
+    s->state = DCM_SCAN_HEAD;
+    e = dcm_scan_element(s);
     if (s->carry_len < e.head_len && !dcm_scan_gather(s, p, left, e.head_len))
         return;
-    e = dcm_scan_element_of(s);
+    e = dcm_scan_element(s);
     dcm_scan_act(s, &e);
 }
 
