@@ -1,0 +1,381 @@
+/* The drive set and its superblocks; see drive.h and format.h (F1, F2). */
+#include "lib/store/drive.h"
+
+#include <string.h>
+
+#include "lib/base/buf.h"
+#include "lib/base/check.h"
+#include "lib/base/crc32c.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+
+#define DRIVE_WIPE_PIECE (1u << 20)
+
+void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m)
+{
+    static const uint8_t k[] = {0, 1, 1, 2, 2, 2, 4}, m[] = {0, 0, 1, 1, 2, 2, 2};
+    unsigned i = count < 6 ? count : 6;
+
+    *ret_k = k[i];
+    *ret_m = m[i];
+}
+
+bool drive_usable(const struct drive *d)
+{
+    return d->state == DRIVE_OK;
+}
+
+bool drive_readable(const struct drive *d)
+{
+    return d->file != NULL;
+}
+
+unsigned driveset_healthy(const struct driveset *ds)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < ds->count; i++)
+        n += drive_usable(&ds->drives[i]);
+    return n;
+}
+
+/* ---- Superblocks ---- */
+
+static uint32_t super_crc(const struct format_super *s)
+{
+    struct format_super copy = *s;
+
+    copy.crc = 0;
+    return crc32c(0, &copy, sizeof(copy));
+}
+
+static bool super_valid(const struct format_super *s)
+{
+    uint64_t end;
+
+    return s->magic == FORMAT_SUPER_MAGIC && s->version == FORMAT_VERSION &&
+           s->crc == super_crc(s) && s->drive_count >= 1 && s->drive_count <= FORMAT_DRIVES_MAX &&
+           s->drive_index < s->drive_count && s->data_columns >= 1 &&
+           s->data_columns + s->parity_columns <= FORMAT_COLS_MAX &&
+           s->slot_size == FORMAT_SLOT_SIZE && s->journal_off == FORMAT_JOURNAL_OFF &&
+           s->journal_len % FORMAT_UNIT == 0 && s->journal_len >= FORMAT_JOURNAL_MIN &&
+           s->replay_off < s->journal_len && s->replay_off % FORMAT_UNIT == 0 &&
+           !__builtin_add_overflow(s->journal_off, s->journal_len, &end) && s->slots_off >= end;
+}
+
+/* The better of a drive's two superblocks; ERR_FORMAT when neither is valid. */
+static int super_read(struct env_file *file, struct format_super *ret_super)
+{
+    static const uint64_t offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
+    struct buf *b = buf_new(FORMAT_UNIT);
+    int rc = ERR_FORMAT;
+
+    for (unsigned i = 0; i < 2; i++) {
+        struct format_super s;
+
+        if (env_pread(file, b->data, FORMAT_UNIT, offs[i]) < 0)
+            continue;
+        memcpy(&s, b->data, sizeof(s));
+        if (!super_valid(&s) || (rc == 0 && s.generation <= ret_super->generation))
+            continue;
+        *ret_super = s;
+        rc = 0;
+    }
+    buf_unref(b);
+    return rc;
+}
+
+/* Writes copy A (or B) to all drives that count; puts out those that fail. Returns whether all did. */
+static bool super_write_copy(struct driveset *ds, struct buf **blocks, uint64_t off)
+{
+    struct env_io ios[FORMAT_DRIVES_MAX];
+    unsigned at[FORMAT_DRIVES_MAX], n = 0;
+    bool all = true;
+
+    for (unsigned i = 0; i < ds->count; i++) {
+        if (!drive_usable(&ds->drives[i]))
+            continue;
+        drive_io_prepare(&ds->drives[i], &ios[n], ENV_WRITE, blocks[i]->data, FORMAT_UNIT, off);
+        at[n++] = i;
+    }
+    if (n)
+        (void)env_io_run(ios, n); /* each result is looked at */
+    for (unsigned j = 0; j < n; j++) {
+        drive_io_done(&ds->drives[at[j]], &ios[j]);
+        if (ios[j].result < 0) {
+            driveset_put_out(ds, at[j], "superblock write failed");
+            all = false;
+        }
+    }
+    return all;
+}
+
+static void super_sign(const struct driveset *ds, unsigned i, struct buf *b)
+{
+    struct format_super s = ds->super;
+
+    s.drive_index = i;
+    memcpy(s.drive_uuid, ds->drives[i].uuid, 16);
+    s.crc = super_crc(&s);
+    memcpy(b->data, &s, sizeof(s));
+}
+
+static void super_members(struct driveset *ds)
+{
+    for (unsigned i = 0; i < ds->count; i++) {
+        struct format_member *mb = &ds->super.members[i];
+
+        memcpy(mb->uuid, ds->drives[i].uuid, 16);
+        mb->slot_count = ds->drives[i].slot_count;
+        mb->state = drive_usable(&ds->drives[i]) ? FORMAT_DRIVE_OK : FORMAT_DRIVE_OUT;
+    }
+}
+
+int driveset_commit(struct driveset *ds, bool membership,
+                    void (*change)(struct format_super *super, void *arg), void *arg)
+{
+    struct buf *blocks[FORMAT_DRIVES_MAX];
+    bool again = true;
+    int rc = ERR_LOST;
+
+    fiber_mutex_lock(&ds->super_lock);
+    if (change)
+        change(&ds->super, arg);
+    for (unsigned i = 0; i < ds->count; i++)
+        blocks[i] = buf_new(FORMAT_UNIT);
+    while (again && driveset_healthy(ds) > 0) {
+        ds->super.generation++;
+        if (membership) {
+            ds->super.epoch++;
+            super_members(ds);
+        }
+        for (unsigned i = 0; i < ds->count; i++)
+            super_sign(ds, i, blocks[i]);
+        again = !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_A);
+        again |= !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_B);
+        membership |= again; /* a drive was put out: that must be told too */
+        rc = again ? ERR_LOST : 0;
+    }
+    for (unsigned i = 0; i < ds->count; i++)
+        buf_unref(blocks[i]);
+    fiber_mutex_unlock(&ds->super_lock);
+    return rc;
+}
+
+/* ---- I/O with counters ---- */
+
+void drive_io_prepare(struct drive *d, struct env_io *io, enum env_io_kind kind, void *buf,
+                      size_t len, uint64_t off)
+{
+    CHECK(len % FORMAT_UNIT == 0 && off % FORMAT_UNIT == 0);
+    CHECK(d->file != NULL);
+    *io = (struct env_io){
+        .kind = kind, .dsync = kind == ENV_WRITE, .file = d->file, .buf = buf, .len = len, .off = off};
+}
+
+void drive_io_done(struct drive *d, const struct env_io *io)
+{
+    if (io->kind == ENV_WRITE) {
+        d->writes++;
+        d->write_bytes += io->len;
+        d->write_errors += io->result < 0;
+    } else if (io->kind == ENV_READ) {
+        d->reads++;
+        d->read_bytes += io->len;
+        d->read_errors += io->result != (int64_t)io->len;
+    }
+}
+
+void driveset_put_out(struct driveset *ds, unsigned index, const char *reason)
+{
+    struct drive *d = &ds->drives[index];
+
+    if (d->state != DRIVE_OK)
+        return;
+    d->state = DRIVE_FAILED;
+    d->reason = reason;
+}
+
+int drive_wipe_journal(struct driveset *ds, struct drive *d)
+{
+    struct buf *zero = buf_new(DRIVE_WIPE_PIECE);
+    uint64_t at = 0;
+    int rc = 0;
+
+    memset(zero->data, 0, DRIVE_WIPE_PIECE);
+    while (rc == 0 && at < ds->super.journal_len) {
+        uint64_t left = ds->super.journal_len - at;
+        size_t n = left < DRIVE_WIPE_PIECE ? (size_t)left : DRIVE_WIPE_PIECE;
+
+        rc = env_pwrite(d->file, zero->data, n, ds->super.journal_off + at, false);
+        at += n;
+    }
+    if (rc == 0)
+        rc = env_sync(d->file);
+    buf_unref(zero);
+    return rc;
+}
+
+/* ---- Making a store ---- */
+
+static int format_one(struct driveset *ds, struct drive *d)
+{
+    struct format_super found;
+    uint64_t size = drive_slot_off(ds, (uint32_t)d->slot_count), have;
+    int rc = env_open(ds->env, d->path, ENV_OPEN_CREATE | ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &d->file);
+
+    if (rc < 0)
+        return rc;
+    rc = env_file_size(d->file, &have);
+    if (rc == 0 && have >= FORMAT_JOURNAL_OFF && super_read(d->file, &found) == 0)
+        return ERR_EXIST;
+    if (rc == 0 && have < size)
+        rc = env_resize(d->file, size); /* a block device too small says so here */
+    if (rc == 0 && (ds->super.journal_mirrors >> d->index & 1))
+        rc = drive_wipe_journal(ds, d);
+    return rc;
+}
+
+static struct driveset *driveset_alloc(struct env *env, const char *const *paths, unsigned count)
+{
+    struct driveset *ds = mem_zalloc(sizeof(*ds));
+
+    ds->env = env;
+    ds->count = count;
+    fiber_mutex_init(&ds->super_lock);
+    for (unsigned i = 0; i < count; i++) {
+        ds->drives[i].index = i;
+        ds->drives[i].path = mem_strdup(paths[i]);
+        ds->drives[i].reason = "";
+    }
+    return ds;
+}
+
+int driveset_format(struct env *env, const struct driveset_params *p)
+{
+    struct driveset *ds;
+    int rc = 0;
+
+    if (p->count < 1 || p->count > FORMAT_DRIVES_MAX || p->k < 1 || p->k + p->m > p->count ||
+        p->k + p->m > FORMAT_COLS_MAX || p->journal_len % FORMAT_UNIT ||
+        p->journal_len < FORMAT_JOURNAL_MIN || p->slot_count < 1 || p->slot_count > UINT32_MAX)
+        return ERR_INVAL;
+    ds = driveset_alloc(env, p->paths, p->count);
+    ds->super = (struct format_super){
+        .magic = FORMAT_SUPER_MAGIC, .version = FORMAT_VERSION, .drive_count = p->count,
+        .data_columns = (uint8_t)p->k, .parity_columns = (uint8_t)p->m, .clean = 1,
+        .journal_off = FORMAT_JOURNAL_OFF, .journal_len = p->journal_len,
+        .slots_off = FORMAT_JOURNAL_OFF + p->journal_len, .slot_size = FORMAT_SLOT_SIZE,
+        .journal_mirrors = (1ull << (p->m + 1)) - 1, .replay_seq = 1, .replay_lsn = 1};
+    env_random(env, ds->super.store_uuid, 16);
+    for (unsigned i = 0; rc == 0 && i < p->count; i++) {
+        ds->drives[i].slot_count = p->slot_count;
+        env_random(env, ds->drives[i].uuid, 16);
+        rc = format_one(ds, &ds->drives[i]);
+    }
+    if (rc == 0)
+        rc = driveset_commit(ds, true, NULL, NULL);
+    if (rc == 0 && driveset_healthy(ds) < p->count)
+        rc = ERR_IO;
+    driveset_close(ds);
+    return rc;
+}
+
+/* ---- Opening a store ---- */
+
+/* Opens one drive's file and reads its superblock; a drive without either stays missing. */
+static int open_one(struct driveset *ds, struct drive *d, struct format_super *ret_super)
+{
+    int rc = env_open(ds->env, d->path, ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &d->file);
+
+    d->state = DRIVE_MISSING;
+    d->reason = "no such file or device";
+    if (rc == ERR_LOCKED)
+        return rc;
+    if (rc < 0)
+        return rc == ERR_NOENT ? 0 : (d->reason = "cannot be opened", 0);
+    d->reason = "its superblock is damaged or not Filmroom's";
+    if (super_read(d->file, ret_super) == 0)
+        d->reason = "";
+    return 0;
+}
+
+/* Is this superblock's drive the member that the store's best superblock expects here? */
+static bool member_matches(const struct driveset *ds, unsigned i, const struct format_super *s)
+{
+    return memcmp(s->store_uuid, ds->super.store_uuid, 16) == 0 && s->drive_index == i &&
+           memcmp(s->drive_uuid, ds->super.members[i].uuid, 16) == 0;
+}
+
+static int elect(struct driveset *ds, const struct format_super *supers)
+{
+    const struct format_super *best = NULL;
+
+    for (unsigned i = 0; i < ds->count; i++) {
+        const struct format_super *s = &supers[i];
+
+        if (s->magic && (!best || s->epoch > best->epoch ||
+                         (s->epoch == best->epoch && s->generation > best->generation)))
+            best = s;
+    }
+    if (!best)
+        return ERR_LOST;
+    if (best->drive_count != ds->count)
+        return ERR_CONFIG;
+    ds->super = *best;
+    return 0;
+}
+
+static void admit(struct driveset *ds, const struct format_super *supers)
+{
+    for (unsigned i = 0; i < ds->count; i++) {
+        struct drive *d = &ds->drives[i];
+
+        memcpy(d->uuid, ds->super.members[i].uuid, 16);
+        d->slot_count = ds->super.members[i].slot_count;
+        if (supers[i].magic && member_matches(ds, i, &supers[i])) {
+            d->state = DRIVE_OK;
+        } else if (supers[i].magic) {
+            d->reason = "belongs to another store or place";
+            env_close(d->file);
+            d->file = NULL;
+        }
+    }
+}
+
+int driveset_open(struct env *env, const char *const *paths, unsigned count,
+                  struct driveset **ret_set)
+{
+    struct driveset *ds;
+    struct format_super *supers;
+    int rc = 0;
+
+    if (count < 1 || count > FORMAT_DRIVES_MAX)
+        return ERR_INVAL;
+    ds = driveset_alloc(env, paths, count);
+    supers = mem_calloc(count, sizeof(*supers));
+    for (unsigned i = 0; rc == 0 && i < count; i++)
+        rc = open_one(ds, &ds->drives[i], &supers[i]);
+    if (rc == 0)
+        rc = elect(ds, supers);
+    if (rc == 0)
+        admit(ds, supers);
+    mem_free(supers);
+    if (rc < 0) {
+        driveset_close(ds);
+        return rc;
+    }
+    *ret_set = ds;
+    return 0;
+}
+
+void driveset_close(struct driveset *ds)
+{
+    if (!ds)
+        return;
+    for (unsigned i = 0; i < ds->count; i++) {
+        env_close(ds->drives[i].file);
+        mem_free(ds->drives[i].path);
+    }
+    mem_free(ds);
+}

@@ -1,0 +1,557 @@
+/* The journal's writer: appending, group commit, mirrors, trimming. See journal.h and format.h. */
+#include "lib/store/journal.h"
+
+#include <string.h>
+
+#include "lib/base/check.h"
+#include "lib/base/codec.h"
+#include "lib/base/crc32c.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+#include "lib/store/journal_priv.h"
+
+#define JOURNAL_SOFT_BATCH (1u << 20) /* a pending batch over this takes no more records */
+#define JOURNAL_COPY_PIECE (1u << 20)
+
+static size_t journal_record_span(size_t body)
+{
+    return sizeof(struct format_record) + ((body + 7) & ~(size_t)7);
+}
+
+uint64_t journal_store_id(const struct journal *j)
+{
+    return codec_get_le64(j->ds->super.store_uuid);
+}
+
+int journal_open(struct driveset *ds, const struct journal_ops *ops, void *arg,
+                 struct journal **ret_journal)
+{
+    struct journal *j = mem_zalloc(sizeof(*j));
+
+    j->ds = ds;
+    j->ops = ops;
+    j->arg = arg;
+    j->cap = ds->super.journal_len;
+    j->batch_max = j->cap / 8 < FORMAT_BATCH_MAX ? j->cap / 8 : FORMAT_BATCH_MAX;
+    j->batch_max &= ~(uint64_t)(FORMAT_UNIT - 1);
+    j->mirrors = ds->super.journal_mirrors;
+    j->head_off = ds->super.replay_off;
+    j->head_seq = ds->super.replay_seq;
+    j->next_lsn = j->head_lsn = ds->super.replay_lsn;
+    list_init(&j->extents);
+    fiber_cond_init(&j->work);
+    fiber_cond_init(&j->space);
+    fiber_mutex_init(&j->trim_lock);
+    fiber_group_init(&j->writer);
+    *ret_journal = j;
+    return 0;
+}
+
+/* ---- The ring ---- */
+
+uint64_t journal_used(const struct journal *j)
+{
+    const struct journal_extent *first;
+
+    if (list_empty(&j->extents))
+        return 0;
+    first = LIST_ENTRY(j->extents.next, struct journal_extent, link);
+    return j->head_off > first->off ? j->head_off - first->off
+                                    : j->cap - first->off + j->head_off;
+}
+
+bool journal_place(const struct journal *j, size_t span, uint64_t *ret_off)
+{
+    const struct journal_extent *first;
+    bool at_end = span <= j->cap - j->head_off;
+
+    if (list_empty(&j->extents)) {
+        *ret_off = at_end ? j->head_off : 0;
+        return true;
+    }
+    first = LIST_ENTRY(j->extents.next, struct journal_extent, link);
+    if (j->head_off > first->off) {
+        if (!at_end && span >= first->off)
+            return false;
+        *ret_off = at_end ? j->head_off : 0;
+        return true;
+    }
+    /* Wrapped already: what lies between head and the oldest is free. Full when they meet. */
+    if (span >= first->off - j->head_off)
+        return false;
+    *ret_off = j->head_off;
+    return true;
+}
+
+void journal_push_extent(struct journal *j, uint64_t first_lsn, uint32_t records, uint64_t off,
+                         size_t span)
+{
+    struct journal_extent *e = mem_alloc(sizeof(*e));
+
+    CHECK(first_lsn == j->head_lsn);
+    *e = (struct journal_extent){
+        .seq = j->head_seq, .first_lsn = first_lsn, .off = off, .span = span};
+    list_push_back(&j->extents, &e->link);
+    j->head_off = off + span;
+    j->head_seq++;
+    j->head_lsn += records;
+}
+
+/* ---- Appending ---- */
+
+size_t journal_record_max(const struct journal *j)
+{
+    return (size_t)j->batch_max - sizeof(struct format_batch) - sizeof(struct format_record) - 8;
+}
+
+uint64_t journal_next_lsn(const struct journal *j)
+{
+    return j->next_lsn;
+}
+
+static bool journal_has_room(const struct journal *j, size_t span, unsigned flags)
+{
+    uint64_t load = journal_used(j) + j->writing_len + j->pending_len + span;
+
+    if (j->pending && j->pending_len + span > JOURNAL_SOFT_BATCH)
+        return false;
+    /* Internal records are few and small against the reserve of three batches. */
+    return (flags & JOURNAL_INTERNAL) || load <= j->cap - 3 * j->batch_max;
+}
+
+static struct buf *journal_take_buf(struct journal *j, size_t need)
+{
+    if (need <= JOURNAL_SOFT_BATCH) {
+        for (unsigned i = 0; i < JOURNAL_SPARE_BUFS; i++) {
+            struct buf *b = j->spare[i];
+
+            if (b) {
+                j->spare[i] = NULL;
+                return b;
+            }
+        }
+        need = JOURNAL_SOFT_BATCH;
+    }
+    return buf_new(journal_span(need));
+}
+
+static void journal_put_record(struct journal *j, const struct format_record *head,
+                               const struct iovec *iov, unsigned n)
+{
+    uint8_t *at = j->pending->data + j->pending_len;
+    struct format_record r = *head;
+    uint8_t *p = at + sizeof(r);
+
+    for (unsigned i = 0; i < n; i++) {
+        memcpy(p, iov[i].iov_base, iov[i].iov_len);
+        p += iov[i].iov_len;
+    }
+    r.crc = crc32c(crc32c(0, &r, sizeof(r)), at + sizeof(r), r.length);
+    memcpy(at, &r, sizeof(r));
+    j->pending_len += journal_record_span(r.length);
+    memset(p, 0, (size_t)(j->pending->data + j->pending_len - p));
+    j->pending_records++;
+}
+
+int journal_append(struct journal *j, uint16_t type, uint16_t version, const struct iovec *iov,
+                   unsigned n, unsigned flags, uint64_t *ret_lsn)
+{
+    size_t body = 0, span;
+
+    for (unsigned i = 0; i < n; i++) {
+        if (iov[i].iov_len > journal_record_max(j) - body)
+            return ERR_TOOBIG;
+        body += iov[i].iov_len;
+    }
+    span = journal_record_span(body);
+    while (!j->broken && !j->stopping && !journal_has_room(j, span, flags))
+        fiber_cond_wait(&j->space);
+    if (j->broken)
+        return j->broken;
+    if (j->stopping)
+        return ERR_SHUTDOWN;
+    if (!j->pending) {
+        j->pending = journal_take_buf(j, sizeof(struct format_batch) + span);
+        j->pending_len = sizeof(struct format_batch);
+        j->pending_records = 0;
+        j->pending_first = j->next_lsn;
+    }
+    *ret_lsn = j->next_lsn++;
+    journal_put_record(j,
+                       &(struct format_record){.length = (uint32_t)body, .type = type,
+                                               .version = version, .lsn = *ret_lsn,
+                                               .epoch = j->ds->super.epoch},
+                       iov, n);
+    fiber_cond_signal(&j->work);
+    return 0;
+}
+
+/* ---- Writing ---- */
+
+static void journal_sign(struct journal *j, struct buf *b, size_t length)
+{
+    struct format_batch h = {.magic = FORMAT_BATCH_MAGIC, .version = FORMAT_VERSION,
+                             .seq = j->head_seq, .epoch = j->ds->super.epoch,
+                             .store_id = journal_store_id(j), .first_lsn = j->pending_first,
+                             .length = (uint32_t)length, .records = j->pending_records};
+
+    h.payload_crc = crc32c(0, b->data + sizeof(h), length - sizeof(h));
+    h.crc = crc32c(0, &h, sizeof(h));
+    memcpy(b->data, &h, sizeof(h));
+    memset(b->data + length, 0, journal_span(length) - length);
+}
+
+/* Writes a batch to every mirror; puts out those that fail. Returns the number that have it. */
+static unsigned journal_write_mirrors(struct journal *j, const struct buf *b, size_t span,
+                                      uint64_t off)
+{
+    struct env_io ios[FORMAT_DRIVES_MAX];
+    unsigned at[FORMAT_DRIVES_MAX], n = 0, good = 0;
+
+    for (unsigned i = 0; i < j->ds->count; i++) {
+        if (!(j->mirrors >> i & 1) || !drive_usable(&j->ds->drives[i]))
+            continue;
+        drive_io_prepare(&j->ds->drives[i], &ios[n], ENV_WRITE, b->data, span,
+                         j->ds->super.journal_off + off);
+        at[n++] = i;
+    }
+    if (n)
+        (void)env_io_run(ios, n); /* each result is looked at */
+    for (unsigned k = 0; k < n; k++) {
+        drive_io_done(&j->ds->drives[at[k]], &ios[k]);
+        if (ios[k].result < 0)
+            driveset_put_out(j->ds, at[k], "journal write failed");
+        else
+            good++;
+    }
+    return good;
+}
+
+static unsigned journal_mirrors_wanted(const struct journal *j)
+{
+    unsigned want = j->ds->super.parity_columns + 1u, have = driveset_healthy(j->ds);
+
+    return want < have ? want : have;
+}
+
+static bool journal_mirrors_whole(const struct journal *j)
+{
+    unsigned good = 0;
+
+    for (unsigned i = 0; i < j->ds->count; i++)
+        if (j->mirrors >> i & 1) {
+            if (!drive_usable(&j->ds->drives[i]))
+                return false;
+            good++;
+        }
+    return good >= journal_mirrors_wanted(j);
+}
+
+/* Copies all live batches from one drive's area to another's. */
+static int journal_copy(struct journal *j, struct drive *from, struct drive *to)
+{
+    struct buf *b = buf_new(JOURNAL_COPY_PIECE);
+    uint64_t base = j->ds->super.journal_off;
+    int rc = 0;
+
+    list_for_each(it, &j->extents) {
+        struct journal_extent *e = LIST_ENTRY(it, struct journal_extent, link);
+
+        for (size_t done = 0; rc == 0 && done < e->span;) {
+            size_t n = e->span - done < JOURNAL_COPY_PIECE ? e->span - done : JOURNAL_COPY_PIECE;
+
+            rc = env_pread(from->file, b->data, n, base + e->off + done);
+            if (rc == 0)
+                rc = env_pwrite(to->file, b->data, n, base + e->off + done, false);
+            done += n;
+        }
+    }
+    buf_unref(b);
+    return rc == 0 ? env_sync(to->file) : rc;
+}
+
+/* Brings one more drive in as a mirror; puts it out when it fails. */
+static void journal_add_mirror(struct journal *j, unsigned source, unsigned i,
+                               const struct buf *extra, size_t extra_span, uint64_t extra_off)
+{
+    struct drive *to = &j->ds->drives[i];
+    int rc = drive_wipe_journal(j->ds, to);
+
+    if (rc == 0 && !list_empty(&j->extents))
+        rc = journal_copy(j, &j->ds->drives[source], to);
+    if (rc == 0 && extra)
+        rc = env_pwrite(to->file, extra->data, extra_span, j->ds->super.journal_off + extra_off,
+                        true);
+    if (rc == 0)
+        j->mirrors |= 1ull << i;
+    else
+        driveset_put_out(j->ds, i, "could not take a copy of the journal");
+}
+
+static void journal_set_mirrors(struct format_super *super, void *arg)
+{
+    const struct journal *j = arg;
+
+    super->journal_mirrors = j->mirrors;
+    super->clean = 0;
+}
+
+int journal_remirror(struct journal *j, const struct buf *extra, size_t extra_span,
+                     uint64_t extra_off)
+{
+    bool empty = list_empty(&j->extents) && !extra;
+
+    for (;;) {
+        unsigned source = j->ds->count, have = 0;
+        int rc;
+
+        for (unsigned i = 0; i < j->ds->count; i++) {
+            if (!drive_usable(&j->ds->drives[i]))
+                j->mirrors &= ~(1ull << i);
+            if (j->mirrors >> i & 1) {
+                source = i;
+                have++;
+            }
+        }
+        if (have == 0 && !empty)
+            return ERR_LOST; /* nobody to copy from */
+        for (unsigned i = 0; i < j->ds->count && have < journal_mirrors_wanted(j); i++) {
+            if (!drive_usable(&j->ds->drives[i]) || (j->mirrors >> i & 1))
+                continue;
+            journal_add_mirror(j, source, i, extra, extra_span, extra_off);
+            have += j->mirrors >> i & 1;
+        }
+        rc = driveset_commit(j->ds, true, journal_set_mirrors, j);
+        if (rc < 0 || journal_mirrors_whole(j))
+            return rc;
+    }
+}
+
+static int journal_write_batch(struct journal *j, struct buf *b, size_t length, uint64_t off)
+{
+    size_t span = journal_span(length);
+
+    if (!journal_mirrors_whole(j)) {
+        /* A drive was put out elsewhere: level the mirrors first. */
+        int rc = journal_remirror(j, NULL, 0, 0);
+
+        if (rc < 0)
+            return rc;
+    }
+    if (journal_write_mirrors(j, b, span, off) == 0)
+        return ERR_IO;
+    if (!journal_mirrors_whole(j))
+        return journal_remirror(j, b, span, off);
+    return 0;
+}
+
+static void journal_break(struct journal *j, int error)
+{
+    j->broken = error;
+    fiber_cond_broadcast(&j->space);
+    j->ops->on_broken(j->arg, error);
+}
+
+static void journal_hand_on(struct journal *j, struct buf *b, size_t length, uint32_t records,
+                            uint64_t first_lsn)
+{
+    struct journal_batch *batch = mem_alloc(sizeof(*batch));
+
+    *batch = (struct journal_batch){.buf = b, .length = length, .records = records,
+                                    .first_lsn = first_lsn, .journal_ = j};
+    list_init(&batch->link);
+    j->stat_batches++;
+    j->stat_records += records;
+    j->stat_bytes += length;
+    j->ops->on_durable(j->arg, batch);
+}
+
+/* Takes the pending batch and makes it durable. */
+static void journal_commit_pending(struct journal *j)
+{
+    struct buf *b = j->pending;
+    size_t length = j->pending_len;
+    uint32_t records = j->pending_records;
+    uint64_t first = j->pending_first, off;
+    int rc;
+
+    while (!journal_place(j, journal_span(length), &off))
+        fiber_cond_wait(&j->space);
+    journal_sign(j, b, length);
+    j->pending = NULL;
+    j->pending_len = 0;
+    j->writing_len = length;
+    fiber_cond_broadcast(&j->space); /* the next batch may fill */
+    rc = journal_write_batch(j, b, length, off);
+    j->writing_len = 0;
+    if (rc < 0) {
+        buf_unref(b);
+        journal_break(j, rc);
+        return;
+    }
+    journal_push_extent(j, first, records, off, journal_span(length));
+    journal_hand_on(j, b, length, records, first);
+}
+
+static void journal_writer(void *arg)
+{
+    struct journal *j = arg;
+
+    while (!j->broken) {
+        if (j->pending)
+            journal_commit_pending(j);
+        else if (j->stopping)
+            break;
+        else
+            fiber_cond_wait(&j->work);
+    }
+    fiber_group_done(&j->writer);
+}
+
+int journal_start(struct journal *j)
+{
+    int rc = journal_remirror(j, NULL, 0, 0);
+
+    if (rc < 0)
+        return rc;
+    j->running = true;
+    fiber_group_add(&j->writer, 1);
+    fiber_spawn(j->ds->env, "journal", journal_writer, j);
+    return 0;
+}
+
+/* ---- Trimming and the end ---- */
+
+struct journal_replay_point {
+    uint64_t seq, off, lsn;
+    bool clean;
+};
+
+static void journal_set_replay(struct format_super *super, void *arg)
+{
+    const struct journal_replay_point *p = arg;
+
+    super->replay_seq = p->seq;
+    super->replay_off = p->off;
+    super->replay_lsn = p->lsn;
+    super->clean = p->clean;
+}
+
+/* Where replay must begin when it no longer needs any record below lsn. */
+static struct journal_replay_point journal_point(const struct journal *j, uint64_t lsn)
+{
+    list_for_each(it, &j->extents) {
+        const struct journal_extent *e = LIST_ENTRY(it, struct journal_extent, link);
+        const struct journal_extent *next = LIST_ENTRY(it->next, struct journal_extent, link);
+        uint64_t end = it->next == &j->extents ? j->head_lsn : next->first_lsn;
+
+        if (end > lsn)
+            return (struct journal_replay_point){e->seq, e->off, e->first_lsn, false};
+    }
+    return (struct journal_replay_point){j->head_seq, j->head_off, j->head_lsn, false};
+}
+
+int journal_trim(struct journal *j, uint64_t lsn)
+{
+    struct journal_replay_point p;
+    int rc = 0;
+
+    fiber_mutex_lock(&j->trim_lock);
+    p = journal_point(j, lsn);
+    if (p.seq != j->ds->super.replay_seq)
+        rc = driveset_commit(j->ds, false, journal_set_replay, &p);
+    while (rc == 0 && !list_empty(&j->extents)) {
+        struct journal_extent *e = LIST_ENTRY(j->extents.next, struct journal_extent, link);
+
+        if (e->seq >= p.seq)
+            break;
+        list_del(&e->link);
+        mem_free(e);
+    }
+    fiber_mutex_unlock(&j->trim_lock);
+    fiber_cond_broadcast(&j->space);
+    return rc;
+}
+
+int journal_stop(struct journal *j, bool clean)
+{
+    j->stopping = true;
+    fiber_cond_broadcast(&j->space);
+    fiber_cond_broadcast(&j->work);
+    fiber_group_wait(&j->writer);
+    j->running = false;
+    if (j->broken)
+        return j->broken;
+    if (clean) {
+        struct journal_replay_point p = {j->head_seq, j->head_off, j->head_lsn, true};
+
+        return driveset_commit(j->ds, false, journal_set_replay, &p);
+    }
+    return 0;
+}
+
+void journal_free(struct journal *j)
+{
+    if (!j)
+        return;
+    CHECK(!j->running);
+    for (struct list *it = list_pop_front(&j->extents); it; it = list_pop_front(&j->extents))
+        mem_free(LIST_ENTRY(it, struct journal_extent, link));
+    buf_unref(j->pending);
+    for (unsigned i = 0; i < JOURNAL_SPARE_BUFS; i++)
+        buf_unref(j->spare[i]);
+    mem_free(j);
+}
+
+bool journal_batch_next(const struct journal_batch *b, size_t *pos,
+                        struct journal_record *ret_record)
+{
+    struct format_record r;
+
+    if (*pos == 0)
+        *pos = sizeof(struct format_batch);
+    if (*pos >= b->length)
+        return false;
+    memcpy(&r, b->buf->data + *pos, sizeof(r));
+    *ret_record = (struct journal_record){.lsn = r.lsn, .type = r.type, .version = r.version,
+                                          .body = b->buf->data + *pos + sizeof(r),
+                                          .length = r.length};
+    *pos += journal_record_span(r.length);
+    CHECK(*pos <= b->length);
+    return true;
+}
+
+void journal_batch_free(struct journal_batch *b)
+{
+    struct journal *j = b->journal_;
+
+    if (b->buf->size == JOURNAL_SOFT_BATCH && b->buf->refs_ == 1) {
+        for (unsigned i = 0; i < JOURNAL_SPARE_BUFS; i++) {
+            if (!j->spare[i]) {
+                j->spare[i] = b->buf;
+                b->buf = NULL;
+                break;
+            }
+        }
+    }
+    buf_unref(b->buf);
+    mem_free(b);
+}
+
+void journal_get_stats(const struct journal *j, struct journal_stats *ret_stats)
+{
+    unsigned mirrors = 0;
+
+    for (unsigned i = 0; i < j->ds->count; i++)
+        mirrors += (j->mirrors >> i & 1) && drive_usable(&j->ds->drives[i]);
+    *ret_stats = (struct journal_stats){.size = j->cap, .used = journal_used(j),
+                                        .batches = j->stat_batches, .records = j->stat_records,
+                                        .bytes = j->stat_bytes, .next_lsn = j->next_lsn,
+                                        .mirrors = mirrors,
+                                        .mirrors_wanted = j->ds->super.parity_columns + 1u};
+}
+
+unsigned journal_pressure(const struct journal *j)
+{
+    return (unsigned)((journal_used(j) + j->pending_len + j->writing_len) * 100 / j->cap);
+}

@@ -1,0 +1,109 @@
+/* The journal: the partition's write-ahead log, a ring mirrored over m + 1 drives.
+ *
+ * Appended records gather in a pending batch while the batch before them is being written: group
+ * commit without timers. A batch is one aligned write per mirror, and its records are durable when
+ * every mirror has it; only then is it handed on, in order, to `on_durable`. One batch is in flight
+ * at a time (F3), which is what lets replay prove where the journal ends.
+ *
+ * A mirror that fails is put out, another drive takes its place: it gets a copy of all live batches,
+ * then the new membership is committed, then the batch counts as durable. The ring's area is written
+ * once before first use, so that a sync never waits for a file system to allocate.
+ *
+ * Space: batches stay until journal_trim; user appends wait while the ring is nearly full, internal
+ * ones (those that make trimming possible) have a reserve.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "lib/base/buf.h"
+#include "lib/base/list.h"
+#include "lib/store/drive.h"
+
+struct journal;
+
+struct journal_record {
+    uint64_t lsn;
+    uint16_t type, version;
+    const uint8_t *body;
+    size_t length;
+};
+
+/* A durable batch on its way to being applied. */
+struct journal_batch {
+    struct list link; /* the receiver's */
+    struct buf *buf;
+    size_t length;
+    uint32_t records;
+    uint64_t first_lsn;
+    struct journal *journal_;
+};
+
+struct journal_ops {
+    /* The next batch is durable. Called in LSN order from the journal's fiber; must not suspend. The
+     * receiver owns the batch: journal_batch_free. */
+    void (*on_durable)(void *arg, struct journal_batch *batch);
+    /* The journal cannot be written any more; nothing later will become durable. Once. */
+    void (*on_broken)(void *arg, int error);
+};
+
+/* A journal on an open drive set. Call journal_replay next. */
+int journal_open(struct driveset *ds, const struct journal_ops *ops, void *arg,
+                 struct journal **ret_journal);
+
+struct journal_replay_stats {
+    uint64_t batches, records, bytes, ns;
+    unsigned mirrors_repaired;
+};
+
+/* Reads every batch from the replay point to the end and calls `apply` (which may suspend) for each
+ * record in order. Batches that a mirror lacks are written to it. The end is proven: ERR_JOURNAL when
+ * a later batch exists behind a hole, or when no mirror is left and the journal was not empty. On
+ * success the head is set and the first LSN to come is known. Suspends. */
+int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journal_record *r),
+                   void *arg, struct journal_replay_stats *ret_stats);
+
+/* Chooses the mirrors among the drives that count, brings them level, commits the membership with the
+ * journal marked in use, and starts the writer. Suspends. */
+int journal_start(struct journal *j);
+
+enum journal_append_flags {
+    JOURNAL_INTERNAL = 1, /* may use the reserve: for records that free space or drain */
+};
+
+/* Adds a record made of the n parts of iov. It has an LSN and its place in the order on return but
+ * is not durable yet. Suspends while the ring or the pending batch is full. ERR_TOOBIG over
+ * journal_record_max, ERR_SHUTDOWN, the error that broke the journal. */
+int journal_append(struct journal *j, uint16_t type, uint16_t version, const struct iovec *iov,
+                   unsigned n, unsigned flags, uint64_t *ret_lsn);
+
+/* Longest body of a record. */
+size_t journal_record_max(const struct journal *j);
+
+/* Gives up every batch whose records are all below lsn: replay will not want them. Suspends. */
+int journal_trim(struct journal *j, uint64_t lsn);
+
+/* The LSN that the next append gets. */
+uint64_t journal_next_lsn(const struct journal *j);
+
+/* Waits for the pending batch, stops the writer. With `clean` (all state is in the KV store and
+ * flushed) the superblocks say that there is nothing to replay. Suspends. */
+int journal_stop(struct journal *j, bool clean);
+void journal_free(struct journal *j); /* stopped or never started; NULL is fine */
+
+/* Walks the records of a batch: start with *pos = 0; false at the end. */
+bool journal_batch_next(const struct journal_batch *b, size_t *pos, struct journal_record *ret_record);
+void journal_batch_free(struct journal_batch *b);
+
+struct journal_stats {
+    uint64_t size, used;        /* bytes of the ring */
+    uint64_t batches, records, bytes; /* written since start */
+    uint64_t next_lsn;
+    unsigned mirrors, mirrors_wanted;
+};
+void journal_get_stats(const struct journal *j, struct journal_stats *ret_stats);
+
+/* The share of the ring that is used, 0..100: when to checkpoint. */
+unsigned journal_pressure(const struct journal *j);

@@ -1,0 +1,259 @@
+/* The journal's recovery: what is in the ring, and the proof that it is all.
+ *
+ * From the replay point on, each position is looked at on every mirror that can be read; a batch is
+ * accepted when one of them has it whole with the sequence number that comes next. A mirror without it
+ * gets it written again, so that afterwards every mirror holds everything, whichever is lost next.
+ *
+ * The first number that no mirror has is the end. By F3 nothing with a higher number can exist
+ * then, unless a batch in the middle was damaged on all mirrors: so the whole area of every mirror
+ * is searched for a later batch, and finding one is ERR_JOURNAL. Acknowledged data would be missing,
+ * and to go on quietly would hide it.
+ */
+#include "lib/store/journal.h"
+
+#include <string.h>
+
+#include "lib/base/crc32c.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+#include "lib/store/journal_priv.h"
+
+#define REPLAY_WINDOW (1u << 20)
+
+/* One mirror's area, read through a window. */
+struct replay_mirror {
+    struct drive *drive;
+    struct buf *window;
+    uint64_t off; /* of the window's first byte in the area */
+    size_t len;   /* valid bytes in the window */
+    bool repaired;
+};
+
+struct replay {
+    struct journal *j;
+    struct replay_mirror mirrors[FORMAT_DRIVES_MAX];
+    unsigned count;
+};
+
+/* The bytes [off, off+len) of a mirror's area; NULL when they cannot be read. Valid until the next
+ * call for that mirror. Suspends. */
+static const uint8_t *replay_fetch(struct replay *r, struct replay_mirror *m, uint64_t off,
+                                   size_t len)
+{
+    struct journal *j = r->j;
+
+    if (m->window && off >= m->off && off + len <= m->off + m->len)
+        return m->window->data + (off - m->off);
+    size_t want = len < REPLAY_WINDOW ? REPLAY_WINDOW : len;
+
+    if (want > j->cap - off)
+        want = (size_t)(j->cap - off);
+    if (want < len)
+        return NULL;
+    if (!m->window || m->window->size < want) {
+        buf_unref(m->window);
+        m->window = buf_new(want);
+    }
+    m->off = off;
+    m->len = 0;
+    if (env_pread(m->drive->file, m->window->data, want, j->ds->super.journal_off + off) < 0) {
+        m->drive->read_errors++;
+        return NULL;
+    }
+    m->len = want;
+    return m->window->data;
+}
+
+static bool batch_head_valid(const struct journal *j, const uint8_t *p, struct format_batch *ret_head)
+{
+    struct format_batch h;
+    uint32_t crc;
+
+    memcpy(&h, p, sizeof(h));
+    if (h.magic != FORMAT_BATCH_MAGIC || h.version != FORMAT_VERSION ||
+        h.store_id != journal_store_id(j))
+        return false;
+    crc = h.crc;
+    h.crc = 0;
+    if (crc32c(0, &h, sizeof(h)) != crc)
+        return false;
+    if (h.length < sizeof(h) || h.length > j->batch_max || h.records == 0)
+        return false;
+    *ret_head = h;
+    return true;
+}
+
+/* Every record of a batch whose payload CRC fits must fit as well; anything else is damage. */
+static bool batch_records_valid(const uint8_t *p, const struct format_batch *h)
+{
+    size_t pos = sizeof(*h);
+
+    for (uint32_t i = 0; i < h->records; i++) {
+        struct format_record r;
+        uint32_t crc;
+
+        if (h->length - pos < sizeof(r))
+            return false;
+        memcpy(&r, p + pos, sizeof(r));
+        crc = r.crc;
+        r.crc = 0;
+        if (r.length > h->length - pos - sizeof(r) || r.lsn != h->first_lsn + i ||
+            crc32c(crc32c(0, &r, sizeof(r)), p + pos + sizeof(r), r.length) != crc)
+            return false;
+        pos += sizeof(r) + ((r.length + 7u) & ~(size_t)7);
+        if (pos > h->length)
+            return false;
+    }
+    return pos == h->length;
+}
+
+/* The batch `seq` at `off` of one mirror; NULL when it is not there, whole. */
+static const uint8_t *replay_batch_at(struct replay *r, struct replay_mirror *m, uint64_t off,
+                                      uint64_t seq, struct format_batch *ret_head)
+{
+    struct format_batch h;
+    const uint8_t *p;
+
+    if (off + FORMAT_UNIT > r->j->cap)
+        return NULL;
+    p = replay_fetch(r, m, off, FORMAT_UNIT);
+    if (!p || !batch_head_valid(r->j, p, &h) || h.seq != seq || h.first_lsn != r->j->head_lsn ||
+        journal_span(h.length) > r->j->cap - off)
+        return NULL;
+    p = replay_fetch(r, m, off, journal_span(h.length));
+    if (!p || crc32c(0, p + sizeof(h), h.length - sizeof(h)) != h.payload_crc ||
+        !batch_records_valid(p, &h))
+        return NULL;
+    *ret_head = h;
+    return p;
+}
+
+/* Writes the accepted batch to the mirrors that lack it. */
+static void replay_repair(struct replay *r, const uint8_t *has, const struct buf *batch,
+                          uint64_t off, size_t span)
+{
+    for (unsigned i = 0; i < r->count; i++) {
+        struct replay_mirror *m = &r->mirrors[i];
+
+        if (has[i] || !drive_usable(m->drive))
+            continue;
+        m->repaired = true;
+        m->len = 0;
+        if (env_pwrite(m->drive->file, batch->data, span, r->j->ds->super.journal_off + off,
+                       true) < 0)
+            driveset_put_out(r->j->ds, m->drive->index, "journal repair failed");
+    }
+}
+
+/* Finds the next batch on any mirror; copies it out. False at the end. */
+static bool replay_next(struct replay *r, struct buf **ret_batch, struct format_batch *ret_head,
+                        uint64_t *ret_off)
+{
+    struct journal *j = r->j;
+    uint64_t candidates[] = {j->head_off, 0};
+    uint8_t has[FORMAT_DRIVES_MAX] = {0};
+    struct buf *batch = NULL;
+
+    for (unsigned c = 0; c < 2 && !batch; c++) {
+        for (unsigned i = 0; i < r->count; i++) {
+            struct format_batch h;
+            const uint8_t *p =
+                replay_batch_at(r, &r->mirrors[i], candidates[c], j->head_seq, &h);
+
+            has[i] = p != NULL;
+            if (!p || batch)
+                continue;
+            batch = buf_new(journal_span(h.length));
+            memcpy(batch->data, p, batch->size);
+            *ret_head = h;
+            *ret_off = candidates[c];
+        }
+    }
+    if (!batch)
+        return false;
+    replay_repair(r, has, batch, *ret_off, batch->size);
+    *ret_batch = batch;
+    return true;
+}
+
+/* Is there any batch of a later number anywhere? Called at the end (see the head of this file). */
+static bool replay_finds_later(struct replay *r)
+{
+    struct journal *j = r->j;
+
+    for (unsigned i = 0; i < r->count; i++) {
+        for (uint64_t off = 0; off + FORMAT_UNIT <= j->cap; off += FORMAT_UNIT) {
+            const uint8_t *p = replay_fetch(r, &r->mirrors[i], off, FORMAT_UNIT);
+            struct format_batch h;
+
+            if (p && batch_head_valid(j, p, &h) && h.seq > j->head_seq)
+                return true;
+        }
+    }
+    return false;
+}
+
+static int replay_apply(struct replay *r, struct buf *b, const struct format_batch *h,
+                        int (*apply)(void *arg, const struct journal_record *rec), void *arg)
+{
+    struct journal_batch batch = {.buf = b, .length = h->length, .records = h->records,
+                                  .first_lsn = h->first_lsn, .journal_ = r->j};
+    struct journal_record rec;
+    size_t pos = 0;
+    int rc = 0;
+
+    while (rc >= 0 && journal_batch_next(&batch, &pos, &rec))
+        rc = apply(arg, &rec);
+    return rc < 0 ? rc : 0;
+}
+
+static int replay_all(struct replay *r, int (*apply)(void *arg, const struct journal_record *rec),
+                      void *arg, struct journal_replay_stats *stats)
+{
+    struct journal *j = r->j;
+    struct format_batch h;
+    struct buf *b;
+    uint64_t off;
+    int rc = 0;
+
+    while (rc == 0 && replay_next(r, &b, &h, &off)) {
+        rc = replay_apply(r, b, &h, apply, arg);
+        journal_push_extent(j, h.first_lsn, h.records, off, b->size);
+        j->next_lsn = j->head_lsn;
+        stats->batches++;
+        stats->records += h.records;
+        stats->bytes += h.length;
+        buf_unref(b);
+    }
+    if (rc == 0 && replay_finds_later(r))
+        rc = ERR_JOURNAL;
+    return rc;
+}
+
+int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journal_record *r),
+                   void *arg, struct journal_replay_stats *ret_stats)
+{
+    struct journal_replay_stats stats = {0};
+    uint64_t start = env_now(j->ds->env);
+    struct replay *r = mem_zalloc(sizeof(*r));
+    int rc;
+
+    r->j = j;
+    for (unsigned i = 0; i < j->ds->count; i++)
+        if ((j->mirrors >> i & 1) && drive_readable(&j->ds->drives[i]))
+            r->mirrors[r->count++].drive = &j->ds->drives[i];
+    if (r->count == 0)
+        rc = j->ds->super.clean ? 0 : ERR_JOURNAL;
+    else
+        rc = replay_all(r, apply, arg, &stats);
+    for (unsigned i = 0; i < r->count; i++) {
+        stats.mirrors_repaired += r->mirrors[i].repaired;
+        buf_unref(r->mirrors[i].window);
+    }
+    mem_free(r);
+    if (rc < 0)
+        return rc;
+    stats.ns = env_now(j->ds->env) - start;
+    *ret_stats = stats;
+    return 0;
+}

@@ -1,0 +1,520 @@
+/* The segment table: slots, opening and freeing, the rows and the records that change them. */
+#include "lib/store/segment.h"
+
+#include <string.h>
+
+#include "lib/base/check.h"
+#include "lib/base/codec.h"
+#include "lib/base/crc32c.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+#include "lib/store/journal.h"
+#include "lib/store/segment_priv.h"
+
+#define SEGMENT_ROW_VERSION 1u
+#define SEGMENT_SWEEP_MAX   64u /* segments freed by one record */
+
+int segments_new(struct driveset *ds, struct record_log *log, struct segments **ret_segments)
+{
+    struct segments *ss = mem_zalloc(sizeof(*ss));
+
+    ss->ds = ds;
+    ss->log = log;
+    ss->next_id = 1;
+    hmap_init(&ss->by_id);
+    list_init(&ss->all);
+    list_init(&ss->dirty);
+    for (unsigned i = 0; i < SEGMENT_STREAMS; i++)
+        fiber_mutex_init(&ss->stream_lock[i]);
+    for (unsigned i = 0; i < ds->count; i++) {
+        ss->slots[i] = mem_calloc((ds->drives[i].slot_count + 7) / 8, 1);
+        ss->slots_free[i] = ds->drives[i].slot_count;
+    }
+    *ret_segments = ss;
+    return 0;
+}
+
+void segments_free(struct segments *ss)
+{
+    if (!ss)
+        return;
+    for (struct list *it = list_pop_front(&ss->all); it; it = list_pop_front(&ss->all))
+        mem_free(LIST_ENTRY(it, struct segment, link));
+    hmap_free(&ss->by_id);
+    for (unsigned i = 0; i < ss->ds->count; i++)
+        mem_free(ss->slots[i]);
+    for (unsigned k = 0; k <= FORMAT_COLS_MAX; k++)
+        for (unsigned m = 0; m <= FORMAT_COLS_MAX; m++)
+            ec_free(ss->codes[k][m]);
+    mem_free(ss);
+}
+
+struct segment *segment_find(const struct segments *ss, uint64_t id)
+{
+    for (struct hmap_node *n = hmap_first(&ss->by_id, hmap_mix(id)); n; n = hmap_next(n)) {
+        struct segment *s = HMAP_ENTRY(n, struct segment, node);
+
+        if (s->id == id)
+            return s;
+    }
+    return NULL;
+}
+
+struct ec *segment_code(struct segments *ss, unsigned k, unsigned m)
+{
+    if (!ss->codes[k][m])
+        ss->codes[k][m] = ec_new(k, m);
+    return ss->codes[k][m];
+}
+
+/* ---- Slots ---- */
+
+static void slot_set(struct segments *ss, uint32_t drive, uint32_t slot, bool taken)
+{
+    uint8_t bit = (uint8_t)(1u << slot % 8), *byte = &ss->slots[drive][slot / 8];
+
+    CHECK(!!(*byte & bit) != taken);
+    *byte ^= bit;
+    if (taken) {
+        ss->slots_free[drive]--;
+        ss->slots_taken++;
+    } else {
+        ss->slots_free[drive]++;
+        ss->slots_taken--;
+    }
+}
+
+static uint32_t slot_first_free(const struct segments *ss, unsigned drive)
+{
+    uint64_t count = ss->ds->drives[drive].slot_count;
+
+    for (uint64_t i = 0; i < count; i++) {
+        if (i % 8 == 0 && ss->slots[drive][i / 8] == 0xff)
+            i += 7;
+        else if (!(ss->slots[drive][i / 8] >> i % 8 & 1))
+            return (uint32_t)i;
+    }
+    CHECK(!"a free slot was counted but is not there");
+    return 0;
+}
+
+static bool drive_has_slot(const struct segments *ss, unsigned i)
+{
+    return drive_usable(&ss->ds->drives[i]) && ss->slots_free[i] > 0;
+}
+
+void segment_geometry(const struct segments *ss, unsigned *ret_k, unsigned *ret_m)
+{
+    unsigned n = 0, k = ss->ds->super.data_columns, m = ss->ds->super.parity_columns;
+
+    for (unsigned i = 0; i < ss->ds->count; i++)
+        n += drive_usable(&ss->ds->drives[i]);
+    if (n == 0) {
+        *ret_k = *ret_m = 0;
+        return;
+    }
+    if (m > n - 1)
+        m = n - 1;
+    *ret_k = k < n - m ? k : n - m;
+    *ret_m = m;
+}
+
+/* The n drives with the most free slots, one each; false when fewer have any. */
+static bool pick_drives(const struct segments *ss, unsigned n, uint32_t *drives)
+{
+    uint64_t taken = 0;
+
+    for (unsigned c = 0; c < n; c++) {
+        unsigned best = FORMAT_DRIVES_MAX;
+
+        for (unsigned i = 0; i < ss->ds->count; i++) {
+            /* Starting at another drive each time spreads parity over all of them. */
+            unsigned d = (unsigned)((i + ss->next_id) % ss->ds->count);
+
+            if (!(taken >> d & 1) && drive_has_slot(ss, d) &&
+                (best == FORMAT_DRIVES_MAX || ss->slots_free[d] > ss->slots_free[best]))
+                best = d;
+        }
+        if (best == FORMAT_DRIVES_MAX)
+            return false;
+        taken |= 1ull << best;
+        drives[c] = best;
+    }
+    return true;
+}
+
+/* How many segments of n columns the free slots allow: the largest t with sum(min(free_i, t)) >= n t. */
+static uint64_t segments_possible(const struct segments *ss, unsigned n)
+{
+    uint64_t low = 0, high = 0;
+
+    for (unsigned i = 0; i < ss->ds->count; i++)
+        if (drive_has_slot(ss, i) && ss->slots_free[i] > high)
+            high = ss->slots_free[i];
+    while (low < high) {
+        uint64_t t = low + (high - low + 1) / 2, sum = 0;
+
+        for (unsigned i = 0; i < ss->ds->count; i++)
+            if (drive_has_slot(ss, i))
+                sum += ss->slots_free[i] < t ? ss->slots_free[i] : t;
+        if (sum >= n * t)
+            low = t;
+        else
+            high = t - 1;
+    }
+    return low;
+}
+
+void segment_get_space(const struct segments *ss, struct segment_space *ret_space)
+{
+    struct segment_space sp = {.live = ss->live, .segments = ss->by_id.count};
+    uint64_t column = ss->ds->super.slot_size - FORMAT_UNIT, slots = 0;
+
+    segment_geometry(ss, &sp.k, &sp.m);
+    if (sp.k)
+        sp.free = segments_possible(ss, sp.k + sp.m) * sp.k * column;
+    for (unsigned i = 0; i < ss->ds->count; i++)
+        if (drive_usable(&ss->ds->drives[i]))
+            slots += ss->ds->drives[i].slot_count;
+    if (sp.k)
+        sp.total = slots / (sp.k + sp.m) * sp.k * column;
+    sp.physical = ss->slots_taken * ss->ds->super.slot_size;
+    *ret_space = sp;
+}
+
+/* ---- Records ----
+ * OPEN: segment u64, stream u8, k u8, m u8, reserved u8, then k+m times drive u32, slot u32.
+ * FREE: count u32, then as often segment u64. */
+
+static void segment_mark(struct segments *ss, struct segment *s)
+{
+    if (s->dirty)
+        return;
+    s->dirty = true;
+    list_push_back(&ss->dirty, &s->dirty_link);
+}
+
+static struct segment *segment_decode_open(struct codec_reader *r)
+{
+    struct segment *s = mem_zalloc(sizeof(*s));
+
+    s->id = codec_read_le64(r);
+    s->stream = (enum segment_stream)codec_read_u8(r);
+    s->k = codec_read_u8(r);
+    s->m = codec_read_u8(r);
+    (void)codec_read_u8(r);
+    if (!codec_reader_ok(r) || s->stream >= SEGMENT_STREAMS || s->k < 1 ||
+        s->k + s->m > FORMAT_COLS_MAX) {
+        mem_free(s);
+        return NULL;
+    }
+    for (unsigned i = 0; i < s->k + s->m; i++) {
+        s->drive[i] = codec_read_le32(r);
+        s->slot[i] = codec_read_le32(r);
+    }
+    s->used = s->next = 1; /* the fragment header */
+    return s;
+}
+
+static bool slot_taken(const struct segments *ss, uint32_t drive, uint32_t slot)
+{
+    return ss->slots[drive][slot / 8] >> slot % 8 & 1;
+}
+
+/* Puts a segment into the table; its slots are free, or `reserved` for it already. */
+static int segment_add(struct segments *ss, struct segment *s, bool reserved)
+{
+    for (unsigned i = 0; i < s->k + s->m; i++)
+        if (s->drive[i] >= ss->ds->count || s->slot[i] >= ss->ds->drives[s->drive[i]].slot_count ||
+            slot_taken(ss, s->drive[i], s->slot[i]) != reserved)
+            return ERR_FORMAT;
+    for (unsigned i = 0; !reserved && i < s->k + s->m; i++)
+        slot_set(ss, s->drive[i], s->slot[i], true);
+    hmap_insert(&ss->by_id, &s->node, hmap_mix(s->id));
+    list_push_back(&ss->all, &s->link);
+    list_init(&s->dirty_link);
+    ss->live += s->live;
+    if (s->state == SEGMENT_SEALED && s->chunks == 0)
+        ss->empty++;
+    if (s->id >= ss->next_id)
+        ss->next_id = s->id + 1;
+    return 0;
+}
+
+int segment_apply_open(struct segments *ss, const uint8_t *body, size_t len, void *context)
+{
+    struct codec_reader r = codec_reader_on(body, len);
+    struct segment *s = segment_decode_open(&r);
+    int rc = ERR_FORMAT;
+
+    if (!s)
+        return rc;
+    if (codec_reader_ok(&r) && !segment_find(ss, s->id))
+        rc = segment_add(ss, s, context != NULL);
+    if (rc < 0) {
+        mem_free(s);
+        return rc;
+    }
+    if (ss->open[s->stream]) {
+        struct segment *old = ss->open[s->stream];
+
+        old->state = SEGMENT_SEALED;
+        ss->empty += old->chunks == 0;
+        segment_mark(ss, old);
+    }
+    ss->open[s->stream] = s;
+    segment_mark(ss, s);
+    return 0;
+}
+
+static void segment_drop(struct segments *ss, struct segment *s)
+{
+    CHECK(s->chunks == 0 && s->live == 0 && s->readers == 0 && s->writers == 0);
+    for (unsigned i = 0; i < s->k + s->m; i++)
+        slot_set(ss, s->drive[i], s->slot[i], false);
+    hmap_remove(&ss->by_id, &s->node);
+    list_del(&s->link);
+    list_del(&s->dirty_link);
+    ss->empty--;
+    mem_free(s);
+}
+
+int segment_apply_free(struct segments *ss, const uint8_t *body, size_t len,
+                       void (*gone)(void *arg, uint64_t segment), void *arg)
+{
+    struct codec_reader r = codec_reader_on(body, len);
+    uint32_t n = codec_read_le32(&r);
+
+    if (n > SEGMENT_SWEEP_MAX)
+        return ERR_FORMAT;
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t id = codec_read_le64(&r);
+        struct segment *s = segment_find(ss, id);
+
+        if (!codec_reader_ok(&r) || !s || s->chunks || s->state != SEGMENT_SEALED)
+            return ERR_FORMAT;
+        segment_drop(ss, s);
+        gone(arg, id);
+    }
+    return 0;
+}
+
+void segment_account(struct segments *ss, const struct segment_loc *loc, bool add)
+{
+    struct segment *s = segment_find(ss, loc->stripe.segment);
+    uint32_t end = loc->stripe.offset + loc->stripe.width;
+
+    CHECK(s != NULL);
+    if (add) {
+        ss->empty -= s->state == SEGMENT_SEALED && s->chunks == 0;
+        s->live += loc->stored;
+        s->chunks++;
+        ss->live += loc->stored;
+        if (end > s->used)
+            s->used = end;
+        if (end > s->next)
+            s->next = end; /* replay */
+    } else {
+        CHECK(s->chunks > 0 && s->live >= loc->stored);
+        s->live -= loc->stored;
+        s->chunks--;
+        ss->live -= loc->stored;
+        ss->empty += s->state == SEGMENT_SEALED && s->chunks == 0;
+    }
+    segment_mark(ss, s);
+}
+
+/* ---- Rows: version u8, state u8, used u32, live u64, chunks u64, then as OPEN ---- */
+
+static void segment_encode_open(const struct segment *s, struct strbuf *out)
+{
+    uint8_t bytes[12 + 8 * FORMAT_COLS_MAX];
+    struct codec_writer w = codec_writer_on(bytes, sizeof(bytes));
+
+    codec_write_le64(&w, s->id);
+    codec_write_u8(&w, (uint8_t)s->stream);
+    codec_write_u8(&w, s->k);
+    codec_write_u8(&w, s->m);
+    codec_write_u8(&w, 0);
+    for (unsigned i = 0; i < s->k + s->m; i++) {
+        codec_write_le32(&w, s->drive[i]);
+        codec_write_le32(&w, s->slot[i]);
+    }
+    CHECK(codec_writer_ok(&w));
+    strbuf_add(out, bytes, codec_written(&w));
+}
+
+void segment_take_dirty(struct segments *ss,
+                        void (*row)(void *arg, uint64_t segment, const struct strbuf *value),
+                        void *arg)
+{
+    STRBUF_AUTO struct strbuf value = STRBUF_INIT;
+
+    for (struct list *it = list_pop_front(&ss->dirty); it; it = list_pop_front(&ss->dirty)) {
+        struct segment *s = LIST_ENTRY(it, struct segment, dirty_link);
+        uint8_t head[22];
+        struct codec_writer w = codec_writer_on(head, sizeof(head));
+
+        s->dirty = false;
+        strbuf_reset(&value);
+        codec_write_u8(&w, SEGMENT_ROW_VERSION);
+        codec_write_u8(&w, (uint8_t)s->state);
+        codec_write_le32(&w, s->used);
+        codec_write_le64(&w, s->live);
+        codec_write_le64(&w, s->chunks);
+        strbuf_add(&value, head, codec_written(&w));
+        segment_encode_open(s, &value);
+        row(arg, s->id, &value);
+    }
+}
+
+int segment_load(struct segments *ss, uint64_t segment, const void *value, size_t len)
+{
+    struct codec_reader r = codec_reader_on(value, len);
+    uint8_t version = codec_read_u8(&r), state = codec_read_u8(&r);
+    uint32_t used = codec_read_le32(&r);
+    uint64_t live = codec_read_le64(&r), chunks = codec_read_le64(&r);
+    struct segment *s;
+    int rc = ERR_FORMAT;
+
+    if (!codec_reader_ok(&r) || version != SEGMENT_ROW_VERSION || state > SEGMENT_SEALED)
+        return ERR_FORMAT;
+    s = segment_decode_open(&r);
+    if (!s)
+        return ERR_FORMAT;
+    s->state = (enum segment_state)state;
+    s->used = s->next = used;
+    s->live = live;
+    s->chunks = chunks;
+    if (codec_reader_ok(&r) && s->id == segment && !segment_find(ss, segment))
+        rc = segment_add(ss, s, false);
+    if (rc < 0) {
+        mem_free(s);
+        return rc;
+    }
+    if (s->state == SEGMENT_OPEN)
+        ss->open[s->stream] = s;
+    return 0;
+}
+
+/* ---- Opening and freeing ---- */
+
+static void fragment_header(const struct segments *ss, const struct segment *s, unsigned column,
+                            struct buf *b)
+{
+    struct format_fragment f = {.magic = FORMAT_FRAGMENT_MAGIC, .version = FORMAT_VERSION,
+                                .segment = s->id, .data_columns = s->k, .parity_columns = s->m,
+                                .column = (uint8_t)column, .slot_size = ss->ds->super.slot_size};
+
+    memcpy(f.store_uuid, ss->ds->super.store_uuid, 16);
+    for (unsigned i = 0; i < s->k + s->m; i++) {
+        f.columns[i].drive = s->drive[i];
+        f.columns[i].slot = s->slot[i];
+    }
+    f.crc = crc32c(0, &f, sizeof(f));
+    memcpy(b->data, &f, sizeof(f));
+}
+
+/* Writes the headers of all fragments; puts out drives that fail. */
+static int fragments_write(struct segments *ss, const struct segment *s)
+{
+    struct env_io ios[FORMAT_COLS_MAX];
+    struct buf *bufs[FORMAT_COLS_MAX];
+    unsigned n = s->k + s->m;
+    int rc = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        bufs[i] = buf_new(FORMAT_UNIT);
+        fragment_header(ss, s, i, bufs[i]);
+        drive_io_prepare(&ss->ds->drives[s->drive[i]], &ios[i], ENV_WRITE, bufs[i]->data,
+                         FORMAT_UNIT, segment_column_off(ss, s, i));
+    }
+    (void)env_io_run(ios, n); /* each result is looked at */
+    for (unsigned i = 0; i < n; i++) {
+        drive_io_done(&ss->ds->drives[s->drive[i]], &ios[i]);
+        if (ios[i].result < 0) {
+            driveset_put_out(ss->ds, s->drive[i], "segment write failed");
+            rc = ERR_IO;
+        }
+        buf_unref(bufs[i]);
+    }
+    return rc;
+}
+
+int segment_open_new(struct segments *ss, enum segment_stream stream, struct segment **ret_segment)
+{
+    struct segment s = {.id = ss->next_id++, .stream = stream};
+    STRBUF_AUTO struct strbuf body = STRBUF_INIT;
+    unsigned k, m;
+    int rc;
+
+    segment_geometry(ss, &k, &m);
+    s.k = (uint8_t)k;
+    s.m = (uint8_t)m;
+    if (k == 0)
+        return ERR_IO;
+    if (!pick_drives(ss, k + m, s.drive))
+        return ERR_NOSPC;
+    /* The slots are reserved from here on; the record makes it so in the table. */
+    for (unsigned i = 0; i < k + m; i++) {
+        s.slot[i] = slot_first_free(ss, s.drive[i]);
+        slot_set(ss, s.drive[i], s.slot[i], true);
+    }
+    rc = fragments_write(ss, &s);
+    if (rc == 0) {
+        segment_encode_open(&s, &body);
+        struct iovec iov = {body.data, body.len};
+
+        rc = record_submit(ss->log, RECORD_SEGMENT_OPEN, &iov, 1, JOURNAL_INTERNAL, ss);
+    }
+    if (rc < 0) {
+        for (unsigned i = 0; i < k + m; i++)
+            slot_set(ss, s.drive[i], s.slot[i], false);
+        return rc;
+    }
+    *ret_segment = segment_find(ss, s.id);
+    CHECK(*ret_segment != NULL);
+    return 0;
+}
+
+bool segment_sweep_due(const struct segments *ss)
+{
+    return ss->empty > 0;
+}
+
+static bool segment_sweepable(const struct segment *s)
+{
+    return s->state == SEGMENT_SEALED && s->chunks == 0 && !s->readers && !s->writers && !s->freeing;
+}
+
+int segment_sweep(struct segments *ss, unsigned *ret_freed)
+{
+    uint8_t body[4 + 8 * SEGMENT_SWEEP_MAX];
+    struct segment *picked[SEGMENT_SWEEP_MAX];
+    struct iovec iov = {body, 0};
+    unsigned n = 0;
+    int rc = 0;
+
+    list_for_each(it, &ss->all) {
+        struct segment *s = LIST_ENTRY(it, struct segment, link);
+
+        if (n == SEGMENT_SWEEP_MAX)
+            break;
+        if (!segment_sweepable(s))
+            continue;
+        s->freeing = true;
+        codec_put_le64(body + 4 + 8 * n, s->id);
+        picked[n++] = s;
+    }
+    codec_put_le32(body, n);
+    iov.iov_len = 4 + 8 * n;
+    if (n)
+        rc = record_submit(ss->log, RECORD_SEGMENT_FREE, &iov, 1, JOURNAL_INTERNAL, NULL);
+    if (rc < 0) {
+        for (unsigned i = 0; i < n; i++)
+            picked[i]->freeing = false;
+        return rc;
+    }
+    *ret_freed = n;
+    return 0;
+}

@@ -1,0 +1,137 @@
+/* Segments: write-once logs of erasure-coded stripes, one fragment per drive.
+ *
+ * A segment has a geometry (k+m) and one slot on each of k+m drives. Stripes are appended to it; a
+ * stripe is durable on all its drives or does not count (F5), so fragments are never incomplete: when
+ * a drive fails under a stripe, the drive is put out, the segment is sealed, and the stripe is written
+ * to a new segment on the drives that are left. With fewer drives than the profile wants new segments
+ * keep m and shrink k, so that new data stays as safe as the profile promises for as long as the
+ * number of drives allows. A drive that comes back is therefore whole for all segments it is in.
+ *
+ * Reads are verified against the CRC that the chunk table holds. What fails, or lies on a drive that
+ * is gone, is decoded from the other columns: combinations of k columns are tried until the CRC fits,
+ * so that silent corruption of up to m columns is found out and never served.
+ *
+ * The table of segments is in memory, loaded from the KV store at start (a row is about 100 bytes for
+ * 16 MiB of data). Slots taken are derived from it.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "lib/base/buf.h"
+#include "lib/base/hmap.h"
+#include "lib/base/list.h"
+#include "lib/base/strbuf.h"
+#include "lib/store/drive.h"
+#include "lib/store/record.h"
+
+struct segments;
+
+/* Data that dies together lies together: each stream has an open segment of its own. */
+enum segment_stream { SEGMENT_VOLUMES, SEGMENT_STUDIES, SEGMENT_STREAMS };
+
+enum segment_state { SEGMENT_OPEN, SEGMENT_SEALED };
+
+struct segment {
+    uint64_t id;
+    enum segment_state state;
+    enum segment_stream stream;
+    uint8_t k, m;
+    uint32_t drive[FORMAT_COLS_MAX], slot[FORMAT_COLS_MAX];
+    uint32_t used;      /* units of each column up to the end of the last stripe applied */
+    uint64_t live;      /* stored bytes of chunks in the chunk table */
+    uint64_t chunks;    /* their number */
+    /* In memory only: */
+    uint32_t next;      /* units reserved; >= used */
+    uint32_t readers;   /* reads in flight */
+    uint32_t writers;   /* stripes written whose record is not applied yet */
+    bool freeing;       /* a record that frees it is on its way */
+    bool dirty;         /* its row changed in the record being applied */
+    struct hmap_node node;
+    struct list link, dirty_link;
+};
+
+/* Where a stripe lies. */
+struct segment_stripe {
+    uint64_t segment;
+    uint32_t offset, width; /* units in each column */
+};
+
+/* A stored chunk: its bytes within the data of a stripe. */
+struct segment_loc {
+    struct segment_stripe stripe;
+    uint32_t position, stored; /* bytes */
+    uint32_t crc;
+};
+
+/* Largest stored size of one chunk, and how much of them one stripe may take. */
+#define SEGMENT_CHUNK_MAX  (1u << 20)
+#define SEGMENT_STRIPE_MAX (2u << 20)
+
+int segments_new(struct driveset *ds, struct record_log *log, struct segments **ret_segments);
+void segments_free(struct segments *ss); /* NULL is fine */
+
+/* ---- Writing ---- */
+
+struct segment_chunk {
+    const uint8_t *data; /* stored bytes */
+    uint64_t id;
+    uint32_t stored, raw, crc;
+    uint8_t codec, fingerprint_algorithm;
+    uint8_t fingerprint[32];
+    uint32_t position; /* out */
+};
+
+/* Writes one stripe with the n chunks (together at most SEGMENT_STRIPE_MAX), durable on return; sets
+ * their positions. The stripe's segment is held (not freed) until segment_release, to be called when
+ * the record that names the chunks was applied or given up. ERR_NOSPC, ERR_IO. Suspends. */
+int segment_write(struct segments *ss, enum segment_stream stream, struct segment_chunk *chunks,
+                  size_t n, struct segment_stripe *ret_stripe);
+void segment_release(struct segments *ss, uint64_t segment);
+
+/* ---- Reading ---- */
+
+struct segment_read {
+    struct segment_loc loc;
+    struct buf *buf;     /* out: the caller drops it (NULL on error) */
+    const uint8_t *data; /* out: stored bytes, within buf */
+    int result;          /* out */
+};
+
+/* Reads and verifies chunks, merging neighbours. Each gets its own result; returns 0 or the first
+ * error. The segments are protected from being freed from the call on. Suspends. */
+int segment_read(struct segments *ss, struct segment_read *reads, size_t n);
+
+/* ---- State: called in the order of the journal, without suspending ---- */
+
+/* Opening a segment of a stream seals the one before it. `context` is what the submitter gave. */
+int segment_apply_open(struct segments *ss, const uint8_t *body, size_t len, void *context);
+int segment_apply_free(struct segments *ss, const uint8_t *body, size_t len,
+                       void (*gone)(void *arg, uint64_t segment), void *arg);
+
+/* A chunk of `stored` bytes at `loc` appeared in or left the chunk table. */
+void segment_account(struct segments *ss, const struct segment_loc *loc, bool add);
+
+/* Walks the rows that changed since the last call, for the KV batch. */
+void segment_take_dirty(struct segments *ss,
+                        void (*row)(void *arg, uint64_t segment, const struct strbuf *value),
+                        void *arg);
+/* Takes a row as segment_take_dirty gave it, at start. */
+int segment_load(struct segments *ss, uint64_t segment, const void *value, size_t len);
+
+/* ---- Space ---- */
+
+struct segment_space {
+    uint64_t total, free; /* bytes of chunks: in all slots, in slots not taken */
+    uint64_t physical;    /* bytes of slots taken, with parity */
+    uint64_t live;        /* stored bytes of live chunks */
+    uint64_t segments;
+    unsigned k, m;        /* the geometry that a new segment would get; k = 0: none possible */
+};
+void segment_get_space(const struct segments *ss, struct segment_space *ret_space);
+
+/* Frees every sealed segment with nothing alive and nobody at it; returns how many. Suspends. */
+int segment_sweep(struct segments *ss, unsigned *ret_freed);
+/* Is there anything for segment_sweep to do? */
+bool segment_sweep_due(const struct segments *ss);

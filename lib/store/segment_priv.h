@@ -1,0 +1,37 @@
+/* The segment table's state, shared by segment.c (table, slots), segment_write.c and segment_read.c. */
+#pragma once
+
+#include "lib/rt/sync.h"
+#include "lib/store/ec.h"
+#include "lib/store/segment.h"
+
+struct segments {
+    struct driveset *ds;
+    struct record_log *log;
+    struct hmap by_id;
+    struct list all, dirty;
+    uint64_t next_id;
+    uint8_t *slots[FORMAT_DRIVES_MAX]; /* bitmap of slots taken, per drive */
+    uint64_t slots_free[FORMAT_DRIVES_MAX];
+    uint64_t slots_taken;
+    uint64_t live;
+    struct segment *open[SEGMENT_STREAMS];
+    struct fiber_mutex stream_lock[SEGMENT_STREAMS];
+    struct ec *codes[FORMAT_COLS_MAX + 1][FORMAT_COLS_MAX + 1]; /* [k][m], made when first used */
+    uint64_t empty; /* sealed segments with nothing alive: candidates of the sweep */
+};
+
+struct segment *segment_find(const struct segments *ss, uint64_t id);
+struct ec *segment_code(struct segments *ss, unsigned k, unsigned m);
+
+/* The geometry for new segments: m as the profile says, k as the drives that count allow. */
+void segment_geometry(const struct segments *ss, unsigned *ret_k, unsigned *ret_m);
+
+/* Opens a new segment for the stream: slots, fragment headers, record. Suspends. */
+int segment_open_new(struct segments *ss, enum segment_stream stream, struct segment **ret_segment);
+
+static inline uint64_t segment_column_off(const struct segments *ss, const struct segment *s,
+                                          unsigned column)
+{
+    return drive_slot_off(ss->ds, s->slot[column]);
+}
