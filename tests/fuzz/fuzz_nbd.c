@@ -191,6 +191,25 @@ static void check_reply(struct check *k, const struct nbd_request *r)
     } while (!(flags & 1));
 }
 
+/* The server has said all it will: was it right to stop there? */
+static void check_end(struct check *k, const struct nbd_play *p)
+{
+    bool whole = codec_left(&k->in) >= 28;
+    uint32_t magic = codec_read_be32(&k->in), length;
+    uint16_t type;
+
+    codec_read_be16(&k->in);
+    type = codec_read_be16(&k->in);
+    codec_read_bytes(&k->in, 16);
+    length = codec_read_be32(&k->in);
+    if (!p->closed)
+        need(!whole || (type == NBD_CMD_WRITE && codec_left(&k->in) < length));
+    else if (p->reason)
+        need(whole && magic != 0x25609513);
+    else
+        need(whole && type == NBD_CMD_DISC);
+}
+
 static void check_stream(const struct strbuf *sent, const struct nbd_play *p)
 {
     struct check k = {codec_reader_on(sent->data, sent->len),
@@ -217,6 +236,7 @@ static void check_stream(const struct strbuf *sent, const struct nbd_play *p)
     }
     need(codec_reader_ok(&k.out));
     need(replies == p->requests);
+    check_end(&k, p);
 }
 
 /* ---- The target ----------------------------------------------------------------------------- */
