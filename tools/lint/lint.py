@@ -6,8 +6,8 @@ What is checked, by the name that a finding carries:
   include    a header of a folder that deps.txt does not allow, or that does not exist
   deps       deps.txt has a cycle, or a folder's meson.build does not say what the folder uses
   cycle      files or folders that include each other
-  banned     a call that belongs behind a seam (time, randomness, threads, files, sockets, memory) or
-             that is unsafe on strings; allow.txt lists the few places where it is right
+  banned     a call that belongs behind a seam (time, randomness, threads, files, sockets, memory)
+             or that is unsafe on strings; allow.txt lists the few places where it is right
   cplusplus  C++ outside lib/dicom
   head       a source file that does not begin with a comment saying what it is for
   once       a header without #pragma once
@@ -251,7 +251,7 @@ class Lint:
                     name = m.group(1)
                     if not self.allow.covers(path, group, name):
                         self.report(path, line_of(text, m.start(1)), "banned",
-                                    f"{name}() ({group}): use the project's own, see CONTRIBUTING.md")
+                                    f"{name}() ({group}): use the project's own (CONTRIBUTING.md)")
 
     def check_cplusplus(self):
         for path in self.suffix_files(".cc", ".hh", ".cpp", ".cxx", ".hpp", ".C"):

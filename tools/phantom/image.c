@@ -1,10 +1,10 @@
 /* Draws a slice of a body: ellipses for what is in it, noise for how it was seen; see phantom.h.
  *
- * What matters to a store is how the samples compress and that no two slices are the same. Both come
- * from the noise: white noise through a 3x3 binomial kernel, which gives the short-range texture that
- * reconstruction kernels leave in real CT. Its amplitude is set so that zstd and the plane predictor
- * reach about the ratios measured on a real thorax. Air is quieter than tissue, and outside the round
- * field of view all samples are zero, as in scanners' images.
+ * What matters to a store is how the samples compress and that no two slices are the same. Both
+ * come from the noise: white noise through a 3x3 binomial kernel, which gives the short-range
+ * texture that reconstruction kernels leave in real CT. Its amplitude is set so that zstd and the
+ * plane predictor reach about the ratios measured on a real thorax. Air is quieter than tissue, and
+ * outside the round field of view all samples are zero, as in scanners' images.
  */
 #include "tools/phantom/phantom.h"
 
@@ -73,9 +73,11 @@ static void draw_lungs(const struct canvas *c, struct rng *body, double z)
         double angle = 2 * M_PI * rng_unit(body), far = 0.85 * rng_unit(body);
         double size_here = 0.008 + 0.02 * rng_unit(body), drift = rng_unit(body) - 0.5;
 
-        fill(c, (struct ellipse){lung->x + lung->rx * far * cos(angle + drift * z),
-                                 lung->y + lung->ry * far * sin(angle + drift * z), size_here,
-                                 size_here * 1.3}, WATER + 20);
+        fill(c,
+             (struct ellipse){lung->x + lung->rx * far * cos(angle + drift * z),
+                              lung->y + lung->ry * far * sin(angle + drift * z), size_here,
+                              size_here * 1.3},
+             WATER + 20);
     }
 }
 
@@ -101,10 +103,10 @@ static void draw_ct(const struct image_spec *spec, const struct canvas *c, doubl
     double girth = 0.95 + 0.08 * rng_unit(&body);
     struct ellipse trunk = {0, 0.02, (0.78 - 0.06 * cos(3 * z)) * girth, (0.56 + 0.02 * z) * girth};
 
-    fill(c, (struct ellipse){0, 0, 1, 1}, WATER - 1000);     /* air within the field of view */
+    fill(c, (struct ellipse){0, 0, 1, 1}, WATER - 1000);        /* air within the field of view */
     fill(c, (struct ellipse){0, 0.72, 0.6, 0.04}, WATER - 600); /* the table */
-    fill(c, trunk, WATER - 100);                             /* fat */
-    fill(c, grown(trunk, 0.93), WATER + 50);                 /* muscle */
+    fill(c, trunk, WATER - 100);                                /* fat */
+    fill(c, grown(trunk, 0.93), WATER + 50);                    /* muscle */
     draw_lungs(c, &body, z);
     fill(c, (struct ellipse){-0.06, -0.12, 0.20 * sin(M_PI * z), 0.19}, WATER + 45); /* heart */
     fill(c, (struct ellipse){-0.09, 0.2, 0.055, 0.055}, WATER + 160);                /* aorta */
@@ -118,16 +120,18 @@ static void draw_mr(const struct image_spec *spec, const struct canvas *c, doubl
     double size = sqrt(sin(M_PI * (0.15 + 0.7 * z)));
     struct ellipse head = {0, 0, 0.66 * size, 0.8 * size};
 
-    fill(c, head, 620);               /* scalp */
-    fill(c, grown(head, 0.94), 60);   /* skull */
-    fill(c, grown(head, 0.88), 180);  /* fluid */
-    fill(c, grown(head, 0.85), 300);  /* grey matter */
-    fill(c, grown(head, 0.70), 400);  /* white matter */
-    for (int i = 0; i < 30; i++) {    /* folds */
+    fill(c, head, 620);              /* scalp */
+    fill(c, grown(head, 0.94), 60);  /* skull */
+    fill(c, grown(head, 0.88), 180); /* fluid */
+    fill(c, grown(head, 0.85), 300); /* grey matter */
+    fill(c, grown(head, 0.70), 400); /* white matter */
+    for (int i = 0; i < 30; i++) {   /* folds */
         double angle = 2 * M_PI * rng_unit(&body), turn = rng_unit(&body) * z;
 
-        fill(c, (struct ellipse){head.rx * 0.76 * cos(angle + turn),
-                                 head.ry * 0.76 * sin(angle + turn), 0.035, 0.05}, 290);
+        fill(c,
+             (struct ellipse){head.rx * 0.76 * cos(angle + turn),
+                              head.ry * 0.76 * sin(angle + turn), 0.035, 0.05},
+             290);
     }
     fill(c, (struct ellipse){-0.09, -0.02, 0.06 * size, 0.2 * size}, 120); /* ventricles */
     fill(c, (struct ellipse){0.09, -0.02, 0.06 * size, 0.2 * size}, 120);

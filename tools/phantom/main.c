@@ -1,7 +1,7 @@
 /* filmroom-phantom's command line; what it makes is told in phantom.h.
  *
- * It runs by itself and does nothing but write files, so it uses stdio where the rest of the project
- * goes through an env.
+ * It runs by itself and does nothing but write files, so it uses stdio where the rest of the
+ * project goes through an env.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -69,7 +69,8 @@ static void write_file(const char *folder, const char *name, const struct strbuf
         die("cannot write %s: %s", path, strerror(errno));
 }
 
-/* ---- Making ------------------------------------------------------------------------------------- */
+/* ---- Making -------------------------------------------------------------------------------------
+ */
 
 static void set_uid(char uid[PHANTOM_UID_MAX + 1], const char *given, uint64_t seed,
                     const char *topic, uint64_t index)
@@ -86,8 +87,8 @@ static void make_series(const struct options *o, uint64_t seed, const char *fold
 {
     struct image_spec image = o->image;
     char patient[65], name[65], accession[17], file[PHANTOM_UID_MAX + 8];
-    struct slice s = {.image = &image, .patient_id = patient, .patient_name = name,
-                      .accession = accession};
+    struct slice s = {
+        .image = &image, .patient_id = patient, .patient_name = name, .accession = accession};
     struct rng when = rng_for(seed, "when", 0);
     uint16_t *pixels = mem_calloc((size_t)image.rows * image.columns, sizeof(*pixels));
     struct strbuf out = STRBUF_INIT;
@@ -135,7 +136,8 @@ static void make_studies(const struct options *o)
     }
 }
 
-/* ---- Re-issuing --------------------------------------------------------------------------------- */
+/* ---- Re-issuing ---------------------------------------------------------------------------------
+ */
 
 /* The whole file, in a buffer that the caller frees. */
 static uint8_t *read_file(const char *path, size_t *ret_size)
@@ -183,7 +185,8 @@ static void reissue(const struct options *o)
     free(names);
 }
 
-/* ---- Options ------------------------------------------------------------------------------------ */
+/* ---- Options ------------------------------------------------------------------------------------
+ */
 
 static uint64_t number(const char *name, const char *text, uint64_t max)
 {
@@ -232,21 +235,51 @@ static void parse(int argc, char **argv, struct options *o)
         const char *name = table[which].name;
 
         switch (c) {
-        case 'o': o->out = optarg; break;
-        case 'n': o->image.slices = (uint32_t)number(name, optarg, SLICES_MAX); break;
-        case 'r': o->image.rows = (uint32_t)number(name, optarg, PHANTOM_SIDE_MAX); break;
-        case 'c': o->image.columns = (uint32_t)number(name, optarg, PHANTOM_SIDE_MAX); break;
-        case 's': o->image.seed = number(name, optarg, UINT64_MAX); break;
-        case 'm': o->image.modality = modality(optarg); break;
-        case 'p': o->patient = short_text(name, optarg, 64); break;
-        case 'N': o->name = short_text(name, optarg, 64); break;
-        case 'a': o->accession = short_text(name, optarg, 16); break;
-        case 'u': o->study_uid = uid(name, optarg); break;
-        case 'e': o->series_uid = uid(name, optarg); break;
-        case 'S': o->studies = number(name, optarg, STUDIES_MAX); break;
-        case 'R': o->reheader = optarg; break;
-        case 'h': fputs(usage_text, stdout); exit(0);
-        default: fputs(usage_text, stderr); exit(2);
+        case 'o':
+            o->out = optarg;
+            break;
+        case 'n':
+            o->image.slices = (uint32_t)number(name, optarg, SLICES_MAX);
+            break;
+        case 'r':
+            o->image.rows = (uint32_t)number(name, optarg, PHANTOM_SIDE_MAX);
+            break;
+        case 'c':
+            o->image.columns = (uint32_t)number(name, optarg, PHANTOM_SIDE_MAX);
+            break;
+        case 's':
+            o->image.seed = number(name, optarg, UINT64_MAX);
+            break;
+        case 'm':
+            o->image.modality = modality(optarg);
+            break;
+        case 'p':
+            o->patient = short_text(name, optarg, 64);
+            break;
+        case 'N':
+            o->name = short_text(name, optarg, 64);
+            break;
+        case 'a':
+            o->accession = short_text(name, optarg, 16);
+            break;
+        case 'u':
+            o->study_uid = uid(name, optarg);
+            break;
+        case 'e':
+            o->series_uid = uid(name, optarg);
+            break;
+        case 'S':
+            o->studies = number(name, optarg, STUDIES_MAX);
+            break;
+        case 'R':
+            o->reheader = optarg;
+            break;
+        case 'h':
+            fputs(usage_text, stdout);
+            exit(0);
+        default:
+            fputs(usage_text, stderr);
+            exit(2);
         }
     }
     if (optind != argc || !o->out || (o->reheader && !o->patient) || !o->image.slices ||

@@ -1,5 +1,5 @@
-/* filmroom-phantom makes DICOM series that look, weigh and compress like real ones, without any DICOM
- * library, so that tests have known input that no part of Filmroom had a hand in.
+/* filmroom-phantom makes DICOM series that look, weigh and compress like real ones, without any
+ * DICOM library, so that tests have known input that no part of Filmroom had a hand in.
  *
  * The same options give the same bytes, on any machine: all numbers come from the seed.
  */
@@ -15,7 +15,8 @@
 #define PHANTOM_SIDE_MAX 4096
 #define PHANTOM_MAKER    "FILMROOM_PHANTOM" /* implementation version name, 16 characters at most */
 
-/* ---- Numbers: numbers.c ------------------------------------------------------------------------ */
+/* ---- Numbers: numbers.c ------------------------------------------------------------------------
+ */
 
 struct rng {
     uint64_t state;
@@ -33,7 +34,8 @@ void rng_uid(struct rng *r, char ret_uid[PHANTOM_UID_MAX + 1]);
 #define HASH_START 0xcbf29ce484222325ull
 uint64_t hash_bytes(uint64_t h, const void *p, size_t n);
 
-/* ---- Pictures: image.c ------------------------------------------------------------------------- */
+/* ---- Pictures: image.c -------------------------------------------------------------------------
+ */
 
 enum modality { MODALITY_CT, MODALITY_MR };
 
@@ -47,7 +49,8 @@ struct image_spec {
 /* Draws slice `index` into rows * columns samples of 12 bits. */
 void image_draw(const struct image_spec *spec, uint32_t index, uint16_t *pixels);
 
-/* ---- Part 10 files: part10.c --------------------------------------------------------------------- */
+/* ---- Part 10 files: part10.c
+ * --------------------------------------------------------------------- */
 
 /* What a slice's header says. Texts are ASCII and at most 64 characters. */
 struct slice {
@@ -59,16 +62,19 @@ struct slice {
     char instance_uid[PHANTOM_UID_MAX + 1], frame_uid[PHANTOM_UID_MAX + 1];
 };
 
-/* Appends the whole file: preamble, meta, data set in explicit VR little endian, with the pixels. */
+/* Appends the whole file: preamble, meta, data set in explicit VR little endian, with the pixels.
+ */
 void part10_write(const struct slice *s, const uint16_t *pixels, struct strbuf *out);
 
 /* Appends one explicit VR little endian element (PS3.5 section 7.1.2), padded to even length. */
-void part10_element(struct strbuf *out, uint32_t tag, const char vr[2], const void *value, size_t n);
+void part10_element(struct strbuf *out, uint32_t tag, const char vr[2], const void *value,
+                    size_t n);
 
 /* Appends preamble, prefix and group 2 (PS3.10 section 7.1). */
 void part10_head(struct strbuf *out, const char *sop_class, const char *instance_uid);
 
-/* ---- The same pixels under other names: reheader.c ---------------------------------------------- */
+/* ---- The same pixels under other names: reheader.c ----------------------------------------------
+ */
 
 /* Re-issues an explicit VR little endian file, as another patient's: new patient id, name and
  * accession number, new study, series, frame of reference and instance UIDs made from the old ones

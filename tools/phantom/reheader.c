@@ -1,7 +1,7 @@
 /* The same pixels under other names; see phantom.h.
  *
- * A second storing of one study with other headers is what every hospital has: studies come back from
- * other archives, are anonymised for research, get their identifiers corrected. Only top-level
+ * A second storing of one study with other headers is what every hospital has: studies come back
+ * from other archives, are anonymised for research, get their identifiers corrected. Only top-level
  * elements are rewritten; sequences are copied whole, so the walk must know where they end, defined
  * length or not (PS3.5 section 7.5).
  */
@@ -12,11 +12,11 @@
 
 #include "lib/base/codec.h"
 
-#define TAG_ITEM      0xfffee000u
-#define TAG_ITEM_END  0xfffee00du
-#define TAG_SEQ_END   0xfffee0ddu
-#define UNDEFINED     0xffffffffu
-#define NESTING_MAX   16
+#define TAG_ITEM     0xfffee000u
+#define TAG_ITEM_END 0xfffee00du
+#define TAG_SEQ_END  0xfffee0ddu
+#define UNDEFINED    0xffffffffu
+#define NESTING_MAX  16
 
 struct element {
     uint32_t tag, length;

@@ -55,7 +55,7 @@ BROKEN = [
     ("banned", {"lib/rt/x.c": HEAD + "void f(void)\n{\n    x = (long)time(NULL);\n}\n"}),
     ("banned", {"lib/rt/x.c": HEAD + "void f(void)\n{\n    pthread_create(&t, 0, g, 0);\n}\n"}),
     ("banned", {"lib/rt/x.c": HEAD + "void f(void)\n{\n    n = pwrite(fd, b, n, 0);\n}\n"}),
-    ("banned", {"lib/rt/x.c": HEAD + "void f(void)\n{\n    if (!connect (fd, a, n))\n        g();\n}\n"}),
+    ("banned", {"lib/rt/x.c": HEAD + "void f(void)\n{\n    if (!connect (fd))\n        g();\n}\n"}),
     ("banned", {"lib/rt/x.c": HEAD + "void f(void)\n{\n    x = !rand();\n}\n"}),
     ("banned", {"lib/rt/x.c": HEAD + "void f(void)\n{\n    sprintf(b, s);\n}\n"}),
     ("banned", {"lib/rt/x.c": HEAD + "void f(void)\n{\n    system(s);\n}\n"}),
