@@ -12,8 +12,9 @@
 #include "tests/contract/kv/suite.h"
 
 #define CRASH_SLOTS 64u /* rows per table */
-#define CRASH_TRAIL 20u /* rows that KV_INDEX keeps: batch n adds row n and deletes row n - TRAIL \
-                         */
+#define CRASH_TRAIL                                                               \
+    20u /* rows that KV_INDEX keeps: batch n adds row n and deletes row n - TRAIL \
+         */
 
 static struct kv_slice crash_key(char text[24], uint64_t i)
 {
