@@ -71,6 +71,20 @@ void env_io_start(struct env_io *ios, unsigned n)
     }
 }
 
+int env_io_check(const struct env_io *io, bool direct, bool readonly)
+{
+    uint64_t end;
+
+    if (__builtin_add_overflow(io->off, io->len, &end) || end > INT64_MAX)
+        return ERR_RANGE;
+    if (readonly && io->kind != ENV_READ && io->kind != ENV_SYNC)
+        return ERR_READONLY;
+    if (direct && (io->kind == ENV_READ || io->kind == ENV_WRITE) &&
+        ((io->off | io->len | (uintptr_t)io->buf) & 4095))
+        return ERR_INVAL;
+    return 0;
+}
+
 struct io_wait {
     struct fiber *fiber;
     unsigned pending;

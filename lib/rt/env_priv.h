@@ -1,5 +1,5 @@
-/* What the files of lib/rt share: the scheduler's state, the vtable of an env, the struct of the
- * io_uring env.
+/* What the files of lib/rt share: the scheduler's state, the vtable of an env, the structs of the
+ * io_uring env and of the simulator.
  *
  * The scheduler (fiber.c, loop.c) is the same for both envs. It owns fibers, the ready list, timers
  * and those who wait for the stop; the vtable supplies everything that touches the world. An env's
@@ -19,6 +19,7 @@
 #include "lib/base/mem.h"
 #include "lib/rt/env.h"
 #include "lib/rt/env_ops.h"
+#include "lib/rt/env_sim.h"
 #include "lib/rt/sync.h"
 
 /* ---- Work for other threads, and messages back --------------------------------------------------
@@ -108,6 +109,10 @@ struct fiber *fiber_make(struct env *env, const char *name, fiber_fn fn, void *a
 bool fiber_step(struct env *env);
 /* Drops every fiber of the env where it stands (simulated kill). */
 void fiber_drop_all(struct env *env);
+
+/* Whether the shape of the request alone forbids it: ERR_RANGE, ERR_READONLY, ERR_INVAL (direct and
+ * not in units of 4096). */
+int env_io_check(const struct env_io *io, bool direct, bool readonly);
 
 /* ---- Addresses ----------------------------------------------------------------------------------
  */
@@ -216,3 +221,109 @@ void uring_inbox_drain(struct uring *u);
 bool uring_inbox_pending(struct uring *u);
 bool uring_inbox_end(struct uring *u); /* refuses messages from now on, if none is left */
 void uring_inbox_reopen(struct uring *u);
+
+/* ---- The simulator ------------------------------------------------------------------------------
+ */
+
+struct sim_env;
+
+/* Something that happens at a time. Embedded in what it is about; `fn` (it happens) or `drop` (its
+ * process was killed before) frees that. */
+struct sim_event {
+    uint64_t time, seq;
+    struct sim_env *owner; /* whose kill drops it and in whose memory it runs; may be NULL */
+    void (*fn)(struct sim_event *e);
+    void (*drop)(struct sim_event *e);
+};
+
+struct sim {
+    uint64_t rng[4];
+    uint64_t now, seq, digest;
+    uint64_t steps; /* fibers run since time last passed */
+    bool running, paused;
+    struct sim_event **events; /* heap; [0] is not used */
+    size_t event_count, event_cap;
+    struct list processes;
+    uint32_t next_process, last_stepped;
+    struct list files, listeners;
+    uint32_t next_file, next_conn;
+    uint16_t next_port;
+    struct sim_faults faults;
+    struct list file_faults;
+    struct fiber_pool pool;
+};
+
+struct sim_env {
+    struct env env;
+    struct sim *sim;
+    struct list link;
+    const char *name;
+    uint32_t id;
+    struct list handles, socks, listeners; /* open now; the nodes are in the process's memory */
+};
+
+static inline struct sim_env *sim_env_of(struct env *env)
+{
+    return LIST_ENTRY(env, struct sim_env, env);
+}
+
+void sim_schedule(struct sim *sim, struct sim_event *e, uint64_t time);
+uint64_t sim_between(struct sim *sim, uint64_t min, uint64_t max); /* both included */
+bool sim_chance(struct sim *sim, uint32_t per_million);
+
+/* sim_media.c: one file's bytes, as a reader sees them and as they are durable. */
+struct sim_page;
+struct sim_image {
+    struct sim_page **pages;
+    size_t page_count;
+    uint64_t size;
+};
+
+struct sim_file {
+    struct list link;
+    struct sim *sim;
+    char *path;
+    uint32_t id;
+    bool linked; /* has its name */
+    bool locked;
+    unsigned refs; /* open handles, and one for the name */
+    struct sim_image now, durable;
+    struct list pending; /* what was done and is not durable, oldest first */
+    size_t pending_count;
+    uint64_t last_seq;
+};
+
+void sim_media_init(struct sim_file *f);
+void sim_media_free(struct sim_file *f);
+size_t sim_media_read(struct sim_file *f, void *buf, size_t len,
+                      uint64_t off); /* short at the end */
+/* Done, for readers. Durable too if `dsync`; never, whatever is synced, if `lie`. kind: WRITE, TRIM
+ * (data NULL), RESIZE (off is the size). */
+struct sim_change {
+    enum env_io_kind kind;
+    const void *data;
+    uint64_t off, len;
+    uint32_t process;
+    bool dsync, lie;
+};
+void sim_media_change(struct sim_file *f, const struct sim_change *c);
+/* A part of it, chosen at random, has happened; or all, or nothing. */
+void sim_media_change_torn(struct sim_file *f, const struct sim_change *c);
+void sim_media_sync(struct sim_file *f, uint64_t upto_seq);
+void sim_media_sync_failed(struct sim_file *f, uint64_t upto_seq);
+void sim_media_xor(struct sim_file *f, uint64_t off, uint8_t bits); /* rot, on the medium */
+bool sim_media_pending_of(const struct sim_file *f, uint32_t process);
+void sim_media_power_cut(struct sim_file *f);
+
+/* sim_file.c */
+int sim_open(struct env *env, const char *path, unsigned flags, struct env_file **ret_file);
+int sim_mkdir(struct env *env, const char *path);
+int sim_unlink(struct env *env, const char *path);
+void sim_files_kill(struct sim_env *p, bool power);
+void sim_files_free(struct sim *sim);
+
+/* sim_sock.c */
+int sim_listen(struct env *env, const struct env_addr *addr, unsigned backlog,
+               struct env_listener **ret_listener);
+int sim_connect(struct env *env, const struct env_addr *addr, struct env_sock **ret_sock);
+void sim_socks_kill(struct sim_env *p, bool power);

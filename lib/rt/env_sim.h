@@ -15,7 +15,9 @@
 
 struct sim;
 
-/* Rates are in events per million operations; 0 switches a fault off. */
+/* Rates are in events per million operations; 0 switches a fault off. A maximum of 0 means the
+ * default latency (20 to 200 us). write_eio also makes SYNC fail; some of what it covered is then
+ * never durable, whatever is synced later. */
 struct sim_faults {
     uint32_t read_eio, write_eio;  /* the operation fails, nothing or a part of it happened */
     uint32_t bit_flip;             /* a read returns one flipped bit, which stays on the medium */

@@ -30,7 +30,9 @@ struct uring_file {
     struct env_file base;
     struct uring *uring;
     int fd;
-    bool direct, readonly;
+    bool direct;  /* the file system does it */
+    bool aligned; /* it was asked for */
+    bool readonly;
 };
 
 struct uring_io {
@@ -244,26 +246,11 @@ static void file_trim_slowly(struct env_io *io)
 /* ---- The vtable ---------------------------------------------------------------------------------
  */
 
-/* What cannot be done for the shape of the request alone; 0 when it is fine. */
-static int file_check(const struct uring_file *f, const struct env_io *io)
-{
-    uint64_t end;
-
-    if (__builtin_add_overflow(io->off, io->len, &end) || end > INT64_MAX)
-        return ERR_RANGE;
-    if (f->readonly && io->kind != ENV_READ && io->kind != ENV_SYNC)
-        return ERR_READONLY;
-    if (f->direct && (io->kind == ENV_READ || io->kind == ENV_WRITE) &&
-        ((io->off | io->len | (uintptr_t)io->buf) & 4095))
-        return ERR_INVAL;
-    return 0;
-}
-
 static void file_start(struct env_file *file, struct env_io *io)
 {
     struct uring_file *f = (struct uring_file *)file;
     struct uring_io *p = uring_io_of(io);
-    int r = file_check(f, io);
+    int r = env_io_check(io, f->aligned, f->readonly);
 
     p->moved = 0;
     if (r < 0 || (io->len == 0 && io->kind != ENV_SYNC && io->kind != ENV_RESIZE)) {
@@ -386,6 +373,7 @@ int uring_open(struct env *env, const char *path, unsigned flags, struct env_fil
     f->uring = uring_of(env);
     f->fd = j.fd;
     f->direct = j.direct;
+    f->aligned = flags & ENV_OPEN_DIRECT;
     f->readonly = flags & ENV_OPEN_RDONLY;
     *ret_file = &f->base;
     return 0;
