@@ -1,0 +1,239 @@
+#!/usr/bin/python3
+"""Success means safe: kill -9 at random moments while instances and blocks come in from all sides,
+and after each restart everything that was acknowledged is there and exact, and nothing else shows.
+
+An instance that was sent and not acknowledged may be there whole or not at all. A block must hold a
+write that may be the last one there (blockmodel.py). Some restarts are killed too.
+
+  kill9.py [--rounds N] [--seed S]    default 6 rounds (2 on slow builds); a campaign is 50 and more
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import sys
+import threading
+import time
+
+import blockmodel
+import dicom
+import nbd
+from harness import MIB, SHORT, Daemon, Failure, Suite, check, log, phantom, scratch
+
+REGION = 8 * MIB // blockmodel.SECTOR
+
+
+class Instances:
+    """Everything that was ever sent: what it was, and whether it was acknowledged."""
+
+    def __init__(self, files):
+        self.bases = [dicom.Instance(f) for f in files]
+        self.lock = threading.Lock()
+        # UID -> [digest of the data set, of the Part 10 stream or None, acked, (study, series)]
+        self.sent = {}
+
+    def fresh(self, rng):
+        """An instance that was never sent: (uid, base, data set, Part 10 stream)."""
+        base = rng.choice(self.bases)
+        digits = len(base.uid) - 5
+        uid = "2.25." + str(rng.randrange(10 ** (digits - 1), 10 ** digits))
+        part10 = bytearray(base.data.replace(base.uid.encode(), uid.encode()))
+        if rng.random() < 0.7:  # the others are the same pixels again
+            at = rng.randrange(base.dataset_off + 4096, len(part10) - 2048)
+            part10[at:at + 2048] = rng.randbytes(2048)
+        part10 = bytes(part10)
+        return uid, base, part10[base.dataset_off:], part10
+
+    def note_sent(self, uid, base, dataset, part10):
+        with self.lock:
+            self.sent[uid] = [hashlib.sha256(dataset).digest(),
+                              hashlib.sha256(part10).digest() if part10 else None, False,
+                              (base.study, base.series)]
+
+    def note_acked(self, uid):
+        with self.lock:
+            self.sent[uid][2] = True
+
+
+class Sender(threading.Thread):
+    """Sends instances over one connection until it breaks; C-STORE or STOW."""
+
+    def __init__(self, daemon, instances, seed, stop, how):
+        super().__init__(daemon=True)
+        self.instances, self.stop_event, self.how = instances, stop, how
+        self.addr = daemon.dicom if how == "C-STORE" else daemon.http
+        self.random = random.Random(seed)
+        self.error = None
+        self.acks = 0
+
+    def run(self):
+        try:
+            if self.how == "C-STORE":
+                self.run_store()
+            else:
+                self.run_stow()
+        except Exception as e:  # pylint: disable=broad-except
+            self.error = e
+
+    def run_store(self):
+        classes = {b.sop_class for b in self.instances.bases}
+        with dicom.Association(self.addr, [(c, dicom.EXPLICIT_LE) for c in classes]) as a:
+            while not self.stop_event.is_set():
+                uid, base, dataset, _ = self.instances.fresh(self.random)
+                self.instances.note_sent(uid, base, dataset, None)
+                status = a.store(base.sop_class, uid, dataset)
+                check(status == 0, f"C-STORE gave status {status:04x}")
+                self.instances.note_acked(uid)
+                self.acks += 1
+
+    def run_stow(self):
+        with dicom.Web(self.addr) as web:
+            while not self.stop_event.is_set():
+                count = self.random.randint(1, 4)
+                batch = [self.instances.fresh(self.random) for _ in range(count)]
+                for uid, base, dataset, part10 in batch:
+                    self.instances.note_sent(uid, base, dataset, part10)
+                status, stored, failed = web.stow(*(part10 for _, _, _, part10 in batch))
+                check(status == 200 and not failed, f"STOW gave HTTP status {status}", failed)
+                check(sorted(stored) == sorted(uid for uid, _, _, _ in batch),
+                      "STOW acknowledged other instances than were sent")
+                for uid in stored:
+                    self.instances.note_acked(uid)
+                self.acks += len(stored)
+
+
+class Rounds:
+    def __init__(self, folder, seed):
+        self.random = random.Random(seed)
+        self.instances = Instances(
+            phantom(os.path.join(folder, "ct"), slices=8, seed=seed)
+            + phantom(os.path.join(folder, "mr"), slices=8, rows=192, cols=192, modality="MR",
+                      seed=seed))
+        self.daemon = Daemon(os.path.join(folder, "data"))
+        self.volumes = {}
+        self.verified = set()
+
+    def prepare(self):
+        self.daemon.start()
+        for name, durability in (("sure", "every-write"), ("cached", "on-flush")):
+            self.daemon.cli("volume", "create", name, "64M", "--durability", durability)
+            self.volumes[name] = [
+                blockmodel.BlockModel(i * REGION, REGION, durability == "every-write",
+                                      tag=i + 1 if name == "sure" else 9)
+                for i in range(3 if name == "sure" else 1)]
+
+    def workers(self, stop):
+        seed = self.random.random
+        for name, models in self.volumes.items():
+            for model in models:
+                yield blockmodel.BlockWriter(self.daemon.nbd, name, model, seed(), stop)
+        for how in ("C-STORE", "C-STORE", "STOW"):
+            yield Sender(self.daemon, self.instances, seed(), stop, how)
+
+    def round(self):
+        stop = threading.Event()
+        workers = list(self.workers(stop))
+        for worker in workers:
+            worker.start()
+        time.sleep(self.random.uniform(0.2, 2.5))
+        early = [w.error for w in workers if w.error]
+        self.daemon.check_alive()
+        check(not early, "a client failed before the kill:", early)
+        self.daemon.kill()
+        stop.set()
+        for worker in workers:
+            worker.join(30)
+            check(not worker.is_alive(), "a client did not notice the kill")
+            if isinstance(worker.error, (Failure, nbd.NbdError)):
+                raise worker.error
+        blocks = sum(w.acks for w in workers if isinstance(w, blockmodel.BlockWriter))
+        objects = sum(w.acks for w in workers if isinstance(w, Sender))
+        while self.random.random() < 0.3:
+            self.kill_in_recovery()
+        start = time.monotonic()
+        self.daemon.start()
+        took = time.monotonic() - start
+        listed = self.verify()
+        log(f"{blocks} requests on blocks, {objects} instances acknowledged; back after "
+            f"{took:.2f} s; {listed} instances listed, all exact")
+
+    def kill_in_recovery(self):
+        """A start that is killed before, or just after, it is ready."""
+        self.daemon.ready_timeout = self.random.uniform(0.0, 0.4)
+        try:
+            self.daemon.start(expect_ready=False)
+            self.daemon.kill()
+        finally:
+            self.daemon.ready_timeout = 60
+
+    def verify(self, everything=False):
+        for name, models in self.volumes.items():
+            with nbd.Nbd(self.daemon.nbd, name) as client:
+                for model in models:
+                    model.verify(client)
+        with dicom.Web(self.daemon.http) as web:
+            listed = web.all_instances()
+            self.verify_list(listed)
+            for study, series, uid in listed:
+                # What was exact before is looked at again now and then, and all of it at the end.
+                if everything or uid not in self.verified or self.random.random() < 0.1:
+                    self.verify_instance(web, study, series, uid)
+        return len(listed)
+
+    def verify_list(self, listed):
+        names = [uid for _, _, uid in listed]
+        check(len(set(names)) == len(names), "an instance is listed twice")
+        lost = [uid for uid, row in self.instances.sent.items() if row[2] and uid not in set(names)]
+        check(not lost, f"{len(lost)} acknowledged instances are gone, one is", lost[:1])
+        strange = set(names) - set(self.instances.sent)
+        check(not strange, "instances that nobody sent:", strange)
+
+    def verify_instance(self, web, study, series, uid):
+        dataset_digest, part10_digest, _, place = self.instances.sent[uid]
+        check((study, series) == place, f"instance {uid} is listed in another series")
+        part10 = web.instance(study, series, uid)
+        dataset = hashlib.sha256(dicom.dataset_of(part10)).digest()
+        check(dataset == dataset_digest, f"instance {uid} reads back with other bytes")
+        if part10_digest:
+            check(hashlib.sha256(part10).digest() == part10_digest,
+                  f"instance {uid} has another head than the one sent")
+        self.instances.note_acked(uid)  # once seen, it must stay
+        self.verified.add(uid)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="kill -9 while data comes in from all sides")
+    parser.add_argument("--rounds", type=int, default=2 if SHORT else 6)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    suite = Suite()
+    with scratch() as folder:
+        rounds = []
+        with suite.case("a daemon with volumes starts"):
+            rounds.append(Rounds(folder, args.seed))
+            rounds[0].prepare()
+        for r in rounds:
+            try:
+                run_rounds(suite, r, args.rounds)
+            finally:
+                r.daemon.kill()
+    return suite.finish()
+
+
+def run_rounds(suite, rounds, count):
+    for i in range(count):
+        if not suite.failed:
+            with suite.case(f"round {i + 1}: what was acknowledged is there and exact"):
+                rounds.round()
+    if not suite.failed:
+        with suite.case("everything, after a clean stop and start"):
+            rounds.daemon.restart()
+            rounds.verify(everything=True)
+            rounds.daemon.stop()
+    if suite.failed:
+        print(rounds.daemon.log_tail())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
