@@ -170,11 +170,13 @@ static void answer_status(const struct nbd_core *c, const struct nbd_request *r,
     add_iov(a, a->heads, nbd_reply_status(c, r, error, message, a->heads));
 }
 
-static void answer_result(const struct nbd_core *c, const struct nbd_request *r, int err,
-                          struct nbd_answer *a)
+/* Makes the reply of what the store said, and returns it. */
+static int answer_result(const struct nbd_core *c, const struct nbd_request *r, int err,
+                         struct nbd_answer *a)
 {
     answer_status(c, r, nbd_error_of((enum nbd_command)r->type, err),
                   err < 0 ? err_text(err) : NULL, a);
+    return err;
 }
 
 static unsigned write_flags(const struct nbd_request *r)
@@ -230,25 +232,24 @@ static int read_sparse(const struct nbd_core *c, struct block_volume *v,
     return 0;
 }
 
-static void answer_read(const struct nbd_core *c, struct block_volume *v,
-                        const struct nbd_request *r, uint8_t *buf, struct nbd_answer *a)
+static int answer_read(const struct nbd_core *c, struct block_volume *v,
+                       const struct nbd_request *r, uint8_t *buf, struct nbd_answer *a)
 {
     int err;
 
     if (r->length == 0) {
         answer_status(c, r, 0, NULL, a);
-        return;
+        return 0;
     }
     if (r->length >= SPARSE_READ_MIN && nbd_reply_may_fragment(c, r))
         err = read_sparse(c, v, r, buf, a);
     else
         err = read_plain(c, v, r, buf, a);
-    if (err < 0)
-        answer_result(c, r, err, a);
+    return err < 0 ? answer_result(c, r, err, a) : 0;
 }
 
-static void answer_extents(const struct nbd_core *c, struct block_volume *v,
-                           const struct nbd_request *r, uint8_t *buf, struct nbd_answer *a)
+static int answer_extents(const struct nbd_core *c, struct block_volume *v,
+                          const struct nbd_request *r, uint8_t *buf, struct nbd_answer *a)
 {
     struct block_extent *ext = (struct block_extent *)(void *)buf;
     uint8_t *wire = buf + STATUS_EXTENTS_MAX * sizeof(*ext);
@@ -256,10 +257,8 @@ static void answer_extents(const struct nbd_core *c, struct block_volume *v,
     uint32_t left = r->length, n = 0;
     int err = block_extents(v, r->offset, r->length, ext, max, &count);
 
-    if (err < 0) {
-        answer_result(c, r, err, a);
-        return;
-    }
+    if (err < 0)
+        return answer_result(c, r, err, a);
     CHECK(count > 0 && count <= max);
     for (; n < count && left > 0; n++) {
         uint32_t len = ext[n].length < left ? (uint32_t)ext[n].length : left;
@@ -269,25 +268,24 @@ static void answer_extents(const struct nbd_core *c, struct block_volume *v,
     }
     add_iov(a, a->heads, nbd_reply_extents(c, r, n, a->heads));
     add_iov(a, wire, n * NBD_EXTENT_SIZE);
+    return 0;
 }
 
-void nbd_answer_request(const struct nbd_core *c, struct block_volume *v,
-                        const struct nbd_request *r, uint8_t *buf, struct nbd_answer *a)
+int nbd_answer_request(const struct nbd_core *c, struct block_volume *v,
+                       const struct nbd_request *r, uint8_t *buf, struct nbd_answer *a)
 {
     int err = 0;
 
     a->iov_count = 0;
     if (r->error) {
         answer_status(c, r, r->error, r->message, a);
-        return;
+        return 0;
     }
     switch ((enum nbd_command)r->type) {
     case NBD_CMD_READ:
-        answer_read(c, v, r, buf, a);
-        return;
+        return answer_read(c, v, r, buf, a);
     case NBD_CMD_BLOCK_STATUS:
-        answer_extents(c, v, r, buf, a);
-        return;
+        return answer_extents(c, v, r, buf, a);
     case NBD_CMD_FLUSH:
         err = block_flush(v);
         break;
@@ -304,5 +302,5 @@ void nbd_answer_request(const struct nbd_core *c, struct block_volume *v,
     case NBD_CMD_DISC:
         break;
     }
-    answer_result(c, r, err, a);
+    return answer_result(c, r, err, a);
 }

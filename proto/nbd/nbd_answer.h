@@ -39,6 +39,6 @@ size_t nbd_answer_room(const struct nbd_request *r);
 
 /* Does the request, or refuses it when r->error is set, and makes its reply. buf is of
  * nbd_answer_room() bytes, holds a write's payload, and stays until the reply is sent; so does the
- * answer itself. */
-void nbd_answer_request(const struct nbd_core *c, struct block_volume *v,
-                        const struct nbd_request *r, uint8_t *buf, struct nbd_answer *ret_answer);
+ * answer itself. Returns what the store said, 0 or an error that is already in the reply. */
+int nbd_answer_request(const struct nbd_core *c, struct block_volume *v,
+                       const struct nbd_request *r, uint8_t *buf, struct nbd_answer *ret_answer);

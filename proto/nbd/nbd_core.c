@@ -526,7 +526,7 @@ void nbd_core_refuse(struct nbd_core *c, enum nbd_rep reply, const char *message
 {
     CHECK(c->state == NBD_STATE_ASKED);
     if (c->option == OPT_EXPORT_NAME) {
-        close_with(c, "EXPORT_NAME of an export that cannot be served");
+        close_with(c, NULL); /* the only refusal there is */
         return;
     }
     rep(c, c->option, reply, message);

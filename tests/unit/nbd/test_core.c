@@ -168,11 +168,11 @@ static const struct dialogue {
     {"export name with zeroes", "d1 OPT d1 d4 'disk'", GREET "q" SIZE " w0x96d z:124", OPEN},
     {"export name, old client", "d0 OPT d1 d4 'disk'", GREET "q" SIZE " w0x96d z:124", OPEN},
     {"old client, other option", "d0 OPT d3 d0", GREET, BROKEN},
-    {"export name unknown", "d3 OPT d1 d4 'nope'", GREET, BROKEN},
+    {"export name unknown", "d3 OPT d1 d4 'nope'", GREET, CLOSED},
     {"export name with NUL", "d3 OPT d1 d4 'di' z:2", GREET, BROKEN},
     {"export name overlong", "d3 OPT d1 d5000 f:5000", GREET, BROKEN},
     {"export name far overlong", "d3 OPT d1 d70000", GREET, BROKEN},
-    {"export name default, several", "d3 OPT d1 d0", GREET, BROKEN},
+    {"export name default, several", "d3 OPT d1 d0", GREET, CLOSED},
     {"bad option magic", HELLO "'IHAVEOPX' d3 d0", GREET, BROKEN},
     {"list", HELLO "OPT d3 d0",
      GREET
