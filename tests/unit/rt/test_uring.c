@@ -6,6 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -13,6 +17,8 @@
 #include "lib/base/mem.h"
 #include "lib/rt/env_uring.h"
 #include "lib/rt/sync.h"
+
+#define UNIT 4096u
 
 static struct env *env;
 static char dir[64];
@@ -36,64 +42,584 @@ static const char *path(const char *name)
     return p;
 }
 
+/* ---- Files ---- */
+
+static uint8_t *unit(uint8_t value)
+{
+    uint8_t *buf = mem_alloc_aligned(4096, UNIT);
+
+    memset(buf, value, UNIT);
+    return buf;
+}
+
+static bool all(const uint8_t *buf, size_t n, uint8_t value)
+{
+    for (size_t i = 0; i < n; i++)
+        if (buf[i] != value)
+            return false;
+    return true;
+}
+
 static void files_main(void *arg)
 {
-    struct env_file *f;
-    char *buf = mem_alloc_aligned(4096, 8192);
+    const char *dir_of_file = arg;
+    struct env_file *f, *g;
+    uint8_t *buf = unit(7);
+    char name[200];
+    uint64_t size = 0;
+    struct env_io io = {.kind = ENV_READ, .buf = buf, .len = UNIT};
 
-    (void)arg;
-    assert_int_equal(env_open(env, path("missing"), 0, &f), ERR_NOENT);
-    assert_int_equal(
-        env_open(env, path("f"), ENV_OPEN_CREATE | ENV_OPEN_EXCL | ENV_OPEN_DIRECT, &f), 0);
-    memset(buf, 7, 8192);
-    assert_int_equal(env_pwrite(f, buf, 8192, 4096, true), 0);
+    snprintf(name, sizeof(name), "%s/f", dir_of_file);
+    assert_int_equal(env_open(env, name, 0, &f), ERR_NOENT);
+    assert_int_equal(env_open(env, name, ENV_OPEN_CREATE | ENV_OPEN_EXCL | ENV_OPEN_DIRECT, &f), 0);
+    assert_int_equal(env_open(env, name, ENV_OPEN_CREATE | ENV_OPEN_EXCL, &g), ERR_EXIST);
+    assert_int_equal(env_open(env, name, ENV_OPEN_RDONLY, &g), 0);
+    assert_int_equal(env_pwrite(f, buf, UNIT, UNIT, true), 0);
     assert_int_equal(env_sync(f), 0);
-    memset(buf, 0, 8192);
-    assert_int_equal(env_pread(f, buf, 8192, 4096), 0);
-    assert_int_equal(buf[0], 7);
-    assert_int_equal(buf[8191], 7);
+    assert_int_equal(env_file_size(g, &size), 0);
+    assert_int_equal(size, 2 * UNIT);
+    memset(buf, 1, UNIT);
+    assert_int_equal(env_pread(g, buf, UNIT, 0), 0);
+    assert_true(all(buf, UNIT, 0));
+    assert_int_equal(env_pread(f, buf, UNIT, UNIT), 0);
+    assert_true(all(buf, UNIT, 7));
+    assert_int_equal(env_pwrite(g, buf, UNIT, 0, false), ERR_READONLY);
+    assert_int_equal(env_pread(f, buf, UNIT, 512), ERR_INVAL); /* direct */
+    assert_int_equal(env_pread(f, buf, UNIT, UINT64_MAX - 4095), ERR_RANGE);
+    /* Short reads, of both kinds. */
+    io.file = g;
+    io.off = 2 * UNIT - 10;
+    assert_int_equal(env_io_run(&io, 1), ERR_TRUNCATED);
+    assert_int_equal(io.result, 10);
+    assert_int_equal(env_resize(f, UNIT + 700), 0);
+    io.file = f;
+    io.off = UNIT;
+    assert_int_equal(env_io_run(&io, 1), ERR_TRUNCATED);
+    assert_int_equal(io.result, 700);
+    io.off = 8 * UNIT;
+    assert_int_equal(env_io_run(&io, 1), ERR_TRUNCATED);
+    assert_int_equal(io.result, 0);
+    assert_int_equal(env_resize(f, 4 * UNIT), 0);
+    memset(buf, 9, UNIT);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(env_pwrite(f, buf, UNIT, i * UNIT, false), 0);
+    assert_int_equal(env_trim(f, UNIT, 2 * UNIT), 0);
+    assert_int_equal(env_trim(f, UNIT, 0), 0);
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(env_pread(f, buf, UNIT, i * UNIT), 0);
+        assert_true(all(buf, UNIT, i == 0 || i == 3 ? 9 : 0));
+    }
+    env_close(g);
     env_close(f);
+    env_close(NULL);
+    assert_int_equal(env_unlink(env, name), 0);
+    assert_int_equal(env_unlink(env, name), ERR_NOENT);
     mem_free(buf);
 }
 
 static void test_files(void **state)
 {
     (void)state;
-    run(files_main, NULL);
+    run(files_main, dir);
 }
+
+/* tmpfs knows no direct I/O (until recently) and its files are the same all the same. */
+static void test_files_tmpfs(void **state)
+{
+    char shm[] = "/dev/shm/filmroom-rt-XXXXXX";
+
+    (void)state;
+    if (!mkdtemp(shm))
+        skip();
+    run(files_main, shm);
+    assert_int_equal(rmdir(shm), 0);
+}
+
+static void names_main(void *arg)
+{
+    struct env_file *f, *g;
+
+    (void)arg;
+    assert_int_equal(env_mkdir(env, path("d")), 0);
+    assert_int_equal(env_mkdir(env, path("d")), 0);
+    assert_int_equal(env_mkdir(env, path("no/d")), ERR_NOENT);
+    assert_int_equal(env_open(env, path("d/f"), ENV_OPEN_CREATE | ENV_OPEN_LOCK, &f), 0);
+    assert_int_equal(env_mkdir(env, path("d/f")), ERR_EXIST);
+    assert_int_equal(env_open(env, path("d/f"), ENV_OPEN_LOCK, &g), ERR_LOCKED);
+    assert_int_equal(env_open(env, path("d/f"), 0, &g), 0);
+    env_close(g);
+    env_close(f);
+    assert_int_equal(env_open(env, path("d/f"), ENV_OPEN_LOCK, &f), 0);
+    env_close(f);
+}
+
+static void test_names(void **state)
+{
+    (void)state;
+    run(names_main, NULL);
+}
+
+/* Many more operations than may be in flight, from fibers and from callbacks. */
+enum { MANY = 3000, DEEP = 300 };
+static unsigned completed;
+static struct env_file *deep_file;
+
+static void deep_done(struct env_io *io)
+{
+    assert_null(fiber_self());
+    assert_int_equal(io->result, UNIT);
+    completed++;
+    if (io->kind == ENV_WRITE) { /* read it back from the callback */
+        memset(io->buf, 0, UNIT);
+        io->kind = ENV_READ;
+        env_io_start(io, 1);
+    }
+}
+
+static void deep_main(void *arg)
+{
+    struct env_io *ios = mem_calloc(DEEP, sizeof(*ios));
+    uint8_t *buf = mem_alloc_aligned(4096, DEEP * UNIT);
+
+    (void)arg;
+    assert_int_equal(env_open(env, path("deep"), ENV_OPEN_CREATE | ENV_OPEN_DIRECT, &deep_file), 0);
+    for (unsigned i = 0; i < DEEP; i++) {
+        ios[i] = (struct env_io){.kind = ENV_WRITE,
+                                 .file = deep_file,
+                                 .buf = buf + i * UNIT,
+                                 .len = UNIT,
+                                 .off = (uint64_t)i * UNIT,
+                                 .done = deep_done};
+        memset(ios[i].buf, (int)(i & 255), UNIT);
+    }
+    env_io_start(ios, DEEP);
+    while (completed < 2 * DEEP)
+        fiber_yield();
+    for (unsigned i = 0; i < DEEP; i++)
+        assert_true(all(buf + i * UNIT, UNIT, (uint8_t)i));
+    env_close(deep_file);
+    mem_free(buf);
+    mem_free(ios);
+}
+
+static void test_deep(void **state)
+{
+    (void)state;
+    completed = 0;
+    run(deep_main, NULL);
+}
+
+static void reader(void *arg)
+{
+    uint8_t *buf = unit(0);
+
+    for (unsigned i = 0; i < 20; i++) {
+        assert_int_equal(env_pread(arg, buf, UNIT, (i % 4) * UNIT), 0);
+        completed++;
+    }
+    mem_free(buf);
+}
+
+static void readers_main(void *arg)
+{
+    struct env_file *f;
+    uint8_t *buf = unit(1);
+
+    (void)arg;
+    assert_int_equal(env_open(env, path("readers"), ENV_OPEN_CREATE, &f), 0);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(env_pwrite(f, buf, UNIT, i * UNIT, false), 0);
+    for (unsigned i = 0; i < MANY / 20; i++)
+        fiber_spawn(env, "reader", reader, f);
+    while (completed < MANY)
+        env_sleep(env, ENV_NS_PER_MS);
+    env_close(f);
+    mem_free(buf);
+}
+
+static void test_readers(void **state)
+{
+    (void)state;
+    completed = 0;
+    run(readers_main, NULL);
+}
+
+/* ---- Sockets ---- */
+
+static struct env_listener *listener;
+static struct env_addr listen_addr;
+
+static void echo_fiber(void *arg)
+{
+    struct env_sock *s = arg;
+    uint8_t *buf = mem_alloc(50000);
+    int64_t n;
+
+    while ((n = env_recv(s, buf, 50000)) > 0) {
+        struct iovec iov[3] = {{buf, 1}, {buf, 0}, {buf + 1, (size_t)n - 1}};
+
+        assert_int_equal(env_send(s, iov, 3), 0);
+    }
+    assert_int_equal(n, 0);
+    env_sock_close(s);
+    mem_free(buf);
+}
+
+static void server_fiber(void *arg)
+{
+    struct env_sock *s;
+    int r;
+
+    (void)arg;
+    while ((r = env_accept(listener, &s)) == 0)
+        fiber_spawn(env, "echo", echo_fiber, s);
+    assert_int_equal(r, ERR_CANCELED);
+    completed++;
+}
+
+enum { STREAM = 3000000 };
+
+static void stream_fiber(void *arg)
+{
+    enum { PARTS = 1500 }; /* more than one sendmsg takes */
+    struct iovec *iov = mem_calloc(PARTS, sizeof(*iov));
+    uint8_t *buf = mem_alloc(STREAM);
+
+    for (unsigned i = 0; i < STREAM; i++)
+        buf[i] = (uint8_t)(i % 251);
+    for (unsigned i = 0; i < PARTS; i++)
+        iov[i] = (struct iovec){buf + i * (STREAM / PARTS), STREAM / PARTS};
+    assert_int_equal(env_send(arg, iov, PARTS), 0);
+    mem_free(buf);
+    mem_free(iov);
+    completed++;
+}
+
+static void client_fiber(void *arg)
+{
+    struct env_sock *s;
+    uint8_t *buf = mem_alloc(70000);
+    unsigned got = 0;
+
+    (void)arg;
+    assert_int_equal(env_connect(env, &listen_addr, &s), 0);
+    fiber_spawn(env, "stream", stream_fiber, s);
+    while (got < STREAM) {
+        int64_t n = env_recv(s, buf, 70000);
+
+        assert_true(n > 0);
+        for (int64_t i = 0; i < n; i++)
+            assert_int_equal(buf[i], (got + (unsigned)i) % 251);
+        got += (unsigned)n;
+    }
+    env_sock_close(s);
+    mem_free(buf);
+    completed++;
+}
+
+static void sockets_main(void *arg)
+{
+    struct env_listener *second;
+
+    assert_int_equal(env_listen(env, arg, 16, &listener), 0);
+    assert_int_equal(env_listener_addr(listener, &listen_addr), 0);
+    assert_int_equal(env_listen(env, &listen_addr, 16, &second), ERR_ADDR);
+    fiber_spawn(env, "server", server_fiber, NULL);
+    for (int i = 0; i < 2; i++)
+        fiber_spawn(env, "client", client_fiber, NULL);
+    while (completed < 4)
+        env_sleep(env, ENV_NS_PER_MS);
+    env_listener_close(listener);
+}
+
+static void test_sockets(void **state)
+{
+    struct env_addr addrs[3] = {{"tcp:127.0.0.1:0"}, {"tcp:[::1]:0"}};
+
+    (void)state;
+    snprintf(addrs[2].text, sizeof(addrs[2].text), "unix:%s/s", dir);
+    for (int i = 0; i < 3; i++) {
+        completed = 0;
+        run(sockets_main, &addrs[i]);
+        assert_int_equal(completed, 5);
+    }
+    assert_int_not_equal(access(addrs[2].text + 5, F_OK), 0); /* taken away with the listener */
+}
+
+static void shut_reader(void *arg)
+{
+    char c;
+
+    assert_int_equal(env_recv(arg, &c, 1), 0);
+    completed++;
+}
+
+static void shut_writer(void *arg)
+{
+    uint8_t *buf = mem_zalloc(1 << 20);
+    int r;
+
+    do { /* nobody reads, so one of these waits */
+        struct iovec iov = {buf, 1 << 20};
+
+        r = env_send(arg, &iov, 1);
+    } while (r == 0);
+    assert_int_equal(r, ERR_CLOSED);
+    mem_free(buf);
+    completed++;
+}
+
+static void endings_main(void *arg)
+{
+    struct env_sock *a, *b;
+    struct env_addr none;
+    char c = 'x';
+    struct iovec iov = {&c, 1};
+
+    assert_int_equal(env_listen(env, arg, 16, &listener), 0);
+    assert_int_equal(env_listener_addr(listener, &listen_addr), 0);
+    assert_int_equal(env_connect(env, &listen_addr, &a), 0);
+    assert_int_equal(env_accept(listener, &b), 0);
+    fiber_spawn(env, "reader", shut_reader, a);
+    fiber_spawn(env, "writer", shut_writer, a);
+    env_sleep(env, 20 * ENV_NS_PER_MS);
+    assert_int_equal(completed, 0);
+    env_sock_shutdown(a);
+    env_sleep(env, 20 * ENV_NS_PER_MS);
+    assert_int_equal(completed, 2);
+    env_sock_close(a);
+    while (env_send(b, &iov, 1) == 0)
+        env_sleep(env, ENV_NS_PER_MS); /* to one who has gone */
+    env_sock_close(b);
+    env_sock_close(NULL);
+    none = listen_addr;
+    env_listener_close(listener);
+    assert_true(env_connect(env, &none, &a) < 0);
+}
+
+static void test_endings(void **state)
+{
+    struct env_addr addrs[2] = {{"tcp:127.0.0.1:0"}};
+
+    (void)state;
+    snprintf(addrs[1].text, sizeof(addrs[1].text), "unix:%s/s", dir);
+    for (int i = 0; i < 2; i++) {
+        completed = 0;
+        run(endings_main, &addrs[i]);
+        assert_int_equal(completed, 2);
+    }
+}
+
+static void addrs_main(void *arg)
+{
+    static const struct env_addr bad[] = {
+        {""},           {"tcp:"},          {"tcp:localhost:1"},   {"tcp:127.0.0.1"},
+        {"unix:"},      {"tcp:1.2.3.4:"},  {"tcp:1.2.3.4:65536"}, {"tcp:1.2.3.4:-1"},
+        {"tcp:[::1:1"}, {"udp:1.2.3.4:1"}, {"tcp:1.2.3.4:1x"},
+    };
+    struct env_listener *l;
+    struct env_sock *s;
+    struct env_addr stale, endless;
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    struct sockaddr_un un = {.sun_family = AF_UNIX};
+
+    (void)arg;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        assert_int_equal(env_listen(env, &bad[i], 1, &l), ERR_INVAL);
+        assert_int_equal(env_connect(env, &bad[i], &s), ERR_INVAL);
+    }
+    memset(&endless, 'a', sizeof(endless));
+    memcpy(&endless, "unix:/", 6);
+    assert_int_equal(env_listen(env, &endless, 1, &l), ERR_INVAL);
+    /* A socket file of a daemon that was killed. */
+    snprintf(un.sun_path, sizeof(un.sun_path), "%s/stale", dir);
+    assert_int_equal(bind(fd, (struct sockaddr *)&un, sizeof(un)), 0);
+    close(fd);
+    snprintf(stale.text, sizeof(stale.text), "unix:%s/stale", dir);
+    assert_int_equal(env_connect(env, &stale, &s), ERR_CLOSED);
+    assert_int_equal(env_listen(env, &stale, 1, &l), 0);
+    env_listener_close(l);
+    assert_int_equal(env_connect(env, &stale, &s), ERR_NOENT);
+}
+
+static void test_addresses(void **state)
+{
+    (void)state;
+    run(addrs_main, NULL);
+}
+
+/* ---- Other threads ---- */
 
 static void double_it(void *arg)
 {
+    assert_null(fiber_self());
     *(int *)arg *= 2;
 }
 
-static void thread_call(void *arg)
+static void burn(void *arg)
 {
-    env_sleep(env, ENV_NS_PER_MS);
-    ++*(int *)arg;
+    usleep(100 * (useconds_t)(uintptr_t)arg);
 }
 
-static void thread_main(void *arg)
+static void burnt(void *arg)
 {
-    assert_int_equal(env_call(env, "call", thread_call, arg), 0);
+    (void)arg;
+    assert_null(fiber_self());
+    completed++;
 }
 
-static void others_main(void *arg)
-{
-    int *n = arg;
-
-    env_offload(env, ENV_LANE_CPU, double_it, n);
-    assert_int_equal(*n, 42);
-    assert_int_equal(env_thread(env, "t", thread_main, n), 0);
-}
-
-static void test_others(void **state)
+static void offload_main(void *arg)
 {
     int n = 21;
 
+    (void)arg;
+    env_offload(env, ENV_LANE_CPU, double_it, &n);
+    assert_int_equal(n, 42);
+    assert_int_equal(env_lane_width(env, ENV_LANE_KV), 2);
+    for (uintptr_t i = 0; i < 100; i++)
+        env_offload_start(env, i % 2 ? ENV_LANE_CPU : ENV_LANE_KV, burn, burnt, (void *)(i % 5));
+    for (int i = 0; i < 1000; i++) {
+        n = i;
+        env_offload(env, ENV_LANE_CPU, double_it, &n);
+        assert_int_equal(n, 2 * i);
+    }
+    /* The loop waits for what is still on its way. */
+}
+
+static void test_offload(void **state)
+{
     (void)state;
-    run(others_main, &n);
-    assert_int_equal(n, 43);
+    completed = 0;
+    run(offload_main, NULL);
+    assert_int_equal(completed, 100);
+}
+
+static void call_fn(void *arg)
+{
+    assert_non_null(fiber_self());
+    env_sleep(env, 10000);
+    ++*(unsigned *)arg;
+}
+
+static void thread_fn(void *arg)
+{
+    unsigned calls = 0;
+    sigset_t blocked;
+
+    (void)arg;
+    pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+    if (!sigismember(&blocked, SIGTERM))
+        return;
+    for (unsigned i = 0; i < 50; i++)
+        if (env_call(env, "call", call_fn, &calls) < 0)
+            return;
+    if (calls == 50)
+        env_post(env, "post", call_fn, &completed);
+}
+
+static void threads_main(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(env_thread(env, "foreign", thread_fn, NULL), 0);
+    /* main ends before they do */
+}
+
+static void test_threads(void **state)
+{
+    const struct env_uring_options o = {0};
+
+    (void)state;
+    completed = 0;
+    assert_int_equal(env_uring_new(&o, &env), 0);
+    env_run(env, threads_main, NULL);
+    assert_int_equal(completed, 5);
+    assert_int_equal(env_post(env, "late", call_fn, &completed), ERR_SHUTDOWN);
+    assert_int_equal(env_call(env, "late", call_fn, &completed), ERR_SHUTDOWN);
+    assert_int_equal(env_thread(env, "late", thread_fn, NULL), ERR_SHUTDOWN);
+    assert_int_equal(completed, 5);
+    env_run(env, threads_main, NULL); /* and once more */
+    assert_int_equal(completed, 10);
+    env_free(env);
+}
+
+/* An idle loop is woken by posts, however they fall. */
+static void poster_fn(void *arg)
+{
+    (void)arg;
+    for (unsigned i = 0; i < 2000; i++) {
+        if (env_post(env, "post", call_fn, &completed) < 0)
+            return;
+        if (i % 64 == 0)
+            usleep(200);
+    }
+}
+
+static void posts_main(void *arg)
+{
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(env_thread(env, "poster", poster_fn, arg), 0);
+}
+
+static void test_posts(void **state)
+{
+    (void)state;
+    completed = 0;
+    run(posts_main, NULL);
+    assert_int_equal(completed, 4000);
+}
+
+/* ---- The stop ---- */
+
+static void stop_fiber(void *arg)
+{
+    (void)arg;
+    env_wait_stop(env);
+    completed++;
+}
+
+static void killer_fn(void *arg)
+{
+    usleep(20000);
+    kill(getpid(), *(int *)arg);
+}
+
+static void stop_main(void *arg)
+{
+    for (int i = 0; i < 3; i++)
+        fiber_spawn(env, "stop", stop_fiber, NULL);
+    assert_int_equal(env_thread(env, "killer", killer_fn, arg), 0);
+    env_wait_stop(env);
+    env_wait_stop(env); /* returns at once */
+}
+
+static void test_stop(void **state)
+{
+    int signals[] = {SIGTERM, SIGINT};
+    sigset_t blocked;
+
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        completed = 0;
+        run(stop_main, &signals[i]);
+        assert_int_equal(completed, 3);
+    }
+    pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+    assert_false(sigismember(&blocked, SIGTERM)); /* as it was */
+}
+
+static void test_keep_signals(void **state)
+{
+    const struct env_uring_options o = {.keep_signals = true};
+    sigset_t blocked;
+
+    (void)state;
+    assert_int_equal(env_uring_new(&o, &env), 0);
+    pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+    assert_false(sigismember(&blocked, SIGTERM));
+    env_free(env);
+    assert_int_equal(env_uring_new(&(struct env_uring_options){.queue_depth = 1u << 20}, &env),
+                     ERR_INVAL);
 }
 
 static int setup(void **state)
@@ -115,8 +641,13 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_files),
-        cmocka_unit_test(test_others),
+        cmocka_unit_test(test_files),        cmocka_unit_test(test_files_tmpfs),
+        cmocka_unit_test(test_names),        cmocka_unit_test(test_deep),
+        cmocka_unit_test(test_readers),      cmocka_unit_test(test_sockets),
+        cmocka_unit_test(test_endings),      cmocka_unit_test(test_addresses),
+        cmocka_unit_test(test_offload),      cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_posts),        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_keep_signals),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
