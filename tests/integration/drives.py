@@ -1,0 +1,232 @@
+#!/usr/bin/python3
+"""Any two of six drives may go, at any time and in any way, and everything is served exact; with a
+third gone there are clear errors and never wrong bytes; a flipped byte is never served.
+
+  drives.py [--pairs N] [--rounds N] [--seed S]    pairs of drives tried in each way (default 3; 15
+                                                   are all there are), rounds of flips (default 6)
+"""
+
+import argparse
+import itertools
+import os
+import random
+import shutil
+import sys
+
+from contents import Contents
+from harness import GIB, MIB, SHORT, Daemon, Suite, check, log, run, scratch
+
+CAPACITY = str(GIB)
+
+
+def data_extents(path):
+    """The parts of a sparse file that hold data."""
+    with open(path, "rb") as f:
+        end = f.seek(0, os.SEEK_END)
+        at = 0
+        while at < end:
+            try:
+                start = f.seek(at, os.SEEK_DATA)
+            except OSError:
+                return
+            at = f.seek(start, os.SEEK_HOLE)
+            yield start, at - start
+
+
+def drown(path, seed):
+    """Overwrites everything in the file with noise, in place."""
+    rng = random.Random(seed)
+    extents = list(data_extents(path))
+    with open(path, "r+b") as f:
+        for start, length in extents:
+            f.seek(start)
+            for at in range(0, length, MIB):
+                f.write(rng.randbytes(min(MIB, length - at)))
+
+
+def flip(path, rng, count):
+    """Changes single bytes at random places that hold data."""
+    extents = list(data_extents(path))
+    with open(path, "r+b") as f:
+        for _ in range(count):
+            start, length = rng.choices(extents, [n for _, n in extents])[0]
+            at = start + rng.randrange(length)
+            f.seek(at)
+            old = f.read(1)[0]
+            f.seek(at)
+            f.write(bytes([old ^ 1 << rng.randrange(8)]))
+
+
+class Drives:
+    def __init__(self, folder, args):
+        self.folder, self.args = folder, args
+        self.random = random.Random(args.seed)
+        self.master = os.path.join(folder, "master")
+        self.contents = Contents(folder, seed=args.seed)
+        self.copies = 0
+
+    def prepare(self):
+        with Daemon(self.master, "--capacity", CAPACITY) as daemon:
+            self.contents.store(daemon)
+            daemon.wait_quiet()
+            self.contents.verify(daemon)
+            self.names = [os.path.relpath(p, self.master) for p in daemon.drives()]
+            check(len(self.names) == 6, "six drives are expected, not", self.names)
+            status = daemon.status()
+            check(status["state"] == "ok", "a new store should be in full health:", status)
+
+    def copy(self):
+        """A fresh copy of the store, stopped."""
+        self.copies += 1
+        path = os.path.join(self.folder, f"copy{self.copies}")
+        run("cp", "-a", "--sparse=always", self.master, path)
+        return path
+
+    def paths(self, data, names):
+        return [os.path.join(data, n) for n in names]
+
+    def pairs(self):
+        every = list(itertools.combinations(self.names, 2))
+        return self.random.sample(every, min(self.args.pairs, len(every)))
+
+    # ---- Cases -----------------------------------------------------------------------------------
+
+    def lost_while_stopped(self, how):
+        for pair in self.pairs():
+            data = self.copy()
+            for path in self.paths(data, pair):
+                if how == "deleted":
+                    os.unlink(path)
+                else:
+                    drown(path, self.random.random())
+            log(how, *map(os.path.basename, pair))
+            with Daemon(data, "--capacity", CAPACITY) as daemon:
+                self.contents.verify(daemon)
+                self.check_degraded(daemon)
+                more = Contents(self.folder, seed=self.args.seed + 100, slices=4, volume_mib=4)
+                more.store(daemon)  # writes go on as well
+                daemon.restart()
+                more.verify(daemon)
+                self.contents.verify(daemon)
+            shutil.rmtree(data)
+
+    def check_degraded(self, daemon):
+        status = daemon.status()
+        check(status["state"] == "degraded", "the state should be degraded:", status["state"])
+        check(status["drives_ok"] == 4, "four drives should be fine:", status["drives_ok"])
+        check(status["reasons"], "the status should say why it is degraded")
+        rows = daemon.cli_json("drive", "list")["drives"]
+        check(sum(r["state"] != "ok" for r in rows) == 2, "two drives should be named:", rows)
+
+    def lost_while_running(self):
+        for pair in self.pairs():
+            data = self.copy()
+            with Daemon(data, "--capacity", CAPACITY) as daemon:
+                for path in self.paths(data, pair):
+                    drown(path, self.random.random())
+                log("noise under the running daemon on", *map(os.path.basename, pair))
+                self.contents.verify(daemon)
+                daemon.kill()  # whatever it would have written at a clean stop
+                daemon.start()
+                self.contents.verify(daemon)
+            shutil.rmtree(data)
+
+    def third_loss(self):
+        for how in ("deleted", "noise"):
+            data = self.copy()
+            gone = self.random.sample(self.names, 3)
+            for path in self.paths(data, gone):
+                if how == "deleted":
+                    os.unlink(path)
+                else:
+                    drown(path, self.random.random())
+            daemon = Daemon(data, "--capacity", CAPACITY, ready_timeout=20)
+            try:
+                if daemon.start(expect_ready=False):
+                    errors = self.contents.verify(daemon, errors_allowed=True)
+                    check(errors > 0, "three drives of 4+2 are gone and nothing is missing?")
+                    status = daemon.status()
+                    check(status["state"] == "failed", "the state should be failed:", status)
+                    log(how, f"three: {errors} pieces refused, none wrong")
+                else:
+                    # Refusing to start is an answer too, if it says why.
+                    check(daemon.process.poll() not in (None, -6, -11), "no clean refusal:",
+                          daemon.log_tail())
+                    words = daemon.log_tail().lower()
+                    check("drive" in words, "the refusal should name the drives:", words)
+                    log(how, "three: the daemon refuses to start:", words.split("\n")[-2][:200])
+            finally:
+                daemon.kill()
+            daemon.check_log()
+            shutil.rmtree(data)
+
+    def flips(self):
+        for number in range(self.args.rounds):
+            data = self.copy()
+            pair = self.random.sample(self.names, 2)
+            running = number % 2
+            daemon = Daemon(data, "--capacity", CAPACITY)
+            with daemon:
+                if not running:
+                    daemon.stop()
+                for path in self.paths(data, pair):
+                    flip(path, self.random, 1 if number < 2 else 400)
+                if not running:
+                    daemon.start()
+                self.contents.verify(daemon)
+                daemon.restart()
+                self.contents.verify(daemon)
+                log(f"round {number + 1}: repaired", daemon.status()["counters"]["repaired"])
+            shutil.rmtree(data)
+
+    def stale_return(self):
+        """Two drives miss writes and come back: what they hold is old and must not be believed."""
+        data, away = self.copy(), os.path.join(self.folder, "away")
+        os.makedirs(away, exist_ok=True)
+        pair = self.random.sample(self.paths(data, self.names), 2)
+        for path in pair:
+            shutil.move(path, os.path.join(away, os.path.basename(path)))
+        more = Contents(self.folder, seed=self.args.seed + 200, slices=6, volume_mib=8)
+        with Daemon(data, "--capacity", CAPACITY) as daemon:
+            more.store(daemon)
+            daemon.cli("volume", "delete", self.contents.volume, "--yes")
+        for path in pair:
+            shutil.move(os.path.join(away, os.path.basename(path)), path)
+        with Daemon(data, "--capacity", CAPACITY) as daemon:
+            more.verify(daemon)
+            self.contents.verify_instances(daemon, False)
+            names = [v["name"] for v in daemon.cli_json("volume", "list")["volumes"]]
+            check(self.contents.volume not in names, "a deleted volume came back")
+        shutil.rmtree(data)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="drives go and bytes flip")
+    parser.add_argument("--pairs", type=int, default=1 if SHORT else 3)
+    parser.add_argument("--rounds", type=int, default=2 if SHORT else 6)
+    parser.add_argument("--seed", type=int, default=1)
+    suite = Suite()
+    with scratch() as folder:
+        ready = []
+        with suite.case("a store with six drives is filled"):
+            drives = Drives(folder, parser.parse_args())
+            drives.prepare()
+            ready.append(drives)
+        for d in ready:
+            with suite.case("two drives deleted while stopped"):
+                d.lost_while_stopped("deleted")
+            with suite.case("two drives overwritten with noise while stopped"):
+                d.lost_while_stopped("noise")
+            with suite.case("two drives overwritten with noise under the running daemon"):
+                d.lost_while_running()
+            with suite.case("a third loss gives clear errors, never wrong bytes"):
+                d.third_loss()
+            with suite.case("flipped bytes are never served"):
+                d.flips()
+            with suite.case("drives that missed writes and come back are not believed"):
+                d.stale_return()
+    return suite.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+#!/usr/bin/python3
+"""What is stored twice costs almost nothing, and a full store refuses clearly, goes on reading, and
+takes writes again once something was deleted."""
+
+import errno
+import os
+import random
+import sys
+import time
+
+import dicom
+import nbd
+from contents import Contents
+from harness import (DICOM_DATA, MIB, PHANTOM, Daemon, Failure, Skip, Suite, check, log, need,
+                     phantom, run, scratch, store_with_dcmsend)
+
+
+def make_image(folder):
+    """An ext4 image with files in it, as a guest would have."""
+    need("mkfs.ext4")
+    image = os.path.join(folder, "disk.img")
+    tree = os.path.join(folder, "tree")
+    os.makedirs(tree)
+    run("cp", "-a", "/usr/lib/python3/dist-packages", tree, ok=False)
+    with open(os.path.join(tree, "noise"), "wb") as f:
+        f.write(random.Random(1).randbytes(16 * MIB))
+    run("mkfs.ext4", "-q", "-F", "-d", tree, image, "192M")
+    return image
+
+
+def grown_by(daemon, action):
+    """How many stored bytes the action adds, once background work has settled."""
+    daemon.wait_quiet()
+    before = daemon.stored()
+    action()
+    daemon.wait_quiet()
+    return daemon.stored() - before
+
+
+def same_image_twice(folder):
+    need("nbdcopy", "mkfs.ext4")
+    image = make_image(folder)
+    with Daemon(os.path.join(folder, "twice")) as daemon:
+        for name in ("one", "two"):
+            daemon.volume(name, os.path.getsize(image))
+
+        def copy(name):
+            run("nbdcopy", "--flush", image, daemon.nbd_uri(name), timeout=600)
+
+        first = grown_by(daemon, lambda: copy("one"))
+        second = grown_by(daemon, lambda: copy("two"))
+        log(f"first {first / MIB:.1f} MiB, second {second / MIB:.2f} MiB")
+        check(first > 4 * MIB, "the image cannot have taken only", first)
+        check(second < 0.05 * first, f"the second copy cost {second} of {first} bytes")
+        back = os.path.join(folder, "back.img")
+        run("nbdcopy", daemon.nbd_uri("two"), back, timeout=600)
+        run("cmp", image, back)
+
+
+def study_twice(folder, files, name):
+    need("dcmsend")
+    with Daemon(os.path.join(folder, name)) as daemon:
+        again = os.path.join(folder, name + "-again")
+        run(PHANTOM, "--out", again, "--reheader", os.path.dirname(files[0]), "--patient", "OTHER",
+            "--seed", 7)
+        others = [os.path.join(again, f) for f in sorted(os.listdir(again))]
+        raw = sum(map(os.path.getsize, files))
+        first = grown_by(daemon, lambda: store_with_dcmsend(daemon, files))
+        second = grown_by(daemon, lambda: store_with_dcmsend(daemon, others))
+        log(f"{len(files)} slices, {raw / MIB:.1f} MiB: stored in {first / MIB:.1f} MiB, "
+            f"again under other headers {second / MIB:.2f} MiB")
+        check(second < 0.05 * first, f"the second study cost {second} of {first} bytes")
+        check(first < raw / 1.8, f"{raw} bytes of CT took {first} bytes")
+        check(daemon.status()["instances"] == 2 * len(files), "instances are missing")
+
+
+def real_study_twice(folder):
+    source = os.path.join(DICOM_DATA, "ct")
+    if not os.path.isdir(source):
+        raise Skip("real DICOM data (FILMROOM_DICOM_DATA)")
+    study_twice(folder, [os.path.join(source, f) for f in sorted(os.listdir(source))], "real")
+
+
+# ---- Full --------------------------------------------------------------------------------------
+
+
+def fill(daemon, volume, limit):
+    """Writes noise until there is no space; returns what was acknowledged, {offset: seed}."""
+    written = {}
+    with nbd.Nbd(daemon.nbd, volume) as client:
+        for offset in range(0, limit, MIB):
+            try:
+                client.write(offset, random.Random(offset).randbytes(MIB))
+            except nbd.NbdError as e:
+                check(e.errno == errno.ENOSPC, "a full store must answer ENOSPC, not", e)
+                return written
+            written[offset] = offset
+    raise Failure(f"{limit} bytes of noise fitted")
+
+
+def check_written(daemon, volume, written):
+    with nbd.Nbd(daemon.nbd, volume) as client:
+        for offset, seed in written.items():
+            check(client.read(offset, MIB) == random.Random(seed).randbytes(MIB),
+                  f"the full store reads other bytes at {offset}")
+
+
+def noise_instance(base, number):
+    """An instance with noise for pixels, so that it takes its full size."""
+    uid = base.uid[:-6] + f"{100000 + number}"
+    data = base.data.replace(base.uid.encode(), uid.encode())
+    size = 512 * 512 * 2
+    return uid, data[:-size] + random.Random(number).randbytes(size)
+
+
+def refused_when_full(daemon, base):
+    """Both DICOM doors say that there is no space, and say it within a bounded number of tries."""
+    for number in range(200):
+        uid, data = noise_instance(base, number)
+        with dicom.Web(daemon.http) as web:
+            status, stored, failed = web.stow(data)
+        if uid not in stored:
+            break
+    else:
+        raise Failure("200 instances of noise fitted in a full store")
+    log(f"STOW: HTTP status {status}, reasons {failed}")
+    check(status in (409, 503, 507), f"a full store answers STOW with {status}")
+    if failed:
+        check(all(0xA700 <= r <= 0xA7FF for r in failed.values()),
+              "the reason should be A7xx:", failed)
+    with dicom.Association(daemon.dicom, [(base.sop_class, dicom.EXPLICIT_LE)]) as a:
+        for number in range(300, 500):
+            uid, data = noise_instance(base, number)
+            status = a.store(base.sop_class, uid, dicom.dataset_of(data))
+            if status:
+                break
+        check(0xA700 <= status <= 0xA7FF, f"a full store answers C-STORE with {status:04x}")
+
+
+def writes_work_again(daemon, volume, timeout=60):
+    """Space comes back in the background after a deletion; bounded wait."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            with nbd.Nbd(daemon.nbd, volume) as client:
+                for offset in range(0, 16 * MIB, MIB):
+                    client.write(offset, random.Random(offset + 1).randbytes(MIB))
+            return
+        except nbd.NbdError as e:
+            if e.errno != errno.ENOSPC or time.monotonic() > end:
+                raise
+        time.sleep(1)
+
+
+def full_store(folder):
+    files = phantom(os.path.join(folder, "one"), slices=1, seed=5)
+    base = dicom.Instance(files[0])
+    with Daemon(os.path.join(folder, "full"), "--capacity", "256M") as daemon:
+        kept = Contents(folder, seed=3, slices=6, volume_mib=8)
+        kept.store(daemon)
+        daemon.volume("filler", "4G")
+        daemon.volume("later", "64M")
+        written = fill(daemon, "filler", 2048 * MIB)
+        log(f"{len(written)} MiB of noise fitted in 256 MiB")
+        check(64 < len(written) < 512, "capacity and what fitted do not agree:", len(written))
+        refused_when_full(daemon, base)
+        check_written(daemon, "filler", written)
+        kept.verify(daemon)
+        daemon.restart()
+        check_written(daemon, "filler", written)
+        kept.verify(daemon)
+        daemon.cli("volume", "delete", "filler", "--yes")
+        writes_work_again(daemon, "later")
+        kept.verify(daemon)
+        with dicom.Web(daemon.http) as web:
+            uid, data = noise_instance(base, 900)
+            status, stored, _ = web.stow(data)
+            check(stored == [uid], f"after a deletion STOW still gives HTTP status {status}")
+
+
+def main():
+    suite = Suite()
+    with scratch() as folder:
+        with suite.case("the same disk image in a second volume costs under 5 %"):
+            same_image_twice(folder)
+        with suite.case("the same study under other headers costs under 5 %"):
+            study_twice(folder, phantom(os.path.join(folder, "ct"), slices=40), "phantom")
+        with suite.case("a real study under other headers costs under 5 %"):
+            real_study_twice(folder)
+        with suite.case("a full store refuses clearly, reads on, and recovers by deletion"):
+            full_store(folder)
+    return suite.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
