@@ -3,8 +3,8 @@
  * All mutable metadata of a partition lives here, changed only by applying journal records: one
  * batch per record, so the store needs no log of its own. What was written is visible at once, and
  * durable after kv_flush; a crash takes the tables back, together, to some batch border at or after
- * the last completed flush (never to a mix). That is the contract that kv_rocks and kv_mem share and
- * tests/contract/kv holds them to.
+ * the last completed flush (never to a mix). That is the contract that kv_rocks and kv_mem share
+ * and tests/contract/kv holds them to.
  *
  * Keys are compared as byte strings (memcmp, shorter first). Keys have 1..1024 bytes, values up to
  * 16 MiB. All calls come from fibers of the env it was opened on.
@@ -41,8 +41,8 @@ struct kv_slice {
 /* Value of a key, copied: *ret_value from mem_alloc, the caller frees. ERR_NOENT. May suspend. */
 int kv_get(struct kv *kv, enum kv_table t, struct kv_slice key, void **ret_value, size_t *ret_len);
 
-/* Several at once: values[i] is NULL where the key is missing. Each is the caller's. On failure none
- * is given. The values need not be of one state when a write runs meanwhile. May suspend. */
+/* Several at once: values[i] is NULL where the key is missing. Each is the caller's. On failure
+ * none is given. The values need not be of one state when a write runs meanwhile. May suspend. */
 int kv_multi_get(struct kv *kv, enum kv_table t, const struct kv_slice *keys, size_t n,
                  void **values, size_t *lens);
 
@@ -51,7 +51,7 @@ struct kv_rows {
     size_t count;
     struct kv_row {
         struct kv_slice key, value;
-    } *rows; /* one allocation with its bytes */
+    } * rows; /* one allocation with its bytes */
 };
 
 /* Rows with from <= key < to (an empty `to`: to the table's end), at most max_rows and about
@@ -96,9 +96,9 @@ int kv_rocks_open(struct env *env, const char *path, const struct kv_rocks_optio
                   struct kv **ret_kv);
 
 /* In memory. `image` holds the durable state between processes: NULL gives a store that lives and
- * dies with the handle; otherwise as made by kv_mem_image_new, owned by the simulator's side. Flushes
- * take simulated time, and now and then the store makes more durable than was asked, as RocksDB
- * does when a memory table is full. */
+ * dies with the handle; otherwise as made by kv_mem_image_new, owned by the simulator's side.
+ * Flushes take simulated time, and now and then the store makes more durable than was asked, as
+ * RocksDB does when a memory table is full. */
 struct kv_mem_image;
 struct kv_mem_image *kv_mem_image_new(void);
 void kv_mem_image_free(struct kv_mem_image *image);

@@ -1,4 +1,4 @@
-/* The cases of suite.h. */
+/* The cases of suite.h: what every key-value store must do, from empty to many fibers at once. */
 #include "tests/contract/kv/suite.h"
 
 #include <stdio.h>

@@ -1,0 +1,548 @@
+/* Settings of the daemon from defaults, file and command line; see config.h.
+ *
+ * A setting is a row of config_settings: its section and name in the file, its option if it has
+ * one, the field that it sets, its parser and its bounds. The message of a bad value is made in one
+ * place and says where the value stands, what it was and what is wanted.
+ *
+ * inih gives the handler no line numbers, and cuts lines that are longer than its buffer. So lines
+ * reach it through a reader of our own that counts them and refuses long ones; leading blanks are
+ * dropped, since inih would take an indented line for the continuation of the one before.
+ */
+#include "daemon/config.h"
+
+#include <arpa/inet.h>
+#include <ini.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/base/check.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+#include "lib/base/size.h"
+
+/* ---- Values --------------------------------------------------------------------------------- */
+
+struct config_setting {
+    const char *section, *name;
+    const char *option; /* without the dashes; NULL: file only */
+    size_t offset;      /* of the field in struct config */
+    bool (*parse)(const struct config_setting *s, void *field, const char *value);
+    const char *want; /* what a good value is, for messages */
+    uint64_t min, max;
+};
+
+static bool config_parse_text(const struct config_setting *s, void *field, const char *value)
+{
+    size_t n = strlen(value);
+
+    if (n < s->min || n > s->max)
+        return false;
+    memcpy(field, value, n + 1);
+    return true;
+}
+
+static bool config_parse_number(const struct config_setting *s, void *field, const char *value)
+{
+    uint64_t n = 0;
+    unsigned v;
+
+    if (!*value)
+        return false;
+    for (const char *p = value; *p; p++) {
+        if (*p < '0' || *p > '9' || n > s->max)
+            return false;
+        n = n * 10 + (uint64_t)(*p - '0');
+    }
+    if (n < s->min || n > s->max)
+        return false;
+    v = (unsigned)n;
+    memcpy(field, &v, sizeof(v));
+    return true;
+}
+
+static bool config_parse_size(const struct config_setting *s, void *field, const char *value)
+{
+    uint64_t n;
+
+    if (size_parse(value, &n) < 0 || n % 4096 != 0 || n < s->min || n > s->max)
+        return false;
+    memcpy(field, &n, sizeof(n));
+    return true;
+}
+
+/* A numeric address: names would be resolved at an hour when the resolver may not be up. */
+static bool config_parse_host(const struct config_setting *s, void *field, const char *value)
+{
+    char addr[sizeof(struct in6_addr)];
+
+    if (inet_pton(AF_INET, value, addr) != 1 && inet_pton(AF_INET6, value, addr) != 1)
+        return false;
+    return config_parse_text(s, field, value);
+}
+
+/* PS3.5 section 6.2, AE: printable ASCII without backslash; blanks at the ends do not count, so we
+ * refuse them. */
+static bool config_parse_aet(const struct config_setting *s, void *field, const char *value)
+{
+    size_t n = strlen(value);
+
+    for (size_t i = 0; i < n; i++)
+        if (value[i] < ' ' || value[i] > '~' || value[i] == '\\')
+            return false;
+    if (n == 0 || value[0] == ' ' || value[n - 1] == ' ')
+        return false;
+    return config_parse_text(s, field, value);
+}
+
+/* "4+2", or "auto". */
+static bool config_parse_profile(const struct config_setting *s, void *field, const char *value)
+{
+    unsigned columns[2] = {0, 0};
+
+    (void)s;
+    if (strcmp(value, "auto") != 0) {
+        if (value[0] < '1' || value[0] > '9' || value[1] != '+' || value[2] < '0' ||
+            value[2] > '4' || value[3])
+            return false;
+        columns[0] = (unsigned)(value[0] - '0');
+        columns[1] = (unsigned)(value[2] - '0');
+    }
+    memcpy(field, columns, sizeof(columns));
+    return true;
+}
+
+static bool config_parse_conflict(const struct config_setting *s, void *field, const char *value)
+{
+    enum config_conflict c = strcmp(value, "replace") == 0 ? CONFIG_REPLACE : CONFIG_REFUSE;
+
+    (void)s;
+    if (c == CONFIG_REFUSE && strcmp(value, "refuse") != 0)
+        return false;
+    memcpy(field, &c, sizeof(c));
+    return true;
+}
+
+static bool config_parse_level(const struct config_setting *s, void *field, const char *value)
+{
+    enum log_level level;
+
+    (void)s;
+    if (log_level_parse(value, &level) < 0)
+        return false;
+    memcpy(field, &level, sizeof(level));
+    return true;
+}
+
+#define CONFIG_AT(field) offsetof(struct config, field)
+#define CONFIG_PORT_(section, opt, field)                                 \
+    {                                                                     \
+        section, "port", opt, CONFIG_AT(field.port), config_parse_number, \
+            "a number from 0 (any free port) to 65535", 0, 65535          \
+    }
+#define CONFIG_LISTEN_(section, field)                                     \
+    {                                                                      \
+        section, "listen", NULL, CONFIG_AT(field.host), config_parse_host, \
+            "a numeric IPv4 or IPv6 address", 1, CONFIG_LISTEN_MAX - 1     \
+    }
+#define CONFIG_COUNT_(section, name, field, lo, hi, want)                        \
+    {                                                                            \
+        section, name, NULL, CONFIG_AT(field), config_parse_number, want, lo, hi \
+    }
+#define CONFIG_SIZE_(name, opt, field, lo, hi, want)                          \
+    {                                                                         \
+        "store", name, opt, CONFIG_AT(field), config_parse_size, want, lo, hi \
+    }
+
+static const struct config_setting config_settings[] = {
+    {"store", "data", "data", CONFIG_AT(store.data), config_parse_text, "a directory", 1,
+     CONFIG_PATH_MAX - 1},
+    CONFIG_SIZE_("capacity", "capacity", store.capacity, 64u << 20, 1ull << 60,
+                 "a size from 64M to 1E, a multiple of 4096, as in 64G"),
+    CONFIG_COUNT_("store", "drives", store.drives, 1, CONFIG_DRIVES_MAX, "a number from 1 to 64"),
+    {"store", "profile", NULL, CONFIG_AT(store.data_columns), config_parse_profile,
+     "auto, or data+parity columns as in 4+2", 0, 0},
+    CONFIG_SIZE_("journal_size", NULL, store.journal_size, 16u << 20, 64ull << 30,
+                 "a size from 16M to 64G, a multiple of 4096"),
+    CONFIG_SIZE_("cache_size", NULL, store.cache_size, 16u << 20, 1ull << 40,
+                 "a size from 16M to 1T, a multiple of 4096"),
+
+    CONFIG_LISTEN_("nbd", nbd.listen),
+    CONFIG_PORT_("nbd", "nbd-port", nbd.listen),
+    /* sun_path has room for 107 bytes. */
+    {"nbd", "socket", NULL, CONFIG_AT(nbd.socket), config_parse_text,
+     "a path of at most 107 bytes for a unix socket", 1, 107},
+    CONFIG_COUNT_("nbd", "max_connections", nbd.max_connections, 1, 4096,
+                  "a number from 1 to 4096"),
+
+    CONFIG_LISTEN_("dicom", dicom.listen),
+    CONFIG_PORT_("dicom", "dicom-port", dicom.listen),
+    {"dicom", "aet", "aet", CONFIG_AT(dicom.aet), config_parse_aet,
+     "an AE title: 1 to 16 printable ASCII characters, no backslash, no blank at the ends", 1,
+     CONFIG_AET_MAX},
+    CONFIG_COUNT_("dicom", "max_associations", dicom.max_associations, 1, 1024,
+                  "a number from 1 to 1024"),
+    /* DCMTK's bounds. */
+    CONFIG_COUNT_("dicom", "max_pdu", dicom.max_pdu, 4096, 131072, "a number from 4096 to 131072"),
+
+    CONFIG_LISTEN_("http", http.listen),
+    CONFIG_PORT_("http", "http-port", http.listen),
+    CONFIG_COUNT_("http", "max_connections", http.max_connections, 1, 4096,
+                  "a number from 1 to 4096"),
+
+    {"studies", "on_conflict", NULL, CONFIG_AT(on_conflict), config_parse_conflict,
+     "refuse or replace", 0, 0},
+    {"log", "level", NULL, CONFIG_AT(log_level), config_parse_level, "debug, info, warn or error",
+     0, 0},
+};
+#define CONFIG_SETTINGS (sizeof(config_settings) / sizeof(config_settings[0]))
+
+void config_defaults(struct config *c)
+{
+    static const char loopback[] = "127.0.0.1";
+
+    memset(c, 0, sizeof(*c));
+    c->store.capacity = 64ull << 30;
+    c->store.drives = 6;
+    c->store.journal_size = 256u << 20;
+    c->store.cache_size = 256u << 20;
+    memcpy(c->nbd.listen.host, loopback, sizeof(loopback));
+    c->nbd.listen.port = 10809;
+    c->nbd.max_connections = 64;
+    memcpy(c->dicom.listen.host, loopback, sizeof(loopback));
+    c->dicom.listen.port = 11112;
+    memcpy(c->dicom.aet, "FILMROOM", 9);
+    c->dicom.max_associations = 32;
+    c->dicom.max_pdu = 131072;
+    memcpy(c->http.listen.host, loopback, sizeof(loopback));
+    c->http.listen.port = 8042;
+    c->http.max_connections = 128;
+    c->on_conflict = CONFIG_REFUSE;
+    c->log_level = LOG_INFO;
+}
+
+void config_free(struct config *c)
+{
+    mem_free(c->store.paths);
+    c->store.paths = NULL;
+}
+
+static void config_set(struct config *c, const struct config_setting *s, const char *value,
+                       const char *where, struct strbuf *message)
+{
+    if (!s->parse(s, (char *)c + s->offset, value))
+        strbuf_addf(message, "%s: \"%.100s\" will not do: give %s", where, value, s->want);
+}
+
+/* ---- The file ------------------------------------------------------------------------------- */
+
+struct config_file {
+    struct config *config;
+    const char *name, *p, *end;
+    unsigned line;                        /* of what the handler is called for */
+    unsigned first_seen[CONFIG_SETTINGS]; /* line of each setting, 0: not met */
+    unsigned drive_lines;                 /* how many `drive = ` there were */
+    struct strbuf *message;
+};
+
+static void config_file_error(struct config_file *f, const char *what, const char *text)
+{
+    strbuf_addf(f->message, "%s:%u: %s", f->name, f->line, what);
+    if (text)
+        strbuf_addf(f->message, " \"%.100s\"", text);
+}
+
+/* inih asks for the next line, as fgets would. After an error there are no more lines. */
+static char *config_next_line(char *str, int num, void *stream)
+{
+    struct config_file *f = stream;
+    const char *eol;
+    size_t n;
+
+    if (f->message->len || f->p == f->end)
+        return NULL;
+    f->line++;
+    eol = memchr(f->p, '\n', (size_t)(f->end - f->p));
+    if (!eol)
+        eol = f->end;
+    while (f->p < eol && (*f->p == ' ' || *f->p == '\t'))
+        f->p++;
+    n = (size_t)(eol - f->p);
+    if (n + 3 > (size_t)num) {
+        config_file_error(f, "the line is too long", NULL);
+        return NULL;
+    }
+    if (memchr(f->p, 0, n)) {
+        config_file_error(f, "the line has a zero byte: this is not a text file", NULL);
+        return NULL;
+    }
+    memcpy(str, f->p, n);
+    str[n] = '\n';
+    str[n + 1] = 0;
+    f->p = eol < f->end ? eol + 1 : eol;
+    return str;
+}
+
+/* `drive = PATH` may be given several times: each adds one. */
+static void config_add_drive(struct config_file *f, const char *value)
+{
+    struct config *c = f->config;
+
+    if (f->drive_lines == CONFIG_DRIVES_MAX) {
+        config_file_error(f, "too many drives, at most 64", NULL);
+        return;
+    }
+    if (!*value || strlen(value) >= CONFIG_PATH_MAX) {
+        config_file_error(f, "drive: give the path of a block device or file, not", value);
+        return;
+    }
+    c->store.paths = mem_realloc(c->store.paths, (f->drive_lines + 1) * sizeof(*c->store.paths));
+    memcpy(c->store.paths[f->drive_lines], value, strlen(value) + 1);
+    c->store.drives = ++f->drive_lines;
+}
+
+static void config_file_setting(struct config_file *f, size_t i, const char *value)
+{
+    char where[CONFIG_PATH_MAX + 64];
+
+    if (f->first_seen[i]) {
+        strbuf_addf(f->message, "%s:%u: %s is given twice, first on line %u", f->name, f->line,
+                    config_settings[i].name, f->first_seen[i]);
+        return;
+    }
+    f->first_seen[i] = f->line;
+    snprintf(where, sizeof(where), "%s:%u: %s", f->name, f->line, config_settings[i].name);
+    config_set(f->config, &config_settings[i], value, where, f->message);
+}
+
+static bool config_section_known(const char *section)
+{
+    for (size_t i = 0; i < CONFIG_SETTINGS; i++)
+        if (strcmp(config_settings[i].section, section) == 0)
+            return true;
+    return false;
+}
+
+/* Zero ends the parsing. */
+static int config_handler(void *user, const char *section, const char *name, const char *value)
+{
+    struct config_file *f = user;
+
+    if (strcmp(section, "store") == 0 && strcmp(name, "drive") == 0) {
+        config_add_drive(f, value);
+        return !f->message->len;
+    }
+    for (size_t i = 0; i < CONFIG_SETTINGS; i++)
+        if (strcmp(config_settings[i].section, section) == 0 &&
+            strcmp(config_settings[i].name, name) == 0) {
+            config_file_setting(f, i, value);
+            return !f->message->len;
+        }
+    if (!*section)
+        config_file_error(f, "a setting before the first [section]:", name);
+    else if (!config_section_known(section))
+        config_file_error(f, "no such section:", section);
+    else
+        strbuf_addf(f->message, "%s:%u: [%s] has no setting \"%.100s\"", f->name, f->line, section,
+                    name);
+    return !f->message->len;
+}
+
+/* `drives` and `drive` both say how many there are. */
+static void config_file_check(struct config_file *f)
+{
+    for (size_t i = 0; i < CONFIG_SETTINGS; i++)
+        if (strcmp(config_settings[i].name, "drives") == 0 && f->first_seen[i] && f->drive_lines)
+            strbuf_addf(f->message,
+                        "%s:%u: give either drives (a number of files) or drive (paths), not both",
+                        f->name, f->first_seen[i]);
+}
+
+int config_parse(struct config *c, const char *name, const char *text, size_t len,
+                 struct strbuf *message)
+{
+    struct config_file f = {
+        .config = c, .name = name, .p = text, .end = text + len, .message = message};
+    int r;
+
+    /* Settings of the library, the same for every caller. */
+    ini_allow_multiline = false;
+    ini_use_stack = false;
+    ini_initial_alloc = ini_max_line = CONFIG_LINE_MAX;
+    ini_stop_on_first_error = true;
+    r = ini_parse_stream(config_next_line, &f, config_handler, &f);
+    CHECK(r != -2); /* out of memory */
+    if (!message->len && r > 0)
+        strbuf_addf(message, "%s:%d: neither [section] nor name = value", name, r);
+    if (!message->len)
+        config_file_check(&f);
+    return message->len ? ERR_CONFIG : 0;
+}
+
+/* The text, mem_alloc. A FIFO or device is as good as a file. */
+static char *config_read(const char *path, size_t *ret_len, struct strbuf *message)
+{
+    FILE *file = fopen(path, "re");
+    char *text;
+    size_t n;
+
+    if (!file) {
+        strbuf_addf(message, "--config %s: cannot be read: %m", path);
+        return NULL;
+    }
+    text = mem_alloc(CONFIG_FILE_MAX + 1);
+    n = fread(text, 1, CONFIG_FILE_MAX + 1, file);
+    if (ferror(file))
+        strbuf_addf(message, "--config %s: cannot be read: %m", path);
+    else if (n > CONFIG_FILE_MAX)
+        strbuf_addf(message, "--config %s: larger than 1 MiB: not a configuration", path);
+    fclose(file);
+    if (message->len) {
+        mem_free(text);
+        return NULL;
+    }
+    *ret_len = n;
+    return text;
+}
+
+static void config_load_file(struct config *c, const char *path, struct strbuf *message)
+{
+    size_t len;
+    char *text;
+
+    if (strlen(path) >= CONFIG_PATH_MAX) {
+        strbuf_addf(message, "--config: the path is too long");
+        return;
+    }
+    memcpy(c->file, path, strlen(path) + 1);
+    text = config_read(path, &len, message);
+    if (!text)
+        return;
+    config_parse(c, path, text, len, message);
+    mem_free(text);
+}
+
+/* ---- The command line ----------------------------------------------------------------------- */
+
+static const char config_help[] =
+    "Usage: filmroomd --data DIR [options]\n"
+    "\n"
+    "Keeps VM disks and DICOM studies in the directory DIR and serves them by NBD, DICOM\n"
+    "and DICOMweb. Runs in the foreground until SIGTERM or SIGINT.\n"
+    "\n"
+    "  --data DIR         the data directory, made if missing\n"
+    "  --capacity SIZE    limit of logical bytes, as in 500G (default 64G)\n"
+    "  --nbd-port N       NBD port (default 10809)\n"
+    "  --dicom-port N     DICOM port (default 11112)\n"
+    "  --http-port N      DICOMweb port (default 8042)\n"
+    "                     0 picks a free port; filmroom status tells which\n"
+    "  --aet TITLE        our DICOM AE title (default FILMROOM)\n"
+    "  --config FILE      settings from FILE; options here go before it\n"
+    "  --help, --version\n"
+    "\n"
+    "Everything listens on 127.0.0.1 unless the file says otherwise. See filmroomd(8).\n";
+
+struct config_args {
+    int argc;
+    char *const *argv;
+    const char *file;
+    const char *values[CONFIG_SETTINGS]; /* of options given, by setting */
+};
+
+/* "--name value" or "--name=value" at argv[*i]; NULL when it is another option. */
+static const char *config_option(struct config_args *a, int *i, const char *name,
+                                 struct strbuf *message)
+{
+    const char *arg = a->argv[*i] + 2;
+    size_t n = strlen(name);
+
+    if (strncmp(arg, name, n) != 0 || (arg[n] && arg[n] != '='))
+        return NULL;
+    if (arg[n] == '=')
+        return arg + n + 1;
+    if (*i + 1 < a->argc)
+        return a->argv[++*i];
+    strbuf_addf(message, "--%s: a value is missing", name);
+    return "";
+}
+
+static void config_take_option(struct config_args *a, int *i, struct strbuf *message)
+{
+    const char *arg = a->argv[*i], *value = config_option(a, i, "config", message);
+
+    if (value) {
+        a->file = value;
+        return;
+    }
+    for (size_t s = 0; s < CONFIG_SETTINGS; s++) {
+        const char *option = config_settings[s].option;
+
+        value = option ? config_option(a, i, option, message) : NULL;
+        if (!value)
+            continue;
+        if (a->values[s] && !message->len)
+            strbuf_addf(message, "--%s is given twice", option);
+        a->values[s] = value;
+        return;
+    }
+    strbuf_addf(message, "%.100s: no such option: see filmroomd --help", arg);
+}
+
+static int config_take_args(struct config_args *a, struct strbuf *message)
+{
+    for (int i = 1; i < a->argc && !message->len; i++) {
+        const char *arg = a->argv[i];
+
+        if (strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0) {
+            strbuf_adds(message, config_help);
+            return CONFIG_TELL;
+        }
+        if (strcmp(arg, "--version") == 0) {
+            strbuf_adds(message, "filmroomd " FILMROOM_VERSION "\n");
+            return CONFIG_TELL;
+        }
+        if (strncmp(arg, "--", 2) != 0)
+            strbuf_addf(message, "%.100s: not an option: see filmroomd --help", arg);
+        else
+            config_take_option(a, &i, message);
+    }
+    return message->len ? ERR_CONFIG : CONFIG_RUN;
+}
+
+int config_check(const struct config *c, struct strbuf *message)
+{
+    unsigned columns = c->store.data_columns + c->store.parity_columns;
+
+    if (!c->store.data[0])
+        strbuf_addf(message, "no data directory: give --data DIR, or data = DIR in [store] of the "
+                             "file given with --config");
+    else if (columns > c->store.drives)
+        strbuf_addf(message, "profile %u+%u needs %u drives, there are %u", c->store.data_columns,
+                    c->store.parity_columns, columns, c->store.drives);
+    return message->len ? ERR_CONFIG : 0;
+}
+
+int config_load(int argc, char *const argv[], struct config *ret_config, struct strbuf *message)
+{
+    struct config_args a = {.argc = argc, .argv = argv};
+    struct config *c = ret_config;
+    int r = config_take_args(&a, message);
+
+    if (r != CONFIG_RUN)
+        return r;
+    config_defaults(c);
+    if (a.file)
+        config_load_file(c, a.file, message);
+    for (size_t s = 0; s < CONFIG_SETTINGS && !message->len; s++)
+        if (a.values[s]) {
+            char where[40];
+
+            snprintf(where, sizeof(where), "--%s", config_settings[s].option);
+            config_set(c, &config_settings[s], a.values[s], where, message);
+        }
+    if (!message->len)
+        config_check(c, message);
+    if (!message->len)
+        return CONFIG_RUN;
+    config_free(c);
+    return ERR_CONFIG;
+}
