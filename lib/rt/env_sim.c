@@ -217,13 +217,13 @@ static int sim_env_thread(struct env *env, const char *name, void (*fn)(void *ar
 static void sim_env_run(struct env *env, fiber_fn main, void *arg)
 {
     (void)env, (void)main, (void)arg;
-    CHECK(!"a simulated process is run by sim_run");
+    check_fail(__FILE__, __LINE__, "a simulated process is run by sim_run");
 }
 
 static void sim_env_free(struct env *env)
 {
     (void)env;
-    CHECK(!"a simulated process is disposed of by sim_kill");
+    check_fail(__FILE__, __LINE__, "a simulated process is disposed of by sim_kill");
 }
 
 static const struct env_ops sim_env_ops = {

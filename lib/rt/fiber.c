@@ -144,7 +144,7 @@ __attribute__((noinline, no_sanitize("address"))) static void fiber_first_entry(
     uc.uc_link = NULL;
     makecontext(&uc, fiber_trampoline, 0);
     setcontext(&uc);
-    CHECK(!"setcontext returned");
+    check_fail(__FILE__, __LINE__, "setcontext returned");
 }
 
 static void fiber_enter(struct fiber *f)
@@ -339,7 +339,7 @@ void fiber_wake(struct fiber *f)
         break;
     case FIBER_POOLED:
     case FIBER_ENDED:
-        CHECK(!"wake of a fiber that has ended");
+        check_fail(__FILE__, __LINE__, "wake of a fiber that has ended");
     }
 }
 

@@ -88,7 +88,7 @@ static void file_prep(struct uring_op *op, struct io_uring_sqe *sqe)
                                 (off_t)io->off, (off_t)io->len);
         break;
     case ENV_RESIZE:
-        CHECK(!"not an operation of the ring");
+        check_fail(__FILE__, __LINE__, "not an operation of the ring");
     }
 }
 
