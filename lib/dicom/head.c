@@ -16,16 +16,12 @@
 
 #include "lib/base/codec.h"
 #include "lib/base/err.h"
+#include "lib/dicom/impl.h"
 
 #define DCM_HEAD_PREAMBLE 128u
 #define DCM_HEAD_PREFIX   132u
 /* Real heads are under 1 KiB; (0002,0102) Private Information may make them longer. */
 #define DCM_HEAD_MAX ((size_t)1 << 20)
-
-/* From a random UUID (PS3.5 section B.2). Never changes: heads of one data set stay the same bytes.
- */
-#define DCM_HEAD_IMPLEMENTATION "2.25.214585550228963209164104398881101960865"
-#define DCM_HEAD_VERSION_NAME   "FILMROOM_1"
 
 bool dcm_uid_valid(const char *uid)
 {
@@ -219,8 +215,8 @@ int dcm_head_make(const char *sop_class, const char *sop_instance, const char *t
     dcm_head_text(&w, 0x0002, "UI", sop_class, 0);
     dcm_head_text(&w, 0x0003, "UI", sop_instance, 0);
     dcm_head_text(&w, 0x0010, "UI", transfer_syntax, 0);
-    dcm_head_text(&w, 0x0012, "UI", DCM_HEAD_IMPLEMENTATION, 0);
-    dcm_head_text(&w, 0x0013, "SH", DCM_HEAD_VERSION_NAME, ' ');
+    dcm_head_text(&w, 0x0012, "UI", DCM_IMPLEMENTATION_UID, 0);
+    dcm_head_text(&w, 0x0013, "SH", DCM_IMPLEMENTATION_VERSION, ' ');
     if (title[0])
         dcm_head_text(&w, 0x0016, "AE", title, ' ');
     if (!codec_writer_ok(&w)) /* cannot be: every text above is bounded */

@@ -16,6 +16,11 @@
 extern "C" {
 #endif
 
+/* Who wrote a head or speaks on the network (PS3.7 annex D.3.3.2). The UID is from a random UUID
+ * (PS3.5 section B.2). Neither ever changes: the heads of a data set stay the same bytes. */
+#define DCM_IMPLEMENTATION_UID     "2.25.214585550228963209164104398881101960865"
+#define DCM_IMPLEMENTATION_VERSION "FILMROOM_1"
+
 /* ---- Element heads (scan.c) ---------------------------------------------------------------------
  */
 
