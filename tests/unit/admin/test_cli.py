@@ -1,0 +1,202 @@
+#!/usr/bin/python3
+"""The CLI against a daemon of tables: output, JSON, errors and exit codes, over a real socket.
+
+Usage: test_cli.py FILMROOM FAKE_ADMIN
+"""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import tempfile
+import unittest
+
+FILMROOM, FAKE = map(os.path.abspath, sys.argv[1:3])
+
+
+class Cli(unittest.TestCase):
+    def setUp(self):
+        self.tmp = tempfile.TemporaryDirectory(prefix="filmroom-cli-")
+        self.dir = self.tmp.name
+        self.fake = subprocess.Popen([FAKE, self.dir + "/admin.sock"], stdout=subprocess.PIPE,
+                                     text=True)
+        self.assertEqual(self.fake.stdout.readline(), "ready\n")
+
+    def tearDown(self):
+        self.fake.terminate()
+        self.assertEqual(self.fake.wait(timeout=20), 0)
+        self.fake.stdout.close()
+        self.tmp.cleanup()
+
+    def run_cli(self, *args, code=0, env=None, data=True):
+        command = [FILMROOM] + (["--data", self.dir] if data else []) + list(args)
+        environ = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"} | (env or {})
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              env=environ, timeout=30, cwd=self.dir)
+        self.assertEqual(done.returncode, code, f"{command}: {done.stdout}{done.stderr}")
+        if code:
+            self.assertTrue(done.stderr.startswith("filmroom: ") or "Usage" in done.stderr)
+        return done.stdout, done.stderr
+
+    def json_of(self, *args, code=0):
+        return json.loads(self.run_cli("--json", *args, code=code)[0])
+
+    def test_status(self):
+        out, _ = self.run_cli("status")
+        for want in ("9.8.7", "1 d 2 h 3 min", "degraded", "drive 1 is missing", "4+2",
+                     "2 of 3 drives", "127.0.0.1:10809", "10 GiB of 64 GiB (15.6%)",
+                     "5 GiB (dedup 2.00x)", "compression 2.50x",
+                     "3 instances refused"):
+            self.assertIn(want, out)
+        self.assertEqual(self.json_of("status")["capacity"]["limit"], 64 << 30)
+
+    def test_drives(self):
+        lines = self.run_cli("drive", "list")[0].splitlines()
+        self.assertEqual(len(lines), 4)
+        self.assertEqual(lines[0].split()[:3], ["DRIVE", "STATE", "CLASS"])
+        self.assertRegex(lines[2], r"^ +1  missing  nvme +20 GiB .* 7 .*/data/drive1$")
+        column = lines[0].index("STATE")
+        self.assertTrue(all(line[column - 1] == " " and line[column] != " " for line in lines))
+
+    def test_volumes(self):
+        self.assertEqual(self.run_cli("volume", "create", "vm2", "8G")[0],
+                         "created volume vm2, 8 GiB\n")
+        self.assertEqual(self.json_of("volume", "show", "vm2")["size"], 8 << 30)
+        self.run_cli("volume", "create", "vm3", "4096", "--durability", "on-flush")
+        self.assertEqual(self.json_of("volume", "show", "vm3")["durability"], "on-flush")
+        lines = self.run_cli("volume", "list")[0].splitlines()
+        self.assertEqual([line.split()[0] for line in lines], ["NAME", "vm1", "busy", "vm2", "vm3"])
+        self.assertIn("10 GiB", lines[1])
+        self.assertEqual(self.run_cli("volume", "resize", "vm2", "16G")[0],
+                         "resized volume vm2, 16 GiB\n")
+        _, err = self.run_cli("volume", "resize", "vm2", "1G", code=1)
+        self.assertIn("would shrink", err)
+        self.run_cli("volume", "resize", "vm2", "1G", "--shrink")
+        self.assertIn("(1073741824 bytes)", self.run_cli("volume", "show", "vm2")[0])
+        self.assertEqual(self.run_cli("volume", "delete", "vm2", "--force")[0],
+                         "deleted volume vm2\n")
+        _, err = self.run_cli("volume", "show", "vm2", code=1)
+        self.assertEqual(err, 'filmroom: no volume "vm2"\n')
+
+    def test_volume_errors(self):
+        _, err = self.run_cli("volume", "delete", "busy", "--force", code=1)
+        self.assertIn("disconnect its clients", err)
+        _, err = self.run_cli("volume", "delete", "vm1", code=2)
+        self.assertIn("add --force", err)
+        self.assertEqual(self.json_of("volume", "create", "vm1", "4096", code=1)["error"]["code"],
+                         "EXIST")
+        _, err = self.run_cli("volume", "create", "a/b", "4096", code=1)
+        self.assertIn("name is not valid", err)
+        for size, words in (("4097", "multiple of 4096"), ("0", "above 0"), ("10GB", "not a size"),
+                            ("ten", "not a size")):
+            _, err = self.run_cli("volume", "create", "x", size, code=2)
+            self.assertIn(words, err)
+        _, err = self.run_cli("volume", "create", "x", "2000T", code=1)
+        self.assertIn("at most", err)
+        _, err = self.run_cli("volume", "show", "../status", code=1)
+        self.assertIn("no volume", err)
+
+    def test_studies(self):
+        lines = self.run_cli("study", "list")[0].splitlines()
+        self.assertEqual(len(lines), 3)
+        self.assertRegex(lines[1], r"^P1 +Doe\^Jane +2024-01-31  CT,SR +2 +8 +.*MiB +CHEST CT +1\.2\.3$")
+        self.assertNotIn("\033", lines[2])
+        self.assertIn("?[31mred", lines[2])
+        self.assertEqual(len(self.json_of("study", "list", "--patient=P2")["studies"]), 1)
+        out, err = self.run_cli("study", "list", "--limit", "1")
+        self.assertEqual(len(out.splitlines()), 2)
+        self.assertIn("--offset 1", err)
+        _, err = self.run_cli("study", "list", "--limit", "x", code=1)
+        self.assertIn("limit", err)
+        out, _ = self.run_cli("study", "show", "1.2.3")
+        self.assertIn("Doe^Jane", out)
+        self.assertRegex(out, r"\n +CT +7 .* axial +1\.2\.3\.1\n")
+        _, err = self.run_cli("study", "show", "1.9", code=1)
+        self.assertEqual(err, "filmroom: no study 1.9\n")
+        _, err = self.run_cli("study", "show", "abc/def", code=1)
+        self.assertIn("not a DICOM UID", err)
+
+    def test_study_delete(self):
+        _, err = self.run_cli("study", "delete", "1.2.3", code=2)
+        self.assertIn("add --yes", err)
+        deleted = self.json_of("study", "delete", "1.2.3", "--yes")["deleted"]
+        self.assertEqual((deleted["instances"], deleted["bytes"]), (8, 8000000))
+        _, err = self.run_cli("study", "delete", "1.2.3", "--yes", code=1)
+        self.assertIn("no study 1.2.3", err)
+        self.assertEqual(self.run_cli("study", "delete", "1.2.4", "--yes")[0],
+                         "deleted study 1.2.4: 4 instances, 3.81 MiB\n")
+
+    def on_terminal(self, answer, *args):
+        """Runs the command on a terminal; returns what it showed and its exit code."""
+        pid, fd = pty.fork()
+        if pid == 0:
+            os.execv(FILMROOM, [FILMROOM, "--data", self.dir, *args])
+        os.write(fd, answer)
+        shown = b""
+        while select.select([fd], [], [], 20)[0]:
+            try:
+                piece = os.read(fd, 4096)
+            except OSError:
+                break
+            if not piece:
+                break
+            shown += piece
+        os.close(fd)
+        return shown.decode(), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def test_terminal(self):
+        shown, code = self.on_terminal(b"no\n", "study", "delete", "1.2.3")
+        self.assertEqual(code, 1)
+        self.assertIn("nothing was deleted", shown)
+        shown, code = self.on_terminal(b"yes\n", "study", "delete", "1.2.3")
+        self.assertEqual(code, 0, shown)
+        self.assertIn("8 instances, 7.62 MiB? This cannot be undone", shown)
+        self.assertIn("deleting: 7 of 8 instances", shown)
+        self.assertIn("deleting: 8 of 8 instances", shown)
+        shown, code = self.on_terminal(b"yes\n", "volume", "delete", "vm1")
+        self.assertEqual(code, 0, shown)
+        self.assertIn("the 3 GiB in it", shown)
+
+    def test_no_daemon(self):
+        _, err = self.run_cli("--data", "/no/such/dir", "status", code=1, data=False)
+        self.assertEqual(err, "filmroom: no daemon on /no/such/dir: "
+                              "start it with filmroomd --data /no/such/dir\n")
+        _, err = self.run_cli("status", code=1, data=False)
+        self.assertIn("no daemon on ./filmroom-data:", err)
+        _, err = self.run_cli("--data", "/" + "x" * 200, "status", code=1, data=False)
+        self.assertIn("too long", err)
+        self.run_cli("status", data=False, env={"FILMROOM_DATA": self.dir})
+        self.run_cli("--data", self.dir, "status", data=False, env={"FILMROOM_DATA": "/nowhere"})
+
+    def test_usage(self):
+        for args, words in (
+                (["nothing"], "no such command: nothing"),
+                (["volume"], "volume what? One of: create, list, show, resize, delete"),
+                (["volume", "grow"], 'volume has no "grow"'),
+                (["volume", "create", "x"], "missing arguments: volume create NAME SIZE"),
+                (["status", "now"], "too many arguments"),
+                (["status", "--limit", "3"], "status has no option --limit"),
+                (["status", "--bogus"], "--bogus: no such option"),
+                (["status", "--json=1"], "--json takes no value"),
+                (["study", "list", "--limit"], "--limit: a value is missing"),
+                (["volume", "show", ""], "an argument is empty"),
+                (["\033[2J"], "no such command: ?[2J")):
+            _, err = self.run_cli(*args, code=2)
+            self.assertIn(words, err)
+        self.assertIn("Usage", self.run_cli(code=2)[1])
+
+    def test_help(self):
+        out, _ = self.run_cli("--help")
+        commands = re.findall(r"^  ((?:status|drive|volume|study)(?: \w+)?)  ", out, re.M)
+        self.assertEqual(len(commands), 10, out)
+        for command in commands:
+            text, _ = self.run_cli(*command.split(), "--help", data=False)
+            self.assertIn(f"Usage: filmroom [--data DIR] [--json] {command}", text)
+        self.assertIn("filmroom 0", self.run_cli("--version")[0])
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=1)

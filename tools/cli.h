@@ -1,0 +1,130 @@
+/* What the parts of the `filmroom` command share: its options, the requests to the daemon, tables.
+ * The commands are cli_status.c, cli_volume.c and cli_study.c; filmroom.c finds and runs them. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <jansson.h>
+
+/* Exit codes. */
+enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
+
+enum cli_option {
+    CLI_DATA,
+    CLI_JSON,
+    CLI_HELP,
+    CLI_VERSION,
+    CLI_FORCE,
+    CLI_YES,
+    CLI_SHRINK,
+    CLI_DURABILITY,
+    CLI_PATIENT,
+    CLI_NAME,
+    CLI_DATE,
+    CLI_MODALITY,
+    CLI_ACCESSION,
+    CLI_LIMIT,
+    CLI_OFFSET,
+    CLI_OPTIONS
+};
+#define CLI_MASK(option) (1u << (option))
+
+struct cli {
+    const char *values[CLI_OPTIONS]; /* NULL: not given; "" for options without a value */
+    const char *args[4];             /* after the command's words */
+    const char *data;                /* the data directory */
+    const struct cli_command *command;
+};
+
+struct cli_command {
+    const char *words;   /* "volume create" */
+    const char *usage;   /* arguments and options, "NAME SIZE" */
+    const char *summary; /* one line */
+    const char *help;    /* what else there is to know, or NULL */
+    unsigned args;       /* how many, all required */
+    unsigned options;    /* CLI_MASK of its own ones */
+    int (*run)(struct cli *cli);
+};
+
+int cli_status(struct cli *cli);
+int cli_drive_list(struct cli *cli);
+int cli_volume_create(struct cli *cli);
+int cli_volume_list(struct cli *cli);
+int cli_volume_show(struct cli *cli);
+int cli_volume_resize(struct cli *cli);
+int cli_volume_delete(struct cli *cli);
+int cli_study_list(struct cli *cli);
+int cli_study_show(struct cli *cli);
+int cli_study_delete(struct cli *cli);
+
+static inline bool cli_given(const struct cli *cli, enum cli_option option)
+{
+    return cli->values[option] != NULL;
+}
+
+/* ---- Messages (filmroom.c) ------------------------------------------------------------------ */
+
+/* "filmroom: ..." on stderr; returns CLI_FAILED. */
+int cli_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* The same with a hint at the command's help; returns CLI_USAGE. */
+int cli_usage(const struct cli *cli, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Asks "... Type yes to go on: ". CLI_OK when the answer is yes; CLI_USAGE when nobody can be
+ * asked, naming the option that answers beforehand. */
+int cli_confirm(const struct cli *cli, const char *option, const char *question);
+
+/* A size argument. CLI_OK or CLI_USAGE. */
+int cli_size_arg(const struct cli *cli, const char *text, uint64_t *ret_bytes);
+
+/* ---- Requests (cli_http.c) ------------------------------------------------------------------ */
+
+struct cli_request {
+    const char *method;
+    const char *path;      /* encoded, with the query */
+    const json_t *body;    /* or NULL */
+    bool quiet_if_missing; /* a 404 is left to the caller: CLI_FAILED without a message */
+    unsigned status;       /* HTTP status of the answer; 0: none came */
+    json_t *answer;        /* when CLI_OK: the caller's reference */
+};
+
+/* Sends a request to the daemon and takes its answer. On failure everything has been said on stderr
+ * (and, with --json, the daemon's error was printed). Returns CLI_OK or CLI_FAILED. */
+int cli_ask(const struct cli *cli, struct cli_request *r);
+
+/* GET, all at once: NULL after a failure. */
+json_t *cli_get(const struct cli *cli, const char *path);
+
+struct strbuf;
+/* Appends text as part of a path or query, percent-encoded. */
+void cli_add_encoded(struct strbuf *path, const char *text);
+
+/* Prints the answer as it came, for --json. Returns CLI_OK. */
+int cli_print_json(const json_t *json);
+
+/* ---- JSON fields: "" and 0 where they are missing ------------------------------------------- */
+
+const char *cli_text(const json_t *object, const char *name);
+uint64_t cli_number(const json_t *object, const char *name);
+
+/* ---- Tables (cli_table.c) ------------------------------------------------------------------- */
+
+/* Rows of cells, printed with columns as wide as their widest cell. A heading that begins with '>'
+ * makes its column right-aligned. Control characters in cells are shown as '?', so that what a
+ * modality sent cannot steer the terminal. */
+struct cli_table;
+
+struct cli_table *cli_table_new(const char *const *headings, size_t columns);
+/* Copies. Cells are added in order, row by row. */
+void cli_table_cell(struct cli_table *t, const char *text);
+void cli_table_number(struct cli_table *t, uint64_t n);
+void cli_table_size(struct cli_table *t, uint64_t bytes);
+void cli_table_print(const struct cli_table *t);
+void cli_table_free(struct cli_table *t);
+
+/* "Name:     value" lines. */
+void cli_print_field(const char *name, const char *value);
+void cli_print_size(const char *name, uint64_t bytes);
+/* Text made safe for a terminal; valid until the eighth call after. At most 500 bytes. */
+const char *cli_safe(const char *text);

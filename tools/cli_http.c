@@ -1,0 +1,188 @@
+/* Requests to the daemon: HTTP by libcurl over DIR/admin.sock, JSON by jansson. See cli.h.
+ *
+ * The daemon's errors are sentences for people already; what is added here is what only the
+ * client's side can know: that nobody listens, or that the socket may not be opened.
+ */
+#include <curl/curl.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/un.h>
+
+#include "lib/base/check.h"
+#include "lib/base/strbuf.h"
+#include "tools/cli.h"
+
+#define CLI_ANSWER_MAX      (256u << 20) /* bytes */
+#define CLI_CONNECT_SECONDS 5L
+#define CLI_READ_SECONDS    60L /* of a GET; what changes things may take as long as it takes */
+
+static size_t cli_take(char *data, size_t size, size_t n, void *arg)
+{
+    struct strbuf *s = arg;
+
+    strbuf_add(s, data, size * n);
+    return s->overflow ? 0 : size * n;
+}
+
+/* Whether "DIR/admin.sock" fits a socket's address. */
+static bool cli_socket_path(const struct cli *cli, struct strbuf *path)
+{
+    strbuf_addf(path, "%s/admin.sock", cli->data);
+    return path->len < sizeof(((struct sockaddr_un *)NULL)->sun_path);
+}
+
+static int cli_no_daemon(const struct cli *cli, CURL *curl, CURLcode code)
+{
+    const char *dir = cli_safe(cli->data);
+    long no = 0;
+
+    curl_easy_getinfo(curl, CURLINFO_OS_ERRNO, &no);
+    if (code == CURLE_OPERATION_TIMEDOUT)
+        return cli_fail("the daemon on %s does not answer: see its log", dir);
+    if (code == CURLE_WRITE_ERROR)
+        return cli_fail("the daemon's answer is too long: ask for less, as with --limit");
+    if (code != CURLE_COULDNT_CONNECT)
+        return cli_fail("the daemon on %s broke off: %s: see its log", dir,
+                        curl_easy_strerror(code));
+    if (no == EACCES || no == EPERM)
+        return cli_fail("not allowed to open %s/admin.sock: become the user that runs filmroomd",
+                        dir);
+    return cli_fail("no daemon on %s: start it with filmroomd --data %s", dir, dir);
+}
+
+static void cli_prepare(CURL *curl, const struct cli_request *r, const char *socket,
+                        const char *url, const char *body, struct strbuf *answer)
+{
+    bool get = strcmp(r->method, "GET") == 0;
+
+    curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, socket);
+    curl_easy_setopt(curl, CURLOPT_URL, url);
+    curl_easy_setopt(curl, CURLOPT_PROXY, "");
+    curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, CLI_CONNECT_SECONDS);
+    curl_easy_setopt(curl, CURLOPT_TIMEOUT, get ? CLI_READ_SECONDS : 0L);
+    curl_easy_setopt(curl, CURLOPT_PATH_AS_IS, 1L);
+    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, cli_take);
+    curl_easy_setopt(curl, CURLOPT_WRITEDATA, answer);
+    if (body)
+        curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body);
+    curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, r->method);
+}
+
+/* The exchange itself. CLI_OK when some answer came. */
+static int cli_exchange(const struct cli *cli, struct cli_request *r, const char *body,
+                        struct strbuf *answer)
+{
+    struct strbuf socket = STRBUF_INIT, url = STRBUF_INIT;
+    struct curl_slist *headers = NULL;
+    int verdict = CLI_OK;
+    CURLcode code;
+    long status = 0;
+    CURL *curl;
+
+    if (!cli_socket_path(cli, &socket)) {
+        strbuf_free(&socket);
+        return cli_fail("the path of the data directory is too long for a unix socket: use a "
+                        "shorter one, or a relative one");
+    }
+    strbuf_addf(&url, "http://filmroom%s", r->path);
+    curl = curl_easy_init();
+    CHECK(curl != NULL);
+    cli_prepare(curl, r, socket.data, url.data, body, answer);
+    if (body)
+        headers = curl_slist_append(NULL, "Content-Type: application/json");
+    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
+    code = curl_easy_perform(curl);
+    if (code != CURLE_OK)
+        verdict = cli_no_daemon(cli, curl, code);
+    else
+        curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
+    r->status = (unsigned)status;
+    curl_slist_free_all(headers);
+    curl_easy_cleanup(curl);
+    strbuf_free(&socket);
+    strbuf_free(&url);
+    return verdict;
+}
+
+/* What the daemon said is wrong. */
+static int cli_refused(const struct cli *cli, const struct cli_request *r, const json_t *json)
+{
+    const char *message = cli_text(json_object_get(json, "error"), "message");
+
+    if (r->status == 404 && r->quiet_if_missing)
+        return CLI_FAILED;
+    if (json && cli_given(cli, CLI_JSON))
+        cli_print_json(json);
+    if (*message)
+        return cli_fail("%s", cli_safe(message));
+    return cli_fail("the daemon answered with HTTP status %u: are client and daemon of the same "
+                    "version?",
+                    r->status);
+}
+
+static int cli_dump_piece(const char *data, size_t n, void *arg)
+{
+    strbuf_add(arg, data, n);
+    return 0;
+}
+
+int cli_ask(const struct cli *cli, struct cli_request *r)
+{
+    struct strbuf answer = {.max = CLI_ANSWER_MAX}, body = STRBUF_INIT;
+    json_t *json = NULL;
+    int verdict;
+
+    if (r->body)
+        CHECK(json_dump_callback(r->body, cli_dump_piece, &body, JSON_COMPACT) == 0);
+    verdict = cli_exchange(cli, r, body.data, &answer);
+
+    if (verdict == CLI_OK && answer.len)
+        json = json_loadb(answer.data, answer.len, 0, NULL);
+    if (verdict == CLI_OK && (r->status < 200 || r->status > 299 || !json))
+        verdict = cli_refused(cli, r, json);
+    if (verdict == CLI_OK)
+        r->answer = json;
+    else
+        json_decref(json);
+    strbuf_free(&body);
+    strbuf_free(&answer);
+    return verdict;
+}
+
+json_t *cli_get(const struct cli *cli, const char *path)
+{
+    struct cli_request r = {.method = "GET", .path = path};
+
+    return cli_ask(cli, &r) == CLI_OK ? r.answer : NULL;
+}
+
+void cli_add_encoded(struct strbuf *path, const char *text)
+{
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++)
+        if ((*p >= '0' && *p <= '9') || (*p >= 'A' && *p <= 'Z') || (*p >= 'a' && *p <= 'z') ||
+            *p == '-' || *p == '_' || *p == '.')
+            strbuf_addc(path, (char)*p);
+        else
+            strbuf_addf(path, "%%%02X", *p);
+}
+
+int cli_print_json(const json_t *json)
+{
+    json_dumpf(json, stdout, JSON_INDENT(2));
+    fputc('\n', stdout);
+    return CLI_OK;
+}
+
+const char *cli_text(const json_t *object, const char *name)
+{
+    const char *text = json_string_value(json_object_get(object, name));
+
+    return text ? text : "";
+}
+
+uint64_t cli_number(const json_t *object, const char *name)
+{
+    return (uint64_t)json_integer_value(json_object_get(object, name));
+}

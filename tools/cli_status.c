@@ -1,0 +1,180 @@
+/* filmroom status and filmroom drive list: how the store and its drives are. */
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/base/size.h"
+#include "lib/base/strbuf.h"
+#include "tools/cli.h"
+
+static void cli_print_uptime(uint64_t seconds)
+{
+    struct strbuf s = STRBUF_INIT;
+
+    if (seconds >= 86400)
+        strbuf_addf(&s, "%llu d ", (unsigned long long)(seconds / 86400));
+    if (seconds >= 3600)
+        strbuf_addf(&s, "%u h ", (unsigned)(seconds / 3600 % 24));
+    strbuf_addf(&s, "%u min", (unsigned)(seconds / 60 % 60));
+    if (seconds < 3600)
+        strbuf_addf(&s, " %u s", (unsigned)(seconds % 60));
+    cli_print_field("Up for", s.data);
+    strbuf_free(&s);
+}
+
+static void cli_print_state(const json_t *status)
+{
+    const json_t *reasons = json_object_get(status, "reasons"), *reason;
+    struct strbuf profile = STRBUF_INIT;
+    size_t i;
+
+    cli_print_field("State", cli_text(status, "state"));
+    json_array_foreach((json_t *)(uintptr_t)reasons, i, reason)
+        cli_print_field("", json_string_value(reason) ? json_string_value(reason) : "");
+    strbuf_addf(&profile, "%s, %llu of %llu drives in service", cli_text(status, "profile"),
+                (unsigned long long)cli_number(status, "drives_ok"),
+                (unsigned long long)cli_number(status, "drives"));
+    cli_print_field("Profile", profile.data);
+    strbuf_free(&profile);
+}
+
+static void cli_print_listeners(const json_t *status)
+{
+    const json_t *listeners = json_object_get(status, "listeners"), *l;
+    size_t i;
+
+    json_array_foreach((json_t *)(uintptr_t)listeners, i, l)
+    {
+        const char *addr = cli_text(l, "addr");
+
+        printf("%-14s%-6s %s\n", i == 0 ? "Serves" : "", cli_safe(cli_text(l, "name")),
+               cli_safe(strncmp(addr, "tcp:", 4) == 0 ? addr + 4 : addr));
+    }
+}
+
+/* a/b as "2.13x", "-" when there is nothing. */
+static void cli_add_ratio(struct strbuf *s, const char *what, uint64_t a, uint64_t b)
+{
+    if (a && b)
+        strbuf_addf(s, " (%s %.2fx)", what, (double)a / (double)b);
+}
+
+static void cli_print_amount(const char *name, uint64_t bytes, const char *what, uint64_t before)
+{
+    char text[SIZE_TEXT_MAX];
+    struct strbuf s = STRBUF_INIT;
+
+    strbuf_adds(&s, size_format(bytes, text));
+    cli_add_ratio(&s, what, before, bytes);
+    cli_print_field(name, s.data);
+    strbuf_free(&s);
+}
+
+static void cli_print_share(const char *name, uint64_t used, uint64_t size)
+{
+    char a[SIZE_TEXT_MAX], b[SIZE_TEXT_MAX];
+    struct strbuf s = STRBUF_INIT;
+
+    strbuf_addf(&s, "%s of %s", size_format(used, a), size_format(size, b));
+    if (size)
+        strbuf_addf(&s, " (%.1f%%)", 100.0 * (double)used / (double)size);
+    cli_print_field(name, s.data);
+    strbuf_free(&s);
+}
+
+static void cli_print_capacity(const json_t *status)
+{
+    const json_t *c = json_object_get(status, "capacity"), *j = json_object_get(status, "journal");
+    uint64_t logical = cli_number(c, "logical"), deduped = cli_number(c, "deduped"),
+             stored = cli_number(c, "stored");
+
+    cli_print_share("Used", logical, cli_number(c, "limit"));
+    cli_print_amount("Deduplicated", deduped, "dedup", logical);
+    cli_print_amount("Compressed", stored, "compression", deduped);
+    cli_print_size("With parity", cli_number(c, "physical"));
+    cli_print_size("Drives free", cli_number(c, "free"));
+    cli_print_share("Journal", cli_number(j, "used"), cli_number(j, "size"));
+}
+
+static void cli_print_counters(const json_t *status)
+{
+    static const struct {
+        const char *json, *text;
+    } rows[] = {{"identical_instances", "identical instances sent again"},
+                {"replaced_instances", "instances replaced by other content"},
+                {"refused_conflicts", "instances refused: stored with other content"},
+                {"repaired", "corruptions repaired"}};
+    const json_t *counters = json_object_get(status, "counters");
+    bool first = true;
+
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        uint64_t n = cli_number(counters, rows[i].json);
+
+        if (n == 0)
+            continue;
+        printf("%-14s%llu %s\n", first ? "Since start" : "", (unsigned long long)n, rows[i].text);
+        first = false;
+    }
+}
+
+int cli_status(struct cli *cli)
+{
+    json_t *status = cli_get(cli, "/v1/status");
+    struct strbuf contents = STRBUF_INIT;
+
+    if (!status)
+        return CLI_FAILED;
+    if (cli_given(cli, CLI_JSON)) {
+        cli_print_json(status);
+        json_decref(status);
+        return CLI_OK;
+    }
+    cli_print_field("Filmroom", cli_text(status, "version"));
+    cli_print_uptime(cli_number(status, "uptime_seconds"));
+    cli_print_state(status);
+    cli_print_listeners(status);
+    strbuf_addf(&contents, "%llu volumes, %llu studies, %llu instances",
+                (unsigned long long)cli_number(status, "volumes"),
+                (unsigned long long)cli_number(status, "studies"),
+                (unsigned long long)cli_number(status, "instances"));
+    cli_print_field("Holds", contents.data);
+    cli_print_capacity(status);
+    cli_print_counters(status);
+    strbuf_free(&contents);
+    json_decref(status);
+    return CLI_OK;
+}
+
+int cli_drive_list(struct cli *cli)
+{
+    static const char *const headings[] = {">DRIVE",        "STATE",     "CLASS",
+                                           ">SIZE",         ">USED",     ">READ ERRORS",
+                                           ">WRITE ERRORS", ">REPAIRED", "PATH"};
+    json_t *json = cli_get(cli, "/v1/drives"), *drive;
+    struct cli_table *t;
+    size_t i;
+
+    if (!json)
+        return CLI_FAILED;
+    if (cli_given(cli, CLI_JSON)) {
+        cli_print_json(json);
+        json_decref(json);
+        return CLI_OK;
+    }
+    t = cli_table_new(headings, sizeof(headings) / sizeof(headings[0]));
+    json_array_foreach(json_object_get(json, "drives"), i, drive)
+    {
+        cli_table_number(t, cli_number(drive, "index"));
+        cli_table_cell(t, cli_text(drive, "state"));
+        cli_table_cell(t, cli_text(drive, "class"));
+        cli_table_size(t, cli_number(drive, "size"));
+        cli_table_size(t, cli_number(drive, "used"));
+        cli_table_number(t, cli_number(drive, "read_errors"));
+        cli_table_number(t, cli_number(drive, "write_errors"));
+        cli_table_number(t, cli_number(drive, "repaired"));
+        cli_table_cell(t, cli_text(drive, "path"));
+    }
+    cli_table_print(t);
+    cli_table_free(t);
+    json_decref(json);
+    return CLI_OK;
+}
