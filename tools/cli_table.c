@@ -11,7 +11,7 @@
 #include "tools/cli.h"
 
 #define CLI_TABLE_COLUMNS 12u
-#define CLI_CELL_MAX      64 /* columns on the terminal; longer text is cut */
+#define CLI_CELL_MAX      64 /* columns on the terminal; longer text is cut, but in the last one */
 #define CLI_SAFE_MAX      500u
 
 /* One UTF-8 character at p (never at the end): its bytes, and its code point or -1 when it is not
@@ -133,7 +133,7 @@ void cli_table_cell(struct cli_table *t, const char *text)
     }
     cell = &t->cells[t->count++];
     strbuf_adds(&safe, "");
-    cell->width = cli_add_safe(&safe, text, CLI_CELL_MAX);
+    cell->width = cli_add_safe(&safe, text, column + 1 == t->columns ? CLI_SAFE_MAX : CLI_CELL_MAX);
     cell->text = strbuf_take(&safe);
     if (cell->width > t->widths[column])
         t->widths[column] = cell->width;

@@ -40,7 +40,7 @@ static void cli_print_volume(const json_t *v)
     cli_print_size("Mapped", cli_number(v, "mapped"));
     cli_print_field("Durability", cli_text(v, "durability"));
     cli_print_field("Clients", clients);
-    cli_print_field("Created", cli_time(v, "created", buf));
+    cli_print_field("Created (UTC)", cli_time(v, "created", buf));
     strbuf_free(&text);
 }
 
@@ -104,7 +104,7 @@ int cli_volume_resize(struct cli *cli)
 int cli_volume_list(struct cli *cli)
 {
     static const char *const headings[] = {"NAME",       ">SIZE",    ">MAPPED",
-                                           "DURABILITY", ">CLIENTS", "CREATED"};
+                                           "DURABILITY", ">CLIENTS", "CREATED (UTC)"};
     json_t *json = cli_get(cli, "/v1/volumes"), *v;
     struct cli_table *t;
     size_t i;

@@ -102,7 +102,8 @@ class Cli(unittest.TestCase):
     def test_studies(self):
         lines = self.run_cli("study", "list")[0].splitlines()
         self.assertEqual(len(lines), 3)
-        self.assertRegex(lines[1], r"^P1 +Doe\^Jane +2024-01-31  CT,SR +2 +8 +.*MiB +CHEST CT +1\.2\.3$")
+        self.assertRegex(lines[1], r"^P1 +Doe\^Jane +2024-01-31  CT,SR +2 +8 +.*MiB +CHEST CT "
+                                   r"+1\.2\.3$")
         self.assertNotIn("\033", lines[2])
         self.assertIn("?[31mred", lines[2])
         self.assertEqual(len(self.json_of("study", "list", "--patient=P2")["studies"]), 1)
