@@ -33,7 +33,7 @@
 struct httpd;     /* one server: one listening socket */
 struct httpd_req; /* one exchange; lives from on_request until on_close returned */
 
-#define HTTPD_SEGMENTS_MAX 16    /* path segments; more is a 404 */
+#define HTTPD_SEGMENTS_MAX 80    /* path segments; more is a 404 */
 #define HTTPD_ARGS_MAX     128   /* query arguments; more is a 400 */
 #define HTTPD_URI_MAX      8192  /* bytes of path and query; more is a 414 */
 #define HTTPD_HEADERS_MAX  32768 /* bytes of a header section; more is a 431 */
