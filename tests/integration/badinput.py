@@ -228,7 +228,8 @@ def http_requests(instance):
     part = b"--b\r\nContent-Type: application/dicom\r\n\r\n"
     end = b"\r\n--b--\r\n"
     for path in (b"/dicom-web/studies/../../etc/passwd", b"/dicom-web/studies/%00",
-                 b"/%2e%2e/%2e%2e/", b"/dicom-web/studies?limit=-1", b"/dicom-web/studies?limit=99999999999999999999",
+                 b"/%2e%2e/%2e%2e/", b"/dicom-web/studies?limit=-1",
+                 b"/dicom-web/studies?limit=99999999999999999999",
                  b"/dicom-web/studies?00100010=%ff%fe", b"/dicom-web/studies?" + b"a=b&" * 5000,
                  b"/dicom-web/studies/" + b"1." * 5000, b"/dicom-web/studies?includefield=%zz",
                  b"/dicom-web/studies?StudyDate=2020-01-01-x", b"/dicom-web/nothing",
@@ -266,7 +267,8 @@ def bad_admin(daemon, witness):
     """The admin socket: garbage, and JSON that is not what is asked for."""
     addr = os.path.join(daemon.data, "admin.sock")
     bodies = [b"", b"{", b"[]", b"null", b'{"name": 5}', b'{"name": "x"}',
-              b'{"name": "x", "size": -1}', b'{"name": "x", "size": 1e400}', b'{"name": "../x", "size": 4096}',
+              b'{"name": "x", "size": -1}', b'{"name": "x", "size": 1e400}',
+              b'{"name": "../x", "size": 4096}',
               b'{"name": "x", "size": 4097}', b'{"name": "x\\u0000y", "size": 4096}',
               b"[" * 100000, b'{"name": "' + b"x" * 60000 + b'", "size": 4096}', b"\xff\xfe"]
     for body in bodies:
