@@ -158,13 +158,21 @@ static const struct block_ops fake_block_ops = {.create = fake_create,
 
 #define FAKE_ATTRS 8u
 
-/* Rows, their attributes and the texts of numbers in one allocation, as the interface wants it. */
-struct fake_rows {
-    struct object_rows rows;
-    struct object_row row[FAKE_MAX];
+/* Rows, then their attributes and the texts of numbers, in one allocation, as the interface wants.
+ */
+struct fake_more {
     struct object_attr attrs[FAKE_MAX][FAKE_ATTRS];
     char numbers[FAKE_MAX][2][12];
 };
+
+static struct object_rows *fake_rows_new(struct fake_more **ret_more)
+{
+    size_t rows = sizeof(struct object_rows) + FAKE_MAX * sizeof(struct object_row);
+    struct object_rows *r = mem_zalloc(rows + sizeof(struct fake_more));
+
+    *ret_more = (struct fake_more *)(void *)((char *)r + rows);
+    return r;
+}
 
 static void fake_attr(struct object_row *row, struct object_attr *attrs, uint32_t tag,
                       const char *value)
@@ -187,38 +195,39 @@ static unsigned fake_count(const struct fake *f, const char *study, unsigned *re
     return series;
 }
 
-static void fake_study_row(const struct fake *f, struct fake_rows *r, const struct fake_study *s)
+static void fake_study_row(const struct fake *f, struct object_rows *r, struct fake_more *m,
+                           const struct fake_study *s)
 {
-    size_t n = r->rows.count++;
-    struct object_row *row = &r->rows.rows[n];
+    size_t n = r->count++;
+    struct object_row *row = &r->rows[n];
     unsigned instances, series = fake_count(f, s->uid, &instances);
 
-    snprintf(r->numbers[n][0], 12, "%u", series);
-    snprintf(r->numbers[n][1], 12, "%u", instances);
+    snprintf(m->numbers[n][0], 12, "%u", series);
+    snprintf(m->numbers[n][1], 12, "%u", instances);
     row->study_uid = s->uid;
     row->bytes = instances * 1000000ull;
     row->stored_ns = 1700000000ull * 1000000000ull;
-    fake_attr(row, r->attrs[n], 0x00080020, s->date);
-    fake_attr(row, r->attrs[n], 0x00080061, "CT\\SR");
-    fake_attr(row, r->attrs[n], 0x00081030, s->description);
-    fake_attr(row, r->attrs[n], 0x00100010, s->patient_name);
-    fake_attr(row, r->attrs[n], 0x00100020, s->patient_id);
-    fake_attr(row, r->attrs[n], 0x00201206, r->numbers[n][0]);
-    fake_attr(row, r->attrs[n], 0x00201208, r->numbers[n][1]);
+    fake_attr(row, m->attrs[n], 0x00080020, s->date);
+    fake_attr(row, m->attrs[n], 0x00080061, "CT\\SR");
+    fake_attr(row, m->attrs[n], 0x00081030, s->description);
+    fake_attr(row, m->attrs[n], 0x00100010, s->patient_name);
+    fake_attr(row, m->attrs[n], 0x00100020, s->patient_id);
+    fake_attr(row, m->attrs[n], 0x00201206, m->numbers[n][0]);
+    fake_attr(row, m->attrs[n], 0x00201208, m->numbers[n][1]);
 }
 
-static void fake_series_row(struct fake_rows *r, const struct fake_series *s)
+static void fake_series_row(struct object_rows *r, struct fake_more *m, const struct fake_series *s)
 {
-    size_t n = r->rows.count++;
-    struct object_row *row = &r->rows.rows[n];
+    size_t n = r->count++;
+    struct object_row *row = &r->rows[n];
 
-    snprintf(r->numbers[n][0], 12, "%u", s->instances);
+    snprintf(m->numbers[n][0], 12, "%u", s->instances);
     row->study_uid = s->study;
     row->series_uid = s->uid;
     row->bytes = s->instances * 1000000ull;
-    fake_attr(row, r->attrs[n], 0x00080060, s->modality);
-    fake_attr(row, r->attrs[n], 0x0008103e, s->description);
-    fake_attr(row, r->attrs[n], 0x00201209, r->numbers[n][0]);
+    fake_attr(row, m->attrs[n], 0x00080060, s->modality);
+    fake_attr(row, m->attrs[n], 0x0008103e, s->description);
+    fake_attr(row, m->attrs[n], 0x00201209, m->numbers[n][0]);
 }
 
 static void fake_remember(struct fake *f, const struct object_query *q)
@@ -246,28 +255,29 @@ static int fake_query(struct object_store *os, const struct object_query *q,
                       struct object_rows **ret_rows)
 {
     struct fake *f = FAKE_OF(os, objects);
-    struct fake_rows *r;
+    struct fake_more *m;
+    struct object_rows *r;
     uint64_t skip = q->offset;
 
     if (f->fail)
         return -(int)f->fail;
-    r = mem_zalloc(sizeof(*r));
+    r = fake_rows_new(&m);
     if (q->level == OBJECT_STUDY) {
         fake_remember(f, q);
         for (size_t i = 0; i < f->study_count; i++) {
             if (!fake_wanted(&f->studies[i], q) || (skip > 0 && skip--))
                 continue;
-            if (q->limit && r->rows.count == q->limit)
-                r->rows.more = true;
+            if (q->limit && r->count == q->limit)
+                r->more = true;
             else
-                fake_study_row(f, r, &f->studies[i]);
+                fake_study_row(f, r, m, &f->studies[i]);
         }
     } else {
         for (size_t i = 0; i < f->series_count; i++)
             if (strcmp(f->series[i].study, q->study_uid) == 0)
-                fake_series_row(r, &f->series[i]);
+                fake_series_row(r, m, &f->series[i]);
     }
-    *ret_rows = &r->rows;
+    *ret_rows = r;
     return 0;
 }
 
