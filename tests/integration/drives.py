@@ -189,7 +189,7 @@ class Drives:
         more = Contents(self.folder, seed=self.args.seed + 200, slices=6, volume_mib=8)
         with Daemon(data, "--capacity", CAPACITY) as daemon:
             more.store(daemon)
-            daemon.cli("volume", "delete", self.contents.volume, "--yes")
+            daemon.cli("volume", "delete", self.contents.volume, "--force")
         for path in pair:
             shutil.move(os.path.join(away, os.path.basename(path)), path)
         with Daemon(data, "--capacity", CAPACITY) as daemon:

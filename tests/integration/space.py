@@ -169,7 +169,7 @@ def full_store(folder):
         daemon.restart()
         check_written(daemon, "filler", written)
         kept.verify(daemon)
-        daemon.cli("volume", "delete", "filler", "--yes")
+        daemon.cli("volume", "delete", "filler", "--force")
         writes_work_again(daemon, "later")
         kept.verify(daemon)
         with dicom.Web(daemon.http) as web:

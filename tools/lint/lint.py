@@ -31,7 +31,7 @@ TOP = ("daemon", "lib", "tiering", "dedup", "proto", "tools", "tests", "docs", "
 MAX_FILE_LINES = 1000
 MAX_FUNCTION_LINES = 80
 MAX_COLUMNS = 100
-MIN_HEAD_CHARS = 30
+MIN_HEAD_CHARS = 15
 
 BANNED = {
     "thread": r"pthread_\w+|thrd_\w+|mtx_\w+|cnd_\w+|sem_(?:init|wait|post|timedwait)",

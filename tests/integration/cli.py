@@ -1,0 +1,192 @@
+#!/usr/bin/python3
+"""Every command of the CLI against a running daemon: what it prints, its JSON, its exit codes (0
+done, 1 failed, 2 wrong command line), and that what it says on errors tells a person what to do."""
+
+import json
+import os
+import sys
+
+import dicom
+import nbd
+from harness import (CLI, MIB, Daemon, Suite, check, need, phantom, run, scratch,
+                     store_with_dcmsend)
+
+
+def fails(done, code, *words):
+    """The command failed with the code, said so on stderr in one paragraph, and wrote nothing."""
+    check(done.returncode == code, f"exit code {done.returncode} instead of {code}:", done.stderr)
+    check(done.stdout == "", "an error must not print on stdout:", done.stdout)
+    check(done.stderr.startswith("filmroom: "), "who speaks?", done.stderr)
+    for word in words:
+        check(word in done.stderr, f"the message should say '{word}':", done.stderr)
+    for leak in ("{", "ERR_", "curl", "(null)", "errno"):
+        check(leak not in done.stderr, f"the message leaks '{leak}':", done.stderr)
+
+
+def without_daemon(folder):
+    done = run(CLI, "--data", os.path.join(folder, "nothing"), "status", ok=False)
+    fails(done, 1, "nothing", "filmroomd")
+    fails(run(CLI, "frobnicate", ok=False), 2)
+    fails(run(CLI, "volume", ok=False), 2)
+    fails(run(CLI, "volume", "create", "only-a-name", ok=False), 2)
+    fails(run(CLI, "status", "--frobnicate", ok=False), 2, "--frobnicate")
+    check("Usage" in run(CLI, "--help").stdout, "no usage in the help")
+    for command in ("status", "drive list", "volume create", "volume list", "volume show",
+                    "volume resize", "volume delete", "study list", "study show", "study delete"):
+        text = run(CLI, *command.split(), "--help").stdout
+        check(f"filmroom [--data DIR] [--json] {command}" in text, "no help for", command)
+    check(run(CLI, "--version").stdout.strip(), "no version")
+
+
+def status(daemon):
+    text = daemon.cli("status").stdout
+    for word in ("4+2", "nbd", "dicom", "http", str(daemon.ports["dicom"])):
+        check(word in text, f"'{word}' is not in the status:", text)
+    row = daemon.status()
+    check(row["state"] == "ok" and row["drives"] == 6 and row["drives_ok"] == 6, "status:", row)
+    check(row["profile"] == "4+2" and row["reasons"] == [], "status:", row)
+    for name in ("limit", "logical", "deduped", "stored", "physical", "free"):
+        check(isinstance(row["capacity"][name], int), "capacity lacks", name)
+    sockets = [x["addr"] for x in row["listeners"] if x["addr"].startswith("unix:")]
+    check(any(a.endswith("nbd.sock") for a in sockets), "the NBD socket is not named:", sockets)
+    drives = daemon.cli_json("drive", "list")["drives"]
+    check([d["index"] for d in drives] == list(range(6)), "drives:", drives)
+    check(all(d["state"] == "ok" and os.path.exists(d["path"]) for d in drives), "drives:", drives)
+    check(len(daemon.cli("drive", "list").stdout.strip().split("\n")) == 7, "a line for each drive")
+
+
+def volumes(daemon):
+    check("vm1" in daemon.cli("volume", "create", "vm1", "64M").stdout, "it should name the volume")
+    daemon.cli("volume", "create", "vm2", "1G", "--durability", "on-flush")
+    rows = daemon.cli_json("volume", "list")["volumes"]
+    check([r["name"] for r in rows] == ["vm1", "vm2"], "volumes:", rows)
+    check([r["durability"] for r in rows] == ["every-write", "on-flush"], "durability:", rows)
+    row = daemon.cli_json("volume", "show", "vm1")
+    check(row["size"] == 64 * MIB and not row["readonly"], "volume:", row)
+    text = daemon.cli("volume", "show", "vm1").stdout
+    check("vm1" in text and "64" in text, "volume show:", text)
+    fails(daemon.cli("volume", "create", "vm1", "64M", ok=False), 1, "exists")
+    fails(daemon.cli("volume", "create", "vm3", "64Q", ok=False), 2, "64Q", "10G")
+    fails(daemon.cli("volume", "create", "vm3", "1000", ok=False), 2, "4096")
+    fails(daemon.cli("volume", "create", "a/b", "64M", ok=False), 1, "name")
+    fails(daemon.cli("volume", "create", "x" * 300, "64M", ok=False), 1, "name")
+    fails(daemon.cli("volume", "create", "vm3", "1M", "--durability", "maybe", ok=False), 1)
+    fails(daemon.cli("volume", "show", "nobody", ok=False), 1, "no such")
+
+
+def resize_and_delete(daemon):
+    daemon.cli("volume", "resize", "vm1", "128M")
+    check(daemon.cli_json("volume", "show", "vm1")["size"] == 128 * MIB, "not grown")
+    fails(daemon.cli("volume", "resize", "vm1", "32M", ok=False), 1)
+    daemon.cli("volume", "resize", "vm1", "32M", "--shrink")
+    with nbd.Nbd(daemon.nbd, "vm1") as client:
+        check(client.size == 32 * MIB, "NBD sees another size:", client.size)
+        client.write(0, b"a" * 4096)
+        check(daemon.cli_json("volume", "show", "vm1")["openers"] == 1, "one client has it open")
+        fails(daemon.cli("volume", "delete", "vm1", "--force", ok=False), 1, "use")
+    # Nobody can be asked here: the command must not delete, nor wait.
+    fails(daemon.cli("volume", "delete", "vm2", ok=False, timeout=10), 2, "--force")
+    daemon.cli("volume", "delete", "vm2", "--force")
+    daemon.cli("volume", "delete", "vm1", "--force")
+    check(daemon.cli_json("volume", "list")["volumes"] == [], "volumes are left")
+    fails(daemon.cli("volume", "delete", "vm1", "--force", ok=False), 1, "no such")
+
+
+def studies(daemon, folder):
+    need("dcmsend")
+    first = phantom(os.path.join(folder, "ct"), slices=3, seed=1, patient="CLI-1",
+                    name="Doe^Jane")
+    second = phantom(os.path.join(folder, "mr"), slices=2, seed=2, modality="MR", rows=128,
+                     cols=128, patient="CLI-2")
+    store_with_dcmsend(daemon, first + second)
+    ct, mr = dicom.Instance(first[0]), dicom.Instance(second[0])
+    rows = daemon.cli_json("study", "list")["studies"]
+    check({r["study_uid"] for r in rows} == {ct.study, mr.study}, "studies:", rows)
+    for option, value in (("--patient", "CLI-1"), ("--name", "doe*"), ("--modality", "CT"),
+                          ("--accession", "A1")):
+        rows = daemon.cli_json("study", "list", option, value)["studies"]
+        check([r["study_uid"] for r in rows] == [ct.study], f"{option} {value}:", rows)
+    rows = daemon.cli_json("study", "list", "--limit", "1")
+    check(len(rows["studies"]) == 1 and rows["more"], "one of two, and more:", rows)
+    row = daemon.cli_json("study", "show", ct.study)
+    check(row["instances"] == 3 and row["series"] == 1 and row["modalities"] == ["CT"], "show:",
+          json.dumps(row))
+    text = daemon.cli("study", "show", ct.study).stdout
+    check("CLI-1" in text and "CT" in text, "study show:", text)
+    check("CLI-1" in daemon.cli("study", "list").stdout, "study list as text")
+    check(daemon.status()["studies"] == 2 and daemon.status()["instances"] == 5, "counts")
+    fails(daemon.cli("study", "show", "1.2.3", ok=False), 1, "no such")
+    fails(daemon.cli("study", "show", "not-a-uid", ok=False), 1)
+    fails(daemon.cli("study", "delete", ct.study, ok=False, timeout=10), 2, "--yes")
+    daemon.cli("study", "delete", ct.study, "--yes")
+    check(daemon.status()["studies"] == 1, "the study is still there")
+    fails(daemon.cli("study", "show", ct.study, ok=False), 1, "no such")
+
+
+def identical_and_other(daemon, folder):
+    """Re-sending is counted, and so is other content under the same UID."""
+    files = phantom(os.path.join(folder, "again"), slices=1, seed=9)
+    one = dicom.Instance(files[0])
+    dicom.store_all(daemon.dicom, [one, one])
+    counters = daemon.status()["counters"]
+    check(counters["identical_instances"] >= 1, "identical data is not counted:", counters)
+    other = bytearray(one.dataset)
+    other[-1000] ^= 1
+    with dicom.Association(daemon.dicom, [(one.sop_class, dicom.EXPLICIT_LE)]) as a:
+        status_code = a.store(one.sop_class, one.uid, bytes(other))
+    after = daemon.status()["counters"]
+    noted = (after["refused_conflicts"] + after["replaced_instances"]
+             - counters["refused_conflicts"] - counters["replaced_instances"])
+    check(noted == 1, f"other content under one UID (status {status_code:04x}) is not counted:",
+          after)
+    with dicom.Web(daemon.http) as web:
+        kept = dicom.dataset_of(web.instance(one.study, one.series, one.uid))
+    check(kept == (one.dataset if status_code else bytes(other)),
+          "what is kept is not what the answer said")
+    check(one.uid in daemon.log_text(), "the log does not name the instance")
+
+
+def second_daemon(daemon):
+    """Two daemons on one store: the second refuses, the first goes on."""
+    other = Daemon(daemon.data, ready_timeout=20)
+    other.log_path += ".second"
+    check(not other.start(expect_ready=False), "a second daemon started on the same store")
+    code = other.process.wait(10)
+    check(code not in (0, -6, -11), f"the second daemon ended with {code}")
+    check("another" in other.log_text() or "use" in other.log_text(), "it should say why:",
+          other.log_text())
+    check(daemon.status()["state"] == "ok", "the first daemon suffers")
+
+
+def main():
+    suite = Suite()
+    with scratch() as folder:
+        with suite.case("wrong command lines, help, no daemon"):
+            need(CLI)
+            without_daemon(folder)
+        daemons = []
+        with suite.case("a daemon starts"):
+            daemons.append(Daemon(os.path.join(folder, "data")))
+            daemons[0].start()
+        for d in daemons:
+            try:
+                for name, step in (
+                        ("status and drives", lambda: status(d)),
+                        ("volumes: create, list, show", lambda: volumes(d)),
+                        ("volumes: resize, delete", lambda: resize_and_delete(d)),
+                        ("studies: list, show, delete", lambda: studies(d, folder)),
+                        ("identical and conflicting instances are counted and logged",
+                         lambda: identical_and_other(d, folder)),
+                        ("a second daemon on the same store is refused", lambda: second_daemon(d)),
+                        ("a clean stop", d.stop)):
+                    with suite.case(name):
+                        step()
+            finally:
+                d.kill()
+        if suite.failed and daemons:
+            print(daemons[0].log_tail())
+    return suite.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
