@@ -306,10 +306,13 @@ static void test_bytes(void **state)
  * small requests go on. The first is cut off after a while, and its budget comes back. */
 static void test_stalled_writer_in(struct world *w)
 {
-    struct env_sock *bad = dial_in(w), *good = dial_in(w);
+    struct env_sock *bad = dial_in(w), *worse = dial_in(w), *good = dial_in(w);
     uint64_t start = env_now(w->env);
 
-    say(bad, "REQ w0 w1 q1 q0 d33554432 'not all of it'");
+    say(bad,
+        "REQ w0 w1 q1 q0 d33554432 'not all of it'"); /* all but 256 KiB of the common budget */
+    env_sleep(w->env, 10 * MS);
+    say(worse, "REQ w0 w1 q1 q0 d1048576 'nor of it'"); /* waits for more than is left */
     env_sleep(w->env, 10 * MS);
     say(good, "REQ w0 w1 q1 q0 d4 'data' REQ w0 w0 q2 q65536 d131072");
     hear(good, "OK q1 OK q2 z:131072");
@@ -323,6 +326,7 @@ static void test_stalled_writer_in(struct world *w)
     assert_true(env_now(w->env) >= start + 60 * ENV_NS_PER_S);
     hear_end(bad);
     env_sock_close(bad);
+    env_sock_close(worse);
     env_sock_close(good);
 }
 
@@ -422,6 +426,7 @@ WORLD_TEST(test_stop)
 {
     struct env_sock *busy = dial_in(w), *idle = dial_in(w), *young = dial(w);
     struct stopper p = {w, false};
+    uint64_t start;
 
     w->delay['w'] = 2000 * MS;
     say(busy, "REQ w0 w1 q1 q0 d4 'data'");
@@ -435,7 +440,9 @@ WORLD_TEST(test_stop)
     hear(busy, "BAD d108 q2 BAD d108 q3");
     assert_false(p.done);
     hear(busy, "OK q1");
+    start = env_now(w->env);
     hear_end(busy);
+    assert_true(env_now(w->env) < start + 100 * MS);
     env_sock_close(busy);
     env_sock_close(idle);
     env_sock_close(young);
