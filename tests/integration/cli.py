@@ -8,7 +8,7 @@ import sys
 
 import dicom
 import nbd
-from harness import (CLI, MIB, Daemon, Suite, check, need, phantom, run, scratch,
+from harness import (CLI, MIB, Daemon, Suite, built, check, need, phantom, run, scratch,
                      store_with_dcmsend)
 
 
@@ -162,7 +162,7 @@ def main():
     suite = Suite()
     with scratch() as folder:
         with suite.case("wrong command lines, help, no daemon"):
-            need(CLI)
+            built(CLI)
             without_daemon(folder)
         daemons = []
         with suite.case("a daemon starts"):

@@ -88,6 +88,12 @@ class Suite:
         return 1 if self.failed or not self.count else 0
 
 
+def built(*paths):
+    """What the build makes must be there: that is no reason to skip."""
+    for path in paths:
+        check(os.path.exists(path), f"{path} is not built")
+
+
 def need(*programs):
     for program in programs:
         if not (os.path.exists(program) if "/" in program else shutil.which(program)):
@@ -121,7 +127,7 @@ def run(*argv, ok=True, timeout=120, stdin=None):
 
 def phantom(folder, **options):
     """Makes a series (tools/phantom); returns its files in order."""
-    need(PHANTOM)
+    built(PHANTOM)
     argv = [PHANTOM, "--out", folder]
     for name, value in options.items():
         argv += ["--" + name.replace("_", "-"), str(value)]
@@ -133,7 +139,7 @@ class Daemon:
     """filmroomd on a data folder. Use as a context manager: leaving it stops the daemon."""
 
     def __init__(self, data, *args, ready_timeout=60):
-        need(DAEMON, CLI)
+        built(DAEMON, CLI)
         self.data = data
         self.args = args
         self.ready_timeout = ready_timeout
