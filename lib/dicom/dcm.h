@@ -23,8 +23,7 @@ int dcm_init(void);
 /* The file that dcm_init reads, for the message when it fails. */
 const char *dcm_dictionary_path(void);
 
-/* ---- The Part 10 head (PS3.10 section 7.1) ----------------------------------------------------
- */
+/* ---- The Part 10 head (PS3.10 section 7.1) ---------------------------------------------- */
 
 struct dcm_head {
     size_t dataset_off; /* preamble, prefix and file meta information: bytes before the data set */
@@ -49,8 +48,7 @@ int dcm_head_make(const char *sop_class, const char *sop_instance, const char *t
  * zeroes of a component are tolerated, senders make them). */
 bool dcm_uid_valid(const char *uid);
 
-/* ---- Where Pixel Data lies
- * ------------------------------------------------------------------------ */
+/* ---- Where Pixel Data lies -------------------------------------------------------------- */
 
 /* A push parser over the data set that finds the top-level Pixel Data (7FE0,0010) (or Float/Double
  * Float Pixel Data) without building anything: explicit and implicit VR, both byte orders,
@@ -75,8 +73,7 @@ void dcm_scan_init(struct dcm_scan *s, const char *transfer_syntax);
  * found (the scan stops at pixel_off) or end_of_use was set. */
 size_t dcm_scan_push(struct dcm_scan *s, const void *p, size_t n);
 
-/* ---- The header as a data set -------------------------------------------------------------------
- */
+/* ---- The header as a data set ----------------------------------------------------------- */
 
 struct dcm_header;
 
@@ -114,8 +111,7 @@ int dcm_header_json(const struct dcm_header *h, const char *bulk_base, bool has_
 bool dcm_header_bulk(const struct dcm_header *h, const char *path, struct strbuf *out,
                      char ret_vr[3]);
 
-/* ---- DICOM JSON for rows
- * --------------------------------------------------------------------------- */
+/* ---- DICOM JSON for rows ---------------------------------------------------------------- */
 
 /* Appends `"GGGGEEEE":{"vr":"..","Value":[...]}` for an attribute (PS3.18 section F.2). */
 void dcm_attr_json(const struct object_attr *a, struct strbuf *out);

@@ -44,8 +44,7 @@ bool dcm_uid_valid(const char *uid)
     return digit;
 }
 
-/* ---- Reading ------------------------------------------------------------------------------------
- */
+/* ---- Reading ---------------------------------------------------------------------------- */
 
 /* One element of group 2. ERR_AGAIN: it is not there in full. */
 struct dcm_head_element {
@@ -163,8 +162,7 @@ int dcm_head_parse(const void *p, size_t n, struct dcm_head *ret_head)
     return 0;
 }
 
-/* ---- Writing ------------------------------------------------------------------------------------
- */
+/* ---- Writing ---------------------------------------------------------------------------- */
 
 /* A text element: short form, padded to even length. */
 static void dcm_head_text(struct codec_writer *w, uint16_t element, const char *vr,

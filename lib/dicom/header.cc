@@ -10,10 +10,11 @@
  * Character Set as it was. Here each element becomes its text first (the same text that the
  * catalogue keeps) and dcm_attr_json makes JSON of that.
  *
- * Character sets: DCMTK's conversion over iconv. A value that cannot be converted, because the set
- * is unknown or the bytes are not in it, is taken as UTF-8 where it is valid and U+FFFD where not:
- * a wrong letter in a name is no reason to lose a study. Attributes of VR UN that the dictionary
- * knows as strings or numbers are read as what they are (PS3.5 section 6.2.2).
+ * A wrong letter in a name is no reason to lose a study: what a character set cannot explain
+ * becomes U+FFFD (charset.c). Attributes of VR UN that a dictionary knows as strings or numbers are
+ * read as what they are (PS3.5 section 6.2.2); for private ones of implicit VR streams that is the
+ * rule, and DCMTK's private dictionary tells, by private creator. It is kept apart from the one
+ * that DCMTK itself parses by (walk.c says why).
  */
 #include <map>
 #include <memory>
@@ -29,7 +30,6 @@
 #include "dcmtk/dcmdata/dctk.h"
 #include "dcmtk/dcmdata/dcistrmb.h"
 #include "dcmtk/dcmdata/dcistrmz.h"
-#include "dcmtk/dcmdata/dcspchrs.h"
 #include "dcmtk/oflog/oflog.h"
 
 extern "C" {
@@ -63,38 +63,36 @@ struct Text {
     }
 };
 
-/* ---- Character sets -----------------------------------------------------------------------------
- */
+/* ---- Character sets --------------------------------------------------------------------- */
 
-struct Charset {
-    DcmSpecificCharacterSet set;
-    bool usable = false;
-    bool split_first = false; /* 5C is the yen sign in the set, and still the delimiter */
+struct CharsetFree {
+    void operator()(struct dcm_charset *cs) const
+    {
+        dcm_charset_free(cs);
+    }
 };
 
+/* The character sets of a data set by the value of Specific Character Set: items may have their
+ * own. */
 class Charsets
 {
   public:
-    /* NULL: nothing to convert (ASCII, UTF-8, or a set nobody knows). Valid until the next call. */
-    Charset *find(const std::string &term)
+    /* NULL: nothing to convert. Valid until the next call. */
+    struct dcm_charset *find(const std::string &term)
     {
-        if (term.empty() || term.size() > charset_term_max || term == "ISO_IR 192" ||
-            term == "ISO_IR 6")
+        if (term.empty() || term.size() > charset_term_max || term == "ISO_IR 192")
             return nullptr;
         auto it = known.find(term);
         if (it == known.end()) {
             if (known.size() >= charsets_max)
                 known.clear();
-            auto made = std::make_unique<Charset>();
-            made->usable = made->set.selectCharacterSet(term.c_str(), "ISO_IR 192").good();
-            made->split_first = term == "ISO_IR 13";
-            it = known.emplace(term, std::move(made)).first;
+            it = known.emplace(term, dcm_charset_new(term.c_str())).first;
         }
-        return it->second->usable ? it->second.get() : nullptr;
+        return it->second.get();
     }
 
   private:
-    std::map<std::string, std::unique_ptr<Charset>> known;
+    std::map<std::string, std::unique_ptr<struct dcm_charset, CharsetFree>> known;
 };
 
 bool plain(const char *p, size_t n)
@@ -104,37 +102,6 @@ bool plain(const char *p, size_t n)
             return false;
     }
     return true;
-}
-
-void convert_one(Charset *cs, const char *vr, const char *p, size_t n, std::string &out)
-{
-    const char *delimiters = strcmp(vr, "PN") == 0             ? "\\^="
-                             : dcm_vr_kind(vr) == DCM_VR_LOCAL ? "\\"
-                                                               : "";
-    OFString to;
-
-    if (!plain(p, n) && cs->set.convertString(p, n, to, delimiters).good())
-        out.append(to.c_str(), to.length());
-    else
-        out.append(p, n);
-}
-
-void convert(Charset *cs, const char *vr, const char *p, size_t n, std::string &out)
-{
-    if (!cs->split_first || dcm_vr_kind(vr) == DCM_VR_TEXT) {
-        convert_one(cs, vr, p, n, out);
-        return;
-    }
-    for (size_t at = 0;; at++) {
-        const char *sep = static_cast<const char *>(memchr(p + at, '\\', n - at));
-        size_t end = sep ? (size_t)(sep - p) : n;
-
-        convert_one(cs, vr, p + at, end - at, out);
-        if (!sep)
-            return;
-        out += '\\';
-        at = end;
-    }
 }
 
 } // namespace
@@ -148,8 +115,7 @@ struct dcm_header {
 namespace
 {
 
-/* ---- The dictionary
- * ------------------------------------------------------------------------------ */
+/* ---- The dictionary --------------------------------------------------------------------- */
 
 /* DCMTK's name for a VR of its own making ("ox", "xs") is one that the standard has. */
 void vr_name(DcmEVR evr, char out[3])
@@ -192,38 +158,38 @@ extern "C" char walk_dictionary(uint32_t tag)
     return evr == EVR_SQ ? 'S' : 'O';
 }
 
-std::string dictionary_path()
+/* Entries of the default path: the standard's dictionary, then the private one. */
+std::string dictionary_path(int which)
 {
-    const char *path = DCM_DICT_DEFAULT_PATH;
-    const char *colon = strchr(path, ':');
+    std::string paths = DCM_DICT_DEFAULT_PATH;
+    size_t colon = paths.find(':');
 
-    return colon ? std::string(path, colon) : std::string(path);
+    if (which == 0)
+        return paths.substr(0, colon);
+    return colon == std::string::npos ? "" : paths.substr(colon + 1, paths.find(':', colon + 1));
 }
 
-/* ---- Values
- * -------------------------------------------------------------------------------------- */
+const DcmDataDictionary *private_dictionary; /* set once, by dcm_init; NULL: none installed */
 
-struct Value {
-    char vr[3];
-    enum dcm_vr_kind kind;
-    std::vector<char> bytes; /* little-endian */
+/* The private creators of one item's current group, noted while its elements go by in order. */
+class Creators
+{
+  public:
+    void note(DcmElement &e);
+    const char *of(uint32_t tag) const
+    {
+        return tag >> 16 == group && (tag & 0xffff) >= 0x1000 && !names.empty() &&
+                       !names[tag >> 8 & 0xff].empty()
+                   ? names[tag >> 8 & 0xff].c_str()
+                   : nullptr;
+    }
+
+  private:
+    uint32_t group = 0;
+    std::vector<std::string> names;
 };
 
-/* An element's VR; that of the dictionary where the sender wrote UN. */
-void element_vr(DcmElement &e, char out[3])
-{
-    DcmEVR evr;
-    char known[3];
-
-    vr_name(e.getVR(), out);
-    if (strcmp(out, "UN") != 0 || e.ident() == EVR_SQ)
-        return;
-    if (dictionary_vr(tag_of(e.getTag()), &evr)) {
-        vr_name(evr, known);
-        if (dcm_vr_kind(known) != DCM_VR_SEQUENCE && dcm_vr_kind(known) != DCM_VR_BINARY)
-            memcpy(out, known, 3);
-    }
-}
+/* ---- Values ----------------------------------------------------------------------------- */
 
 /* Bytes of the value, without copying it; nested encapsulated Pixel Data counts as empty. */
 size_t element_size(DcmElement &e)
@@ -242,7 +208,7 @@ bool element_bytes(DcmElement &e, std::vector<char> &out)
 }
 
 /* The text of an element that has one. */
-bool element_text(DcmElement &e, const char *vr, Charset *cs, struct strbuf *out)
+bool element_text(DcmElement &e, const char *vr, struct dcm_charset *cs, struct strbuf *out)
 {
     enum dcm_vr_kind kind = dcm_vr_kind(vr);
     std::vector<char> bytes;
@@ -257,14 +223,53 @@ bool element_text(DcmElement &e, const char *vr, Charset *cs, struct strbuf *out
     while (n > 0 && (bytes[n - 1] == 0 || bytes[n - 1] == ' '))
         n--;
     if (cs && kind != DCM_VR_STRINGS && n > 0 && !plain(bytes.data(), n)) {
-        std::string to;
+        Text to;
 
-        convert(cs, vr, bytes.data(), n, to);
-        dcm_text_strings(vr, to.data(), to.size(), out);
+        dcm_charset_convert(cs, vr, bytes.data(), n, &to.s);
+        dcm_text_strings(vr, to.c_str(), to.s.len, out);
     } else {
         dcm_text_strings(vr, bytes.data(), n, out);
     }
     return true;
+}
+
+void Creators::note(DcmElement &e)
+{
+    uint32_t tag = tag_of(e.getTag());
+    Text text;
+
+    if (!(tag & 0x10000) || (tag & 0xffff) < 0x10 || (tag & 0xffff) > 0xff || element_size(e) > 64)
+        return;
+    if (tag >> 16 != group) {
+        group = tag >> 16;
+        names.assign(256, "");
+    }
+    if (element_text(e, "LO", nullptr, &text.s))
+        names[tag & 0xff] = text.c_str();
+}
+
+/* An element's VR; that of a dictionary where it is UN. */
+void element_vr(DcmElement &e, const Creators *creators, char out[3])
+{
+    uint32_t tag = tag_of(e.getTag());
+    DcmEVR evr = EVR_UN;
+    char known[3];
+
+    vr_name(e.getVR(), out);
+    if (strcmp(out, "UN") != 0 || e.ident() == EVR_SQ)
+        return;
+    if (!(tag & 0x10000)) {
+        dictionary_vr(tag, &evr);
+    } else if ((tag & 0xffff) >= 0x10 && (tag & 0xffff) <= 0xff) {
+        evr = EVR_LO; /* a private creator (PS3.5 section 7.8.1) */
+    } else if (private_dictionary && creators && creators->of(tag)) {
+        const DcmDictEntry *entry = private_dictionary->findEntry(e.getTag(), creators->of(tag));
+
+        evr = entry ? entry->getEVR() : EVR_UN;
+    }
+    vr_name(evr, known);
+    if (dcm_vr_kind(known) != DCM_VR_SEQUENCE && dcm_vr_kind(known) != DCM_VR_BINARY)
+        memcpy(out, known, 3);
 }
 
 /* The value of Specific Character Set in the item; `outer` when the item has none. */
@@ -280,8 +285,7 @@ std::string charset_term(DcmItem &item, const std::string &outer)
     return term;
 }
 
-/* ---- JSON
- * ---------------------------------------------------------------------------------------- */
+/* ---- JSON ------------------------------------------------------------------------------- */
 
 struct JsonContext {
     const dcm_header *header;
@@ -332,13 +336,13 @@ void binary_value(const JsonContext &c, DcmElement &e, const std::string &path)
     }
 }
 
-void attribute_json(const JsonContext &c, DcmElement &e, const std::string &path,
-                    const std::string &term)
+void attribute_json(const JsonContext &c, DcmElement &e, const Creators &creators,
+                    const std::string &path, const std::string &term)
 {
     uint32_t tag = tag_of(e.getTag());
     char vr[3];
 
-    element_vr(e, vr);
+    element_vr(e, &creators, vr);
     enum dcm_vr_kind kind = e.ident() == EVR_SQ ? DCM_VR_SEQUENCE : dcm_vr_kind(vr);
     if (tag == DCM_TAG_CHARSET) {
         struct object_attr utf8 = {tag, "CS", 10, "ISO_IR 192"};
@@ -372,6 +376,7 @@ void item_json(const JsonContext &c, DcmItem &item, const std::string &path,
     std::string term = charset_term(item, outer_term);
     DcmObject *obj = nullptr;
     bool pending = !inserted.empty();
+    Creators creators;
     char sep = '{';
 
     while ((obj = item.nextInContainer(obj))) {
@@ -382,6 +387,7 @@ void item_json(const JsonContext &c, DcmItem &item, const std::string &path,
         if ((tag & 0xffff) == 0 || tag >> 16 == 0 || tag >> 16 == 2 ||
             (tag == inserted_tag && !inserted.empty()))
             continue;
+        creators.note(e);
         if (pending && tag > inserted_tag) {
             strbuf_addc(c.out, sep);
             strbuf_adds(c.out, inserted.c_str());
@@ -391,7 +397,7 @@ void item_json(const JsonContext &c, DcmItem &item, const std::string &path,
         strbuf_addc(c.out, sep);
         sep = ',';
         snprintf(name, sizeof(name), "/%08X", tag);
-        attribute_json(c, e, path + name, term);
+        attribute_json(c, e, creators, path + name, term);
     }
     if (pending) {
         strbuf_addc(c.out, sep);
@@ -421,8 +427,7 @@ void pixels_json(const dcm_header &h, const char *bulk_base, struct strbuf *out)
     strbuf_adds(out, "}}");
 }
 
-/* ---- Reading
- * ------------------------------------------------------------------------------------- */
+/* ---- Reading ---------------------------------------------------------------------------- */
 
 /* Inflates up to Pixel Data, at most OBJECT_HEADER_MAX bytes. What is broken ends it. */
 void inflate(const void *p, size_t n, std::vector<char> &out)
@@ -496,7 +501,7 @@ bool catalog_text(const dcm_header &h, DcmElement &e, const std::string &term, s
     char vr[3];
     bool ok = true;
 
-    element_vr(e, vr);
+    element_vr(e, nullptr, vr);
     if (e.ident() == EVR_SQ) {
         JsonContext c = {&h, false, out};
 
@@ -581,8 +586,7 @@ int header_catalog(const dcm_header &h, enum object_level level, struct object_a
     return 0;
 }
 
-/* ---- Paths to bulk data
- * --------------------------------------------------------------------------- */
+/* ---- Paths to bulk data ----------------------------------------------------------------- */
 
 bool hex_tag(const char *s, uint32_t *ret_tag)
 {
@@ -614,7 +618,7 @@ bool header_bulk(const dcm_header &h, const char *path, struct strbuf *out, char
         if (*path == 0) {
             std::vector<char> bytes;
 
-            element_vr(*e, vr);
+            element_vr(*e, nullptr, vr);
             if (e->ident() == EVR_SQ || element_size(*e) == 0 || !element_bytes(*e, bytes))
                 return false;
             strbuf_add(out, bytes.data(), bytes.size());
@@ -636,14 +640,13 @@ bool header_bulk(const dcm_header &h, const char *path, struct strbuf *out, char
 
 } // namespace
 
-/* ---- The C face
- * ----------------------------------------------------------------------------------- */
+/* ---- The C face ------------------------------------------------------------------------- */
 
 extern "C" {
 
 const char *dcm_dictionary_path(void)
 {
-    static const std::string path = dictionary_path();
+    static const std::string path = dictionary_path(0);
 
     return path.c_str();
 }
@@ -657,6 +660,9 @@ int dcm_init(void)
         bool loaded =
             dict.loadDictionary(dcm_dictionary_path()) != OFFalse && dict.numberOfEntries() > 1000;
         dcmDataDict.wrunlock();
+        auto names = std::make_unique<DcmDataDictionary>(OFFalse, OFFalse);
+        if (names->loadDictionary(dictionary_path(1).c_str(), OFFalse) && !private_dictionary)
+            private_dictionary = names.release();
         return loaded ? 0 : ERR_DICOM;
     } catch (...) {
         return ERR_DICOM;

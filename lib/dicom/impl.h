@@ -21,8 +21,7 @@ extern "C" {
 #define DCM_IMPLEMENTATION_UID     "2.25.214585550228963209164104398881101960865"
 #define DCM_IMPLEMENTATION_VERSION "FILMROOM_1"
 
-/* ---- Element heads (scan.c) ---------------------------------------------------------------------
- */
+/* ---- Element heads (scan.c) ------------------------------------------------------------- */
 
 #define DCM_UNDEFINED        0xffffffffu
 #define DCM_TAG_CHARSET      0x00080005u
@@ -48,10 +47,10 @@ bool dcm_element_implicit(const uint8_t *first, bool implicit_vr, bool big_endia
 /* Is it Pixel Data, Float Pixel Data or Double Float Pixel Data? */
 bool dcm_tag_is_pixels(uint32_t tag);
 
-/* ---- Soundness (walk.c)
- * --------------------------------------------------------------------------- */
+/* ---- Soundness (walk.c) ----------------------------------------------------------------- */
 
 #define DCM_WALK_DEPTH_MAX    64         /* sequences and items, counted together */
+#define DCM_WALK_STRAYS_MAX   64         /* elements out of order */
 #define DCM_WALK_ELEMENTS_MAX (1u << 20) /* DCMTK takes some 250 bytes for each */
 
 struct dcm_walk {
@@ -64,8 +63,7 @@ struct dcm_walk {
 /* Walks the elements up to Pixel Data, the end, or the first one that is broken or cut off. */
 void dcm_walk_run(struct dcm_walk *w, const uint8_t *p, size_t n);
 
-/* ---- Values (text.c)
- * ------------------------------------------------------------------------------ */
+/* ---- Values (text.c) -------------------------------------------------------------------- */
 
 enum dcm_vr_kind {
     DCM_VR_BINARY,  /* OB and the like, UN: no text */
@@ -90,8 +88,20 @@ size_t dcm_text_utf8(const uint8_t *p, size_t n);
 /* Appends text as valid UTF-8 without NULs, in the same way. */
 void dcm_text_clean(const char *p, size_t n, struct strbuf *out);
 
-/* ---- JSON (json.c)
- * -------------------------------------------------------------------------------- */
+/* ---- Character sets (charset.c) --------------------------------------------------------- */
+
+struct dcm_charset;
+
+/* `terms`: the value of Specific Character Set; what it does not know counts as ASCII. Never fails.
+ */
+struct dcm_charset *dcm_charset_new(const char *terms);
+void dcm_charset_free(struct dcm_charset *cs); /* NULL is fine */
+
+/* Appends the text as UTF-8, save that bytes for which no set was announced stay as they are. */
+void dcm_charset_convert(struct dcm_charset *cs, const char *vr, const char *p, size_t n,
+                         struct strbuf *out);
+
+/* ---- JSON (json.c) ---------------------------------------------------------------------- */
 
 void dcm_json_name(uint32_t tag, const char *vr, struct strbuf *out); /* "GGGGEEEE":{"vr":"XX" */
 void dcm_json_base64(const uint8_t *p, size_t n, struct strbuf *out);

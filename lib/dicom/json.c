@@ -60,8 +60,7 @@ void dcm_json_name(uint32_t tag, const char *vr, struct strbuf *out)
     strbuf_addf(out, "\"%08X\":{\"vr\":\"%s\"", tag, vr);
 }
 
-/* ---- Numbers ------------------------------------------------------------------------------------
- */
+/* ---- Numbers ---------------------------------------------------------------------------- */
 
 static size_t dcm_json_digits(const char *s, size_t n, size_t at)
 {
@@ -133,8 +132,7 @@ static void dcm_json_number(const char *s, size_t n, struct strbuf *out)
     dcm_json_string(s, n, out);
 }
 
-/* ---- Values
- * -------------------------------------------------------------------------------------- */
+/* ---- Values ----------------------------------------------------------------------------- */
 
 /* A person name: its component groups (PS3.18 section F.2.2), those that are not empty. */
 static void dcm_json_name_groups(const char *s, size_t n, struct strbuf *out)

@@ -50,8 +50,7 @@ extern "C" {
 namespace
 {
 
-/* ---- Handing the socket over
- * --------------------------------------------------------------------- */
+/* ---- Handing the socket over ------------------------------------------------------------ */
 
 OFMutex handover;
 
@@ -93,8 +92,7 @@ class Layer : public DcmTransportLayer
     }
 };
 
-/* ---- Data sets
- * ------------------------------------------------------------------------------------ */
+/* ---- Data sets -------------------------------------------------------------------------- */
 
 class HandlerConsumer : public DcmConsumer
 {
@@ -147,8 +145,7 @@ class HandlerStream : private ConsumerBase, public DcmOutputStream
     }
 };
 
-/* ---- One association
- * ------------------------------------------------------------------------------ */
+/* ---- One association -------------------------------------------------------------------- */
 
 class Association
 {
@@ -379,8 +376,7 @@ enum scp_end Association::serve(int fd, bool *ret_taken, std::string &detail)
     return negotiate(detail);
 }
 
-/* ---- Sockets
- * -------------------------------------------------------------------------------------- */
+/* ---- Sockets ---------------------------------------------------------------------------- */
 
 bool parse_address(const char *address, uint16_t port, struct sockaddr_storage *ret_addr,
                    socklen_t *ret_len)

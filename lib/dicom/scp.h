@@ -20,8 +20,7 @@
 #define SCP_PDU_MAX     131072u
 #define SCP_COMMENT_MAX 64 /* Error Comment (0000,0902) is an LO */
 
-/* ---- Sockets
- * -------------------------------------------------------------------------------------- */
+/* ---- Sockets ---------------------------------------------------------------------------- */
 
 /* Listens on a numeric IPv4 or IPv6 address; port 0 takes a free one. ERR_INVAL, ERR_ADDR, ERR_IO.
  */
@@ -40,8 +39,7 @@ void scp_cut(int fd);
 
 void scp_close(int fd); /* negative: no-op */
 
-/* ---- An association
- * ------------------------------------------------------------------------------- */
+/* ---- An association --------------------------------------------------------------------- */
 
 struct scp_peer {
     char calling_aet[SCP_AET_MAX + 1], called_aet[SCP_AET_MAX + 1];

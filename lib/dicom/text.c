@@ -51,8 +51,7 @@ enum dcm_vr_kind dcm_vr_kind(const char *vr)
     }
 }
 
-/* ---- Numbers ------------------------------------------------------------------------------------
- */
+/* ---- Numbers ---------------------------------------------------------------------------- */
 
 /* The shortest decimal that reads back as the same double, also for FL: readers of JSON compare
  * doubles. NaN and the infinities have no JSON
@@ -142,8 +141,7 @@ void dcm_text_numbers(const char *vr, const uint8_t *p, size_t n, struct strbuf 
     }
 }
 
-/* ---- Strings ------------------------------------------------------------------------------------
- */
+/* ---- Strings ---------------------------------------------------------------------------- */
 
 size_t dcm_text_utf8(const uint8_t *p, size_t n)
 {

@@ -10,12 +10,16 @@
  * For that the walk must enter every value that DCMTK would enter. In explicit VR the stream says
  * which; in implicit VR the data dictionary does, which is why it is asked here too, and why
  * dcm_init keeps private dictionaries out of DCMTK: their entries depend on more than the tag.
+ *
+ * DCMTK sorts elements by insertion, from the end: free for elements in order, as the standard
+ * wants them, quadratic for a data set written backwards. A few strays are let through.
  */
 #include "lib/dicom/impl.h"
 
 #include <string.h>
 
 struct dcm_walk_frame {
+    uint32_t last;  /* the tag before */
     size_t end;     /* the contents end here at the latest */
     bool defined;   /* they end exactly there */
     bool fragments; /* of encapsulated Pixel Data: its items are opaque */
@@ -27,7 +31,7 @@ struct dcm_walk_state {
     struct dcm_walk *w;
     const uint8_t *p;
     size_t pos;
-    unsigned depth;
+    unsigned depth, strays;
     struct dcm_walk_frame frames[DCM_WALK_DEPTH_MAX + 1]; /* [0]: the data set */
 };
 
@@ -93,15 +97,16 @@ static bool dcm_walk_is_sequence(const struct dcm_walk_state *s, const struct dc
 /* In the data set or an item: an element or the item's delimiter. */
 static bool dcm_walk_in_item(struct dcm_walk_state *s, const struct dcm_element *e)
 {
-    const struct dcm_walk_frame *f = &s->frames[s->depth];
+    struct dcm_walk_frame *f = &s->frames[s->depth];
     bool foreign;
 
     if (e->tag == DCM_TAG_ITEM_END && s->depth > 0 && !f->defined && e->len == 0) {
         s->depth--;
         return true;
     }
-    if (e->tag >> 16 == 0xfffe)
+    if (e->tag >> 16 == 0xfffe || (e->tag <= f->last && ++s->strays > DCM_WALK_STRAYS_MAX))
         return false;
+    f->last = e->tag;
     if (dcm_walk_is_sequence(s, e, &foreign))
         return dcm_walk_enter(s, e->len, false, foreign);
     if (e->len == DCM_UNDEFINED)
