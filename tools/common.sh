@@ -39,7 +39,8 @@ install_packages()
     return $result
 }
 
-# build_dir DIR MESON-OPTION...: configures once and builds; shows output only when something fails.
+# build_dir DIR MESON-OPTION...: configures once and builds all, or what $build_targets names; shows
+# output only when something fails.
 build_dir()
 {
     local dir=$1 log
@@ -52,7 +53,7 @@ build_dir()
         rm -rf "$dir"
         return 1
     fi
-    if ! ninja -C "$dir" >"$log" 2>&1; then
+    if ! ninja -C "$dir" ${build_targets:-} >"$log" 2>&1; then
         grep -v '^\[' "$log" | tail -n 80
         rm -f "$log"
         return 1
