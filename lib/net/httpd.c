@@ -85,8 +85,7 @@ struct httpd_req {
     char peer[80];
 };
 
-/* ---- The request ------------------------------------------------------------------------------
- */
+/* ---- The request ----------------------------------------------------------------------------- */
 
 const char *httpd_method(const struct httpd_req *r)
 {
@@ -207,8 +206,7 @@ void *httpd_state(const struct httpd_req *r)
     return r->state;
 }
 
-/* ---- The answer ---------------------------------------------------------------------------------
- */
+/* ---- The answer ------------------------------------------------------------------------------ */
 
 bool httpd_replied(const struct httpd_req *r)
 {
@@ -375,8 +373,7 @@ void httpd_reply_error(struct httpd_req *r, int err)
     httpd_reply_text(r, status, "%s (%s)", err_text(err), err_name(err));
 }
 
-/* ---- One exchange
- * --------------------------------------------------------------------------------- */
+/* ---- One exchange ---------------------------------------------------------------------------- */
 
 static struct conn *conn_of(struct MHD_Connection *mhd)
 {
@@ -585,8 +582,7 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **req_cls,
     *req_cls = NULL;
 }
 
-/* ---- The server
- * ------------------------------------------------------------------------------------ */
+/* ---- The server ------------------------------------------------------------------------------ */
 
 static void on_log(void *cls, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
 static void on_log(void *cls, const char *fmt, va_list ap)

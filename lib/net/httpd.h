@@ -114,8 +114,7 @@ const char *httpd_peer(const struct httpd_req *r); /* "127.0.0.1:51234", "[::1]:
 void httpd_set_state(struct httpd_req *r, void *state);
 void *httpd_state(const struct httpd_req *r);
 
-/* ---- The answer
- * ------------------------------------------------------------------------------------ */
+/* ---- The answer ------------------------------------------------------------------------------ */
 
 bool httpd_replied(const struct httpd_req *r);
 

@@ -3,8 +3,7 @@
 
 #include "lib/net/httpd.h"
 
-/* ---- httpd_uri.c: pure
- * ------------------------------------------------------------------------------ */
+/* ---- httpd_uri.c: pure ----------------------------------------------------------------------- */
 
 struct httpd_uri_arg {
     const char *name, *value;
@@ -25,8 +24,7 @@ struct httpd_uri {
 int httpd_uri_parse(const char *target, struct httpd_uri *ret_uri);
 void httpd_uri_free(struct httpd_uri *u);
 
-/* ---- httpd_listen.c
- * ---------------------------------------------------------------------------------- */
+/* ---- httpd_listen.c -------------------------------------------------------------------------- */
 
 /* A listening socket on the address, and the address with its port filled in. */
 int httpd_listen(const struct env_addr *addr, int *ret_fd, struct env_addr *ret_addr);

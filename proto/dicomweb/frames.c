@@ -34,8 +34,7 @@ static int add_segment(struct frame_list *l, uint64_t off, uint64_t len, uint32_
     return 0;
 }
 
-/* ---- Native
- * ------------------------------------------------------------------------------------------- */
+/* ---- Native ---------------------------------------------------------------------------------- */
 
 static int native_length(const struct frame_source *src, uint64_t *ret_len)
 {
@@ -71,8 +70,7 @@ static int find_native(const struct frame_source *src, const uint32_t *wanted, s
     return r;
 }
 
-/* ---- Encapsulated
- * -------------------------------------------------------------------------------------- */
+/* ---- Encapsulated ---------------------------------------------------------------------------- */
 
 struct item {
     bool end;     /* the sequence delimiter */

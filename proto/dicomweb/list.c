@@ -13,8 +13,7 @@
 #include "lib/base/mem.h"
 #include "lib/dicom/dcm.h"
 
-/* ---- Lists
- * ------------------------------------------------------------------------------------------ */
+/* ---- Lists ----------------------------------------------------------------------------------- */
 
 /* An item while `text` still grows: offsets instead of pointers. */
 struct raw_item {
@@ -160,8 +159,7 @@ void web_list_free(struct web_list *l)
     *l = (struct web_list){0};
 }
 
-/* ---- Heads
- * --------------------------------------------------------------------------------------------- */
+/* ---- Heads ----------------------------------------------------------------------------------- */
 
 #define HEAD_FIRST (16u << 10) /* most headers fit */
 #define HEAD_SMALL (1u << 20)  /* beyond it, one of large_heads is held */

@@ -14,8 +14,7 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-/* ---- Tokens
- * ---------------------------------------------------------------------------------------- */
+/* ---- Tokens ---------------------------------------------------------------------------------- */
 
 static bool is_token(char c)
 {
@@ -147,8 +146,7 @@ const char *mime_param(const struct mime *m, const char *name)
     return NULL;
 }
 
-/* ---- Accept
- * ----------------------------------------------------------------------------------------- */
+/* ---- Accept ---------------------------------------------------------------------------------- */
 
 /* "1", "0.5", "0.333": thousandths, or -1 (RFC 9110 section 12.4.2). */
 static int parse_q(const char *s)
@@ -244,8 +242,7 @@ int mime_accept_add_arg(struct mime_accept *a, const char *text)
     return mime_accept_add(a, copy);
 }
 
-/* ---- The choice
- * --------------------------------------------------------------------------------------- */
+/* ---- The choice ------------------------------------------------------------------------------ */
 
 static bool syntax_fits(const struct mime_range *range, const struct mime_offer *o)
 {

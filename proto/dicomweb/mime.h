@@ -32,8 +32,7 @@ int mime_parse(const char *text, struct mime *ret_mime);
 /* A parameter by its lower-case name; NULL when it is not there. */
 const char *mime_param(const struct mime *m, const char *name);
 
-/* ---- Accept
- * ---------------------------------------------------------------------------------------- */
+/* ---- Accept ---------------------------------------------------------------------------------- */
 
 /* One media range of an Accept header. */
 struct mime_range {

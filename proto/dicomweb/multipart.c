@@ -159,8 +159,7 @@ static int push_padding(struct multipart *m, char c, bool *again)
     return r;
 }
 
-/* ---- Headers
- * ------------------------------------------------------------------------------------------- */
+/* ---- Headers --------------------------------------------------------------------------------- */
 
 static int copy_value(char *to, size_t size, const char *value, bool *seen)
 {
@@ -247,8 +246,7 @@ static int64_t push_header(struct multipart *m, const char *p, size_t n)
     return r < 0 ? r : (int64_t)take;
 }
 
-/* ---- The whole
- * ------------------------------------------------------------------------------------------ */
+/* ---- The whole ------------------------------------------------------------------------------- */
 
 static int64_t push_some(struct multipart *m, const char *p, size_t n)
 {

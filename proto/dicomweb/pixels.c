@@ -67,8 +67,7 @@ static void pixels_close(void *arg)
     mem_free(p);
 }
 
-/* ---- On the loop
- * ------------------------------------------------------------------------------------ */
+/* ---- On the loop ----------------------------------------------------------------------------- */
 
 static int read_all(void *arg, uint64_t off, void *buf, size_t len)
 {
@@ -168,8 +167,7 @@ static int64_t pixels_read(void *arg, uint64_t off, void *buf, size_t len)
     return r < 0 ? r : (int64_t)f.done;
 }
 
-/* ---- The answer
- * --------------------------------------------------------------------------------------- */
+/* ---- The answer ------------------------------------------------------------------------------ */
 
 static void add_piece(struct pixels *p, bool text, uint64_t off, uint64_t len)
 {
@@ -328,8 +326,7 @@ void frames_reply(struct dicomweb *w, struct httpd_req *r, const struct route *r
     pixels_reply(p, r);
 }
 
-/* ---- Other bulk data
- * -------------------------------------------------------------------------------------- */
+/* ---- Other bulk data ------------------------------------------------------------------------- */
 
 static bool is_pixel_data(const struct route *route)
 {

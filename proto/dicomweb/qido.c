@@ -55,8 +55,7 @@ static const struct required {
 };
 #define REQUIRED_COUNT (sizeof(required) / sizeof(required[0]))
 
-/* ---- Arguments
- * ------------------------------------------------------------------------------------- */
+/* ---- Arguments ------------------------------------------------------------------------------- */
 
 static int refuse(struct qido *q, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static int refuse(struct qido *q, const char *fmt, ...)
@@ -171,8 +170,7 @@ static int parse_include(struct qido *q, const char *value)
     }
 }
 
-/* ---- Matches
- * --------------------------------------------------------------------------------------- */
+/* ---- Matches --------------------------------------------------------------------------------- */
 
 static size_t digits(const char *s)
 {
@@ -387,9 +385,7 @@ void qido_free(struct qido *q)
     q->match_count = 0;
 }
 
-/* ---- Rows
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- Rows ------------------------------------------------------------------------------------ */
 
 static void add_uid(struct strbuf *out, const char *kind, const char *uid)
 {

@@ -40,8 +40,7 @@ struct retrieve {
     size_t ahead_len;
 };
 
-/* ---- The pieces
- * ------------------------------------------------------------------------------------- */
+/* ---- The pieces ------------------------------------------------------------------------------ */
 
 static void part_header(struct retrieve *v, const struct web_item *it, struct strbuf *out)
 {
@@ -75,8 +74,7 @@ static uint64_t total_length(struct retrieve *v)
     return n + s.len;
 }
 
-/* ---- On the loop
- * --------------------------------------------------------------------------------------- */
+/* ---- On the loop ----------------------------------------------------------------------------- */
 
 struct fill {
     struct retrieve *v;
@@ -169,8 +167,7 @@ static void close_fiber(void *arg)
     v->o = NULL;
 }
 
-/* ---- On the connection's thread
- * --------------------------------------------------------------------------- */
+/* ---- On the connection's thread -------------------------------------------------------------- */
 
 static int64_t retrieve_fill(struct retrieve *v, void *buf, size_t len)
 {
@@ -296,8 +293,7 @@ void retrieve_reply(struct dicomweb *w, struct httpd_req *r, const struct route 
     retrieve_send(v, r, type.data);
 }
 
-/* ---- Metadata
- * ---------------------------------------------------------------------------------------------- */
+/* ---- Metadata -------------------------------------------------------------------------------- */
 
 struct metadata {
     struct dicomweb *w;

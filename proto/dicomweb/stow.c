@@ -48,8 +48,7 @@ struct stow {
     char class_uid[OBJECT_UID_MAX + 1], instance_uid[OBJECT_UID_MAX + 1];
 };
 
-/* ---- On the loop
- * ------------------------------------------------------------------------------------- */
+/* ---- On the loop ----------------------------------------------------------------------------- */
 
 struct put_call {
     struct stow *s;
@@ -105,8 +104,7 @@ static void put_run(struct put_call *c)
         c->s->err = r;
 }
 
-/* ---- One instance
- * -------------------------------------------------------------------------------------- */
+/* ---- One instance ---------------------------------------------------------------------------- */
 
 /* Who it is, for the report of a failure; from the first bytes of the Part 10 stream. */
 static void note_uids(struct stow *s, const void *data, size_t len)
@@ -203,8 +201,7 @@ static void part_drop(struct stow *s, int err)
     part_failed(s);
 }
 
-/* ---- Parts of a multipart body
- * -------------------------------------------------------------------------- */
+/* ---- Parts of a multipart body --------------------------------------------------------------- */
 
 static int on_part(void *arg, const struct multipart_part *part)
 {
@@ -233,8 +230,7 @@ static int on_part_end(void *arg)
     return 0;
 }
 
-/* ---- The request
- * ------------------------------------------------------------------------------------------- */
+/* ---- The request ----------------------------------------------------------------------------- */
 
 /* Sets up for the request's Content-Type; false: it is none that is taken. */
 static bool take_type(struct stow *s, struct httpd_req *r)

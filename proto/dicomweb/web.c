@@ -16,8 +16,7 @@
 #define LARGE_AT_ONCE   4          /* headers over 1 MiB */
 #define ITEMS_AHEAD     (1u << 20) /* JSON made before the answer begins */
 
-/* ---- Helpers of the services
- * ---------------------------------------------------------------------- */
+/* ---- Helpers of the services ----------------------------------------------------------------- */
 
 /* A host name or address, perhaps with a port, and nothing that could break out of a URL. */
 static bool host_ok(const char *host)
@@ -116,8 +115,7 @@ const char *web_choose_json(struct httpd_req *r)
     return i < 0 ? NULL : offers[i].type;
 }
 
-/* ---- Arrays made item by item
- * ------------------------------------------------------------------------ */
+/* ---- Arrays made item by item ---------------------------------------------------------------- */
 
 struct items_stream {
     const struct web_items *items;
@@ -206,8 +204,7 @@ void web_reply_items(struct httpd_req *r, const char *content_type, bool empty_2
     items_close(s);
 }
 
-/* ---- Requests
- * ------------------------------------------------------------------------------------------- */
+/* ---- Requests -------------------------------------------------------------------------------- */
 
 /* The route; false when it has answered. */
 static bool find_route(struct httpd_req *r, const char *segments[HTTPD_SEGMENTS_MAX],
@@ -294,9 +291,7 @@ static void on_close(void *ctx, struct httpd_req *r)
         stow_free(ctx, httpd_state(r));
 }
 
-/* ---- Deletes
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- Deletes --------------------------------------------------------------------------------- */
 
 struct delete_call {
     struct dicomweb *w;
@@ -330,9 +325,7 @@ void delete_reply(struct dicomweb *w, struct httpd_req *r, const struct route *r
     httpd_reply(r, 204, NULL, NULL, 0);
 }
 
-/* ---- Life
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- Life ------------------------------------------------------------------------------------ */
 
 int dicomweb_start(struct env *env, struct object_store *os, const struct dicomweb_config *cfg,
                    struct dicomweb **ret_dicomweb)

@@ -44,8 +44,7 @@ struct web_items {
 void web_reply_items(struct httpd_req *r, const char *content_type, bool empty_204,
                      const struct web_items *items, void *arg);
 
-/* ---- list.c
- * ---------------------------------------------------------------------------------------------- */
+/* ---- list.c ---------------------------------------------------------------------------------- */
 
 #define WEB_LIST_MAX 100000 /* instances of one retrieve */
 
@@ -85,8 +84,7 @@ int web_head_get(struct dicomweb *w, const char *study, const char *series, cons
                  struct web_head *ret_head);
 void web_head_free(struct dicomweb *w, struct web_head *h);
 
-/* ---- The services: each answers
- * -------------------------------------------------------------------------- */
+/* ---- The services: each answers -------------------------------------------------------------- */
 
 struct stow; /* a store request on its way in; the request's state */
 void stow_begin(struct dicomweb *w, struct httpd_req *r,

@@ -22,8 +22,7 @@
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
-/* ---- Media types --------------------------------------------------------------------------------
- */
+/* ---- Media types ----------------------------------------------------------------------------- */
 
 static void test_mime_parse(void **state)
 {
@@ -141,8 +140,7 @@ static void test_accept_arg(void **state)
     assert_int_equal(mime_accept_add(&a, many), ERR_TOOBIG);
 }
 
-/* ---- Multipart
- * ------------------------------------------------------------------------------------ */
+/* ---- Multipart ------------------------------------------------------------------------------- */
 
 struct seen {
     struct strbuf log;
@@ -258,8 +256,7 @@ static void test_multipart_broken(void **state)
                      ERR_INVAL);
 }
 
-/* ---- Paths
- * ------------------------------------------------------------------------------------------ */
+/* ---- Paths ----------------------------------------------------------------------------------- */
 
 static int route_of(const char *path, struct route *ret)
 {
@@ -336,8 +333,7 @@ static void test_frame_numbers(void **state)
     mem_free(f);
 }
 
-/* ---- Searches
- * ----------------------------------------------------------------------------------------- */
+/* ---- Searches -------------------------------------------------------------------------------- */
 
 static int search(enum object_level level, const char *name, const char *value, struct qido *q)
 {
@@ -506,8 +502,7 @@ static void test_qido_row(void **state)
     strbuf_free(&out);
 }
 
-/* ---- Reports
- * ------------------------------------------------------------------------------------------ */
+/* ---- Reports --------------------------------------------------------------------------------- */
 
 static void test_report(void **state)
 {
@@ -557,9 +552,7 @@ static void test_report(void **state)
     assert_int_equal(report_reason(ERR_IO), 272);
 }
 
-/* ---- Frames
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- Frames ---------------------------------------------------------------------------------- */
 
 static int read_mem(void *arg, uint64_t off, void *buf, size_t len)
 {

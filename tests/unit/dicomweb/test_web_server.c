@@ -47,8 +47,7 @@ static int failures;
         }                                                              \
     } while (0)
 
-/* ---- A client
- * --------------------------------------------------------------------------------------- */
+/* ---- A client -------------------------------------------------------------------------------- */
 
 struct answer {
     long status;
@@ -129,8 +128,7 @@ static void expect_get(const char *path, const char *accept, long status)
     answer_free(&a);
 }
 
-/* ---- Files
- * -------------------------------------------------------------------------------------------- */
+/* ---- Files ----------------------------------------------------------------------------------- */
 
 struct file {
     char path[600];
@@ -268,8 +266,7 @@ static const char *path_of(const struct file *f, int level, const char *rest)
     return p;
 }
 
-/* ---- Storing and getting back
- * ---------------------------------------------------------------------------- */
+/* ---- Storing and getting back ---------------------------------------------------------------- */
 
 #define MULTI "multipart/related; type=\"application/dicom\"; boundary=\"frontier x\""
 
@@ -445,8 +442,7 @@ static void test_folder(const char *data, const char *folder, int max)
     printf("%s: %d files in and out\n", folder, n);
 }
 
-/* ---- Series, searches
- * -------------------------------------------------------------------------------------- */
+/* ---- Series, searches ------------------------------------------------------------------------ */
 
 static size_t search(const char *path)
 {
@@ -536,9 +532,30 @@ static void test_study(void)
         file_free(&f[i]);
 }
 
-/* ---- Frames
- * ------------------------------------------------------------------------------------------------
- */
+/* A part's header that lies across the border of two reads: the first one is of 1 MiB. */
+static void test_border(void)
+{
+    size_t want = (1u << 20) - 117 - 235; /* the second header, of some 235 bytes, is then cut */
+    struct file probe = file_make("1.3", "1.3.1", "1.3.1.1", "", 127), f[2];
+    char *name = mem_zalloc(want - probe.bytes.len + 1);
+    const struct file *all[] = {&f[0], &f[1], NULL};
+    struct answer a;
+
+    memset(name, 'n', (want - probe.bytes.len) & ~(size_t)1);
+    f[0] = file_make("1.3", "1.3.1", "1.3.1.1", name, 127);
+    f[1] = file_make("1.3", "1.3.1", "1.3.1.2", "Border", 300);
+    a = stow("/studies", all, 2);
+    EXPECT(a.status == 200, "%ld", a.status);
+    expect_parts("/studies/1.3", all, 2);
+    delete ("/studies/1.3", 204);
+    answer_free(&a);
+    mem_free(name);
+    file_free(&probe);
+    file_free(&f[0]);
+    file_free(&f[1]);
+}
+
+/* ---- Frames ---------------------------------------------------------------------------------- */
 
 static void test_frames(void)
 {
@@ -571,8 +588,7 @@ static void test_frames(void)
     file_free(&f);
 }
 
-/* ---- What goes wrong
- * ----------------------------------------------------------------------------------------- */
+/* ---- What goes wrong ------------------------------------------------------------------------- */
 
 static void test_stow_failures(void)
 {
@@ -728,9 +744,7 @@ static void test_gone(void)
     file_free(&f);
 }
 
-/* ---- The whole
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- The whole ------------------------------------------------------------------------------- */
 
 static bool client_done;
 static struct fiber *client_waiter;
@@ -747,6 +761,7 @@ static void client(void *arg)
     const char *data = arg;
 
     test_study();
+    test_border();
     test_frames();
     test_stow_failures();
     test_stow_broken();

@@ -25,8 +25,7 @@
 #include "lib/net/httpd_impl.h"
 #include "lib/rt/env_uring.h"
 
-/* ---- Targets ------------------------------------------------------------------------------------
- */
+/* ---- Targets --------------------------------------------------------------------------------- */
 
 static void test_uri(void **state)
 {
@@ -82,8 +81,7 @@ static void test_uri_refused(void **state)
     httpd_uri_free(&u);
 }
 
-/* ---- A server that tells what it saw
- * -------------------------------------------------------------- */
+/* ---- A server that tells what it saw --------------------------------------------------------- */
 
 static atomic_int open_states, open_streams;
 
@@ -196,8 +194,7 @@ static void unserve(struct httpd *s)
     assert_int_equal(atomic_load(&open_streams), 0);
 }
 
-/* ---- A client
- * --------------------------------------------------------------------------------------- */
+/* ---- A client -------------------------------------------------------------------------------- */
 
 static int dial(const struct httpd *s)
 {
@@ -509,8 +506,7 @@ static void test_unix(void **state)
     assert_int_equal(httpd_start(NULL, &cfg, &echo, NULL, &s), ERR_CONFIG);
 }
 
-/* ---- Stopping, on a real loop
- * ----------------------------------------------------------------------- */
+/* ---- Stopping, on a real loop ---------------------------------------------------------------- */
 
 static struct env *loop;
 static struct httpd *loop_server;
