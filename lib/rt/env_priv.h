@@ -219,6 +219,7 @@ int uring_call(struct env *env, const char *name, fiber_fn fn, void *arg);
 int uring_thread(struct env *env, const char *name, void (*fn)(void *arg), void *arg);
 void uring_inbox_drain(struct uring *u);
 bool uring_inbox_pending(struct uring *u);
+bool uring_has_threads(struct uring *u);
 bool uring_inbox_end(struct uring *u); /* refuses messages from now on, if none is left */
 void uring_inbox_reopen(struct uring *u);
 

@@ -261,6 +261,11 @@ static void uring_reap(struct uring *u)
     io_uring_cq_advance(&u->ring, n);
 }
 
+static bool uring_idle(const struct uring *u)
+{
+    return u->env.fiber_count == 0 && u->file_ops == 0 && u->tasks == 0;
+}
+
 static void uring_turn(struct uring *u)
 {
     struct env *env = &u->env;
@@ -277,8 +282,8 @@ static void uring_turn(struct uring *u)
             timeout = env_timers_next(env) - now;
     }
     uring_submit_deferred(u);
-    if (env->ready_count || u->deferred.head || env->fiber_count == 0)
-        timeout = 0;
+    if (env->ready_count || u->deferred.head || (uring_idle(u) && !uring_has_threads(u)))
+        timeout = 0; /* there is something to do, or this is the end */
     if (timeout) {
         atomic_store(&u->asleep, true);
         if (uring_inbox_pending(u))
@@ -288,11 +293,6 @@ static void uring_turn(struct uring *u)
     atomic_store_explicit(&u->asleep, false, memory_order_relaxed);
     uring_reap(u);
     uring_inbox_drain(u);
-}
-
-static bool uring_idle(const struct uring *u)
-{
-    return u->env.fiber_count == 0 && u->file_ops == 0 && u->tasks == 0;
 }
 
 /* liburing 2.3 declares io_uring_enable_rings and does not export it. */

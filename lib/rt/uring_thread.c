@@ -67,6 +67,16 @@ void uring_inbox_drain(struct uring *u)
     }
 }
 
+bool uring_has_threads(struct uring *u)
+{
+    bool any;
+
+    pthread_mutex_lock(&u->life);
+    any = u->threads > 0;
+    pthread_mutex_unlock(&u->life);
+    return any;
+}
+
 bool uring_inbox_end(struct uring *u)
 {
     struct env_task *empty = NULL;

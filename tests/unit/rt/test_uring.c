@@ -6,9 +6,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -157,6 +160,54 @@ static void test_names(void **state)
 {
     (void)state;
     run(names_main, NULL);
+}
+
+/* Pages of the file that wait to be written; false where the kernel cannot tell (before 6.5). */
+static bool dirty_pages(const char *name, uint64_t *ret_dirty)
+{
+    enum { SYS_CACHESTAT = 451 };
+    uint64_t range[2] = {0, 0}, stat[5] = {0}; /* ret: cached, dirty, under writeback, ... */
+    int fd = open(name, O_RDONLY | O_CLOEXEC);
+    long r;
+
+    assert_true(fd >= 0);
+    r = syscall(SYS_CACHESTAT, fd, range, stat, 0);
+    close(fd);
+    *ret_dirty = stat[1] + stat[2];
+    return r == 0;
+}
+
+static void durable_main(void *arg)
+{
+    struct env_file *f;
+    uint8_t *buf = unit(1);
+    uint64_t dirty;
+    bool *told = arg;
+
+    assert_int_equal(env_open(env, path("durable"), ENV_OPEN_CREATE, &f), 0);
+    assert_int_equal(env_pwrite(f, buf, UNIT, 0, false), 0);
+    *told = dirty_pages(path("durable"), &dirty);
+    if (*told) {
+        assert_int_equal(dirty, 1);
+        assert_int_equal(env_sync(f), 0);
+        dirty_pages(path("durable"), &dirty);
+        assert_int_equal(dirty, 0);
+        assert_int_equal(env_pwrite(f, buf, UNIT, UNIT, true), 0);
+        dirty_pages(path("durable"), &dirty);
+        assert_int_equal(dirty, 0);
+    }
+    env_close(f);
+    mem_free(buf);
+}
+
+static void test_durable(void **state)
+{
+    bool told = false;
+
+    (void)state;
+    run(durable_main, &told);
+    if (!told)
+        skip();
 }
 
 /* Many more operations than may be in flight, from fibers and from callbacks. */
@@ -543,6 +594,30 @@ static void test_threads(void **state)
     env_free(env);
 }
 
+static void slow_thread_fn(void *arg)
+{
+    (void)arg;
+    usleep(300000);
+}
+
+static void slow_threads_main(void *arg)
+{
+    assert_int_equal(env_thread(env, "slow", slow_thread_fn, arg), 0);
+}
+
+/* A loop that only waits for threads sleeps. */
+static void test_end_sleeps(void **state)
+{
+    struct timespec before, after;
+
+    (void)state;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
+    run(slow_threads_main, NULL);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
+    assert_true((after.tv_sec - before.tv_sec) * 1000000000 + after.tv_nsec - before.tv_nsec <
+                100000000);
+}
+
 /* An idle loop is woken by posts, however they fall. */
 static void poster_fn(void *arg)
 {
@@ -642,10 +717,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_files),        cmocka_unit_test(test_files_tmpfs),
-        cmocka_unit_test(test_names),        cmocka_unit_test(test_deep),
-        cmocka_unit_test(test_readers),      cmocka_unit_test(test_sockets),
-        cmocka_unit_test(test_endings),      cmocka_unit_test(test_addresses),
-        cmocka_unit_test(test_offload),      cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_names),        cmocka_unit_test(test_durable),
+        cmocka_unit_test(test_deep),         cmocka_unit_test(test_readers),
+        cmocka_unit_test(test_sockets),      cmocka_unit_test(test_endings),
+        cmocka_unit_test(test_addresses),    cmocka_unit_test(test_offload),
+        cmocka_unit_test(test_threads),      cmocka_unit_test(test_end_sleeps),
         cmocka_unit_test(test_posts),        cmocka_unit_test(test_stop),
         cmocka_unit_test(test_keep_signals),
     };
