@@ -179,6 +179,9 @@ void dcm_text_strings(const char *vr, const char *p, size_t n, struct strbuf *ou
     enum dcm_vr_kind kind = dcm_vr_kind(vr);
     bool several = kind != DCM_VR_TEXT;
 
+    strbuf_room(out, 0);
+    if (n == 0)
+        return;
     for (size_t at = 0;; at++) {
         const char *end = several ? memchr(p + at, '\\', n - at) : NULL;
         size_t stop = end ? (size_t)(end - p) : n, last = stop;
