@@ -14,9 +14,10 @@ import shutil
 import sys
 
 from contents import Contents
-from harness import GIB, MIB, SHORT, Daemon, Suite, check, log, run, scratch
+from harness import MIB, SHORT, Daemon, Suite, check, log, run, scratch
 
-CAPACITY = str(GIB)
+# A small journal, so that copies are cheap and most of what is damaged is data.
+CONFIG = "[store]\ncapacity = 1G\njournal_size = 16M\ncache_size = 16M\n"
 
 
 def data_extents(path):
@@ -66,7 +67,7 @@ class Drives:
         self.copies = 0
 
     def prepare(self):
-        with Daemon(self.master, "--capacity", CAPACITY) as daemon:
+        with Daemon(self.master, config=CONFIG) as daemon:
             self.contents.store(daemon)
             daemon.wait_quiet()
             self.contents.verify(daemon)
@@ -100,7 +101,7 @@ class Drives:
                 else:
                     drown(path, self.random.random())
             log(how, *map(os.path.basename, pair))
-            with Daemon(data, "--capacity", CAPACITY) as daemon:
+            with Daemon(data, config=CONFIG) as daemon:
                 self.contents.verify(daemon)
                 self.check_degraded(daemon)
                 more = Contents(self.folder, seed=self.args.seed + 100, slices=4, volume_mib=4)
@@ -121,7 +122,7 @@ class Drives:
     def lost_while_running(self):
         for pair in self.pairs():
             data = self.copy()
-            with Daemon(data, "--capacity", CAPACITY) as daemon:
+            with Daemon(data, config=CONFIG) as daemon:
                 for path in self.paths(data, pair):
                     drown(path, self.random.random())
                 log("noise under the running daemon on", *map(os.path.basename, pair))
@@ -140,7 +141,7 @@ class Drives:
                     os.unlink(path)
                 else:
                     drown(path, self.random.random())
-            daemon = Daemon(data, "--capacity", CAPACITY, ready_timeout=20)
+            daemon = Daemon(data, config=CONFIG, ready_timeout=20)
             try:
                 if daemon.start(expect_ready=False):
                     errors = self.contents.verify(daemon, errors_allowed=True)
@@ -165,7 +166,7 @@ class Drives:
             data = self.copy()
             pair = self.random.sample(self.names, 2)
             running = number % 2
-            daemon = Daemon(data, "--capacity", CAPACITY)
+            daemon = Daemon(data, config=CONFIG)
             with daemon:
                 if not running:
                     daemon.stop()
@@ -187,12 +188,12 @@ class Drives:
         for path in pair:
             shutil.move(path, os.path.join(away, os.path.basename(path)))
         more = Contents(self.folder, seed=self.args.seed + 200, slices=6, volume_mib=8)
-        with Daemon(data, "--capacity", CAPACITY) as daemon:
+        with Daemon(data, config=CONFIG) as daemon:
             more.store(daemon)
             daemon.cli("volume", "delete", self.contents.volume, "--force")
         for path in pair:
             shutil.move(os.path.join(away, os.path.basename(path)), path)
-        with Daemon(data, "--capacity", CAPACITY) as daemon:
+        with Daemon(data, config=CONFIG) as daemon:
             more.verify(daemon)
             self.contents.verify_instances(daemon, False)
             names = [v["name"] for v in daemon.cli_json("volume", "list")["volumes"]]

@@ -136,12 +136,19 @@ def phantom(folder, **options):
 
 
 class Daemon:
-    """filmroomd on a data folder. Use as a context manager: leaving it stops the daemon."""
+    """filmroomd on a data folder. Use as a context manager: leaving it stops the daemon.
 
-    def __init__(self, data, *args, ready_timeout=60):
+    `config` is the text of a configuration file (filmroomd(8))."""
+
+    def __init__(self, data, *args, config=None, ready_timeout=60):
         built(DAEMON, CLI)
         self.data = data
-        self.args = args
+        self.args = list(args)
+        if config:
+            path = data.rstrip("/") + ".conf"
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(config)
+            self.args += ["--config", path]
         self.ready_timeout = ready_timeout
         self.process = None
         self.log_path = data.rstrip("/") + ".log"

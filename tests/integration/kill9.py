@@ -21,6 +21,8 @@ import dicom
 import nbd
 from harness import MIB, SHORT, Daemon, Failure, Suite, check, log, phantom, scratch
 
+# A small journal and cache: the journal wraps, and reads come from the drives.
+CONFIG = "[store]\njournal_size = 16M\ncache_size = 16M\n"
 REGION = 8 * MIB // blockmodel.SECTOR
 
 
@@ -110,7 +112,7 @@ class Rounds:
             phantom(os.path.join(folder, "ct"), slices=8, seed=seed)
             + phantom(os.path.join(folder, "mr"), slices=8, rows=192, cols=192, modality="MR",
                       seed=seed))
-        self.daemon = Daemon(os.path.join(folder, "data"))
+        self.daemon = Daemon(os.path.join(folder, "data"), config=CONFIG)
         self.volumes = {}
         self.verified = set()
 

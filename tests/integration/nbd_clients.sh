@@ -61,18 +61,6 @@ print(next(l["port"] for l in json.load(sys.stdin)["listeners"] if l["name"] == 
     return 1
 }
 
-# A clean stop: exit status 0, and nothing from sanitizers in the log.
-stop_server()
-{
-    local data=$1 code=0
-
-    kill -TERM "$server_pid"
-    wait "$server_pid" || code=$?
-    server_pid=
-    [ $code -eq 0 ] || fail "the server ended with status $code: $(tail -n 5 "$data.log")"
-    ! grep -E 'Sanitizer|runtime error:|check failed' "$data.log" >"$why" || fail "$(cat "$why")"
-}
-
 cleanup()
 {
     if [ -n "$server_pid" ]; then
@@ -344,11 +332,13 @@ case_fio()
     need fio
     fio --enghelp | grep -qw nbd || skip "fio has no NBD engine"
     for job in "--rw=randwrite --bs=4k --iodepth=32" "--rw=randwrite --bs=512-64k --iodepth=8" \
-        "--rw=write --bs=1M --iodepth=4" "--rw=randtrim --bs=64k --iodepth=4 --verify=none"; do
+        "--rw=write --bs=1M --iodepth=4"; do
         # shellcheck disable=SC2086 # the job is several words
         quiet fio --name=verify --ioengine=nbd --uri="$(uri fio)" --size=48M --verify=crc32c \
             --verify_fatal=1 --do_verify=1 --fsync=64 $job
     done
+    quiet fio --name=trim --ioengine=nbd --uri="$(tcp fio)" --size=48M --rw=randtrim --bs=64k \
+        --iodepth=4
     quiet fio --name=mixed --ioengine=nbd --uri="$(tcp fio)" --size=16M --offset_increment=16M \
         --numjobs=3 --rw=randrw --bs=4k --iodepth=16 --verify=crc32c --verify_fatal=1
 }
@@ -450,6 +440,7 @@ case_delete()
 {
     [ "$kind" != mem ] || skip "nbd_mem_server has no command line"
     need nbdsh
+    quiet "$build/tools/filmroom" --data "$dir/data" volume create victim 8M
     nbdsh -u "$(uri victim)" -c "$(cat <<PYTHON
 import subprocess
 def delete():
@@ -474,7 +465,8 @@ PYTHON
 case_default()
 {
     need nbdinfo
-    start_server "$dir/single" alone=8M || fail "no second server"
+    trap '[ -z "$server_pid" ] || kill -9 "$server_pid"' EXIT
+    start_server "$dir/single" alone="$(size_of 8)" || fail "no second server"
     [ "$(nbdinfo --size "$(tcp '')")" = 8388608 ] || fail "the only volume is not the default"
     /usr/bin/python3 -c '
 import nbd, signal, sys, os, time
@@ -489,15 +481,34 @@ assert time.monotonic() - start < 5' "$sock" "$server_pid" || fail "the stop wit
     server_pid=
 }
 
+# Not a subshell's: it waits for a child of this shell.
+case_stop()
+{
+    local code=0
+
+    kill -TERM "$server_pid"
+    wait "$server_pid" || code=$?
+    server_pid=
+    [ $code -eq 0 ] || echo "status $code: $(tail -n 5 "$dir/data.log")" >&2
+    ! grep -hE 'Sanitizer|runtime error:|check failed' "$dir"/*.log >&2 && [ $code -eq 0 ]
+}
+
 # ---- Main ----------------------------------------------------------------------------------------
 
-# run_case NAME: in a subshell, so that fail and skip end it alone.
+# run_case NAME: in a subshell, so that fail and skip end it alone. The server must survive it.
 run_case()
 {
     local code=0
 
-    ( "case_$1" ) 2>"$why.$1" || code=$?
-    [ $code -ne 0 ] || kill -0 "$server_pid" 2>/dev/null || code=1
+    if [ "$1" = stop ]; then
+        case_stop 2>"$why.stop" || code=1
+    else
+        ("case_$1") 2>"$why.$1" || code=$?
+        if ! kill -0 "$server_pid" 2>/dev/null; then
+            code=1
+            echo "the server died: $(tail -n 5 "$dir/data.log")" >>"$why.$1"
+        fi
+    fi
     case $code in
     0) echo "ok - $1" ;;
     77) echo "skip - $1: $(tr '\n' ' ' <"$why.$1")" ;;
@@ -508,10 +519,9 @@ run_case()
     esac
 }
 
-cases="info copy qemu_img qemu_io nbdsh fio noise delete"
-size_of() # sizes differ in how the servers take them
+size_of() # MIB: in the words that each kind of server takes
 {
-    if [ "$kind" = mem ]; then echo $(($1 * 1048576)); else echo "$1M"; fi
+    if [ "$kind" = mem ]; then echo $(($1 << 20)); else echo "$1M"; fi
 }
 
 if ! start_server "$dir/data" disk="$(size_of 128)" copy="$(size_of 128)" fio="$(size_of 64)" \
@@ -519,6 +529,9 @@ if ! start_server "$dir/data" disk="$(size_of 128)" copy="$(size_of 128)" fio="$
     echo "not ok - start: $(tr '\n' ' ' <"$why")"
     exit 1
 fi
-for name in ${*:-$cases}; do
-    [ "$name" = stop ] || run_case "$name"
+for name in ${*:-info copy qemu_img qemu_io nbdsh fio noise delete default}; do
+    run_case "$name"
 done
+run_case stop
+server_pid=
+exit $failed
