@@ -204,6 +204,11 @@ void env_sock_shutdown(struct env_sock *s)
     s->ops->shutdown(s);
 }
 
+int env_sock_peer(struct env_sock *s, struct env_addr *ret_addr)
+{
+    return s->ops->peer ? s->ops->peer(s, ret_addr) : ERR_UNSUPPORTED;
+}
+
 void env_sock_close(struct env_sock *s)
 {
     if (s)

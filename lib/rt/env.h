@@ -129,6 +129,9 @@ int64_t env_recv(struct env_sock *s, void *buf, size_t len);
 int env_send(struct env_sock *s, struct iovec *iov, unsigned n);
 /* Ends both directions: suspended fibers get 0 or ERR_CLOSED. Does not suspend. */
 void env_sock_shutdown(struct env_sock *s);
+/* Who is at the other end, for logs: "tcp:HOST:PORT", or "unix:pid=N,uid=N" as of the connect.
+ * ERR_UNSUPPORTED where it is not known (the simulator). Does not suspend. */
+int env_sock_peer(struct env_sock *s, struct env_addr *ret_addr);
 void env_sock_close(struct env_sock *s); /* NULL is fine; no fiber may be in a call on it */
 
 /* ---- Other threads --------------------------------------------------------------------------- */

@@ -26,6 +26,7 @@ struct env_sock_ops {
     int (*send)(struct env_sock *s, struct iovec *iov, unsigned n);
     void (*shutdown)(struct env_sock *s);
     void (*close)(struct env_sock *s);
+    int (*peer)(struct env_sock *s, struct env_addr *ret_addr); /* may be NULL */
 };
 
 struct env_sock {

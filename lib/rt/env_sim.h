@@ -7,7 +7,11 @@
  * the same run: sim_digest folds in every event.
  *
  * A write is durable when a SYNC (or its dsync) *completes*, never when it is submitted; between
- * start and completion a crash may find any part of it on the medium.
+ * start and completion a crash may find any part of it on the medium. The buffer of a write has to
+ * stay unchanged until it is done: a change stops the run (CHECK).
+ *
+ * File names are flat here: directories need not be made. Handles (files, sockets, listeners) count
+ * as memory of their process, so what is left open at a clean end shows as a leak.
  */
 #pragma once
 

@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -163,8 +164,36 @@ static void sock_close(struct env_sock *sock)
     mem_free(s);
 }
 
-static const struct env_sock_ops sock_ops = {
-    .recv = sock_recv, .send = sock_send, .shutdown = sock_shutdown, .close = sock_close};
+/* Unix clients have no address; the system knows who connected. */
+static int sock_peer_unix(int fd, struct env_addr *ret_addr)
+{
+    struct ucred who;
+    socklen_t len = sizeof(who);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) < 0)
+        return sock_error(errno);
+    snprintf(ret_addr->text, sizeof(ret_addr->text), "unix:pid=%d,uid=%u", who.pid, who.uid);
+    return 0;
+}
+
+static int sock_peer(struct env_sock *sock, struct env_addr *ret_addr)
+{
+    struct uring_sock *s = (struct uring_sock *)sock;
+    struct sockaddr_storage peer;
+    socklen_t len = sizeof(peer);
+
+    if (getpeername(s->fd, (struct sockaddr *)&peer, &len) < 0)
+        return sock_error(errno);
+    if (peer.ss_family == AF_UNIX)
+        return sock_peer_unix(s->fd, ret_addr);
+    return addr_format((struct sockaddr *)&peer, ret_addr);
+}
+
+static const struct env_sock_ops sock_ops = {.recv = sock_recv,
+                                             .send = sock_send,
+                                             .shutdown = sock_shutdown,
+                                             .close = sock_close,
+                                             .peer = sock_peer};
 
 static struct env_sock *sock_new(struct env *env, int fd, bool tcp)
 {
