@@ -7,6 +7,7 @@
 # nbd_mem_server instead of filmroomd, which tells a fault of the protocol from one of the engine.
 # Prints "ok - CASE", "not ok - CASE: WHY" or "skip - CASE: WHAT IS MISSING" for each case; exits 1
 # when one failed.
+# shellcheck disable=SC2317 # the cases are called by name
 set -uo pipefail
 export PATH=/usr/bin:$PATH # nbdsh must find the system's python3
 here=$(cd "$(dirname "$0")" && pwd)
@@ -115,7 +116,7 @@ quiet()
 
     out=$(mktemp -p "$dir")
     timeout 300 "$@" >"$out" 2>&1 || code=$?
-    [ $code -eq 0 ] || fail "$* gave $code: $(tail -n 8 "$out")"
+    [ "$code" -eq 0 ] || fail "$* gave $code: $(tail -n 8 "$out")"
 }
 
 # An ext4 image with something in it, made once.
@@ -529,7 +530,8 @@ if ! start_server "$dir/data" disk="$(size_of 128)" copy="$(size_of 128)" fio="$
     echo "not ok - start: $(tr '\n' ' ' <"$why")"
     exit 1
 fi
-for name in ${*:-info copy qemu_img qemu_io nbdsh fio noise delete default}; do
+[ $# -gt 0 ] || set -- info copy qemu_img qemu_io nbdsh fio noise delete default
+for name in "$@"; do
     run_case "$name"
 done
 run_case stop
