@@ -204,7 +204,7 @@ static int on_lookup(struct nbd_conn *c, const struct nbd_step *step)
     block_get_info(c->volume, &info);
     memcpy(c->name, info.name, sizeof(c->name));
     stream_set_deadline(c->stream, ENV_FOREVER);
-    log_info("nbd", "export opened conn=%" PRIu64 " via=%s volume=%s", c->id, c->via->text,
+    log_info("nbd", "export opened conn=%" PRIu64 " peer=%s volume=%s", c->id, c->peer.text,
              log_q(c->name));
     return send_out(c);
 }
@@ -251,10 +251,10 @@ static void log_end(struct nbd_conn *c, int err, const char *reason)
 
     if (err == ERR_PROTO || (err == ERR_TRUNCATED && !c->server->stopping)) {
         c->server->stats.protocol_errors++;
-        log_warn("nbd", "client broke the protocol conn=%" PRIu64 " via=%s volume=%s reason=%s",
-                 c->id, c->via->text, volume, log_q(reason ? reason : err_text(err)));
+        log_warn("nbd", "client broke the protocol conn=%" PRIu64 " peer=%s volume=%s reason=%s",
+                 c->id, c->peer.text, volume, log_q(reason ? reason : err_text(err)));
     } else if (err == ERR_TIMEDOUT) {
-        log_warn("nbd", "client too slow conn=%" PRIu64 " via=%s volume=%s", c->id, c->via->text,
+        log_warn("nbd", "client too slow conn=%" PRIu64 " peer=%s volume=%s", c->id, c->peer.text,
                  volume);
     } else if (c->volume) {
         log_info("nbd",
@@ -312,7 +312,8 @@ void nbd_conn_start(struct nbd_server *s, struct env_sock *sock, const struct en
     struct stream_options options = {.buffer = RECEIVE_BUFFER, .stall_ns = s->options.stall_ns};
 
     c->server = s;
-    c->via = via;
+    if (env_sock_peer(sock, &c->peer) < 0)
+        c->peer = *via;
     c->id = ++s->next_conn;
     c->refused = refused;
     c->reserve = NBD_RESERVE;
@@ -329,7 +330,7 @@ void nbd_conn_start(struct nbd_server *s, struct env_sock *sock, const struct en
         s->refusing++;
     else
         s->stats.connections++;
-    log_debug("nbd", "connected conn=%" PRIu64 " via=%s", c->id, via->text);
+    log_debug("nbd", "connected conn=%" PRIu64 " peer=%s", c->id, via->text);
     fiber_group_add(&s->alive, 1);
     fiber_spawn(s->env, "nbd connection", conn_main, c);
 }

@@ -63,7 +63,7 @@ struct nbd_conn {
     struct list link;
     struct nbd_server *server;
     struct stream *stream;
-    const struct env_addr *via; /* the door it came through */
+    struct env_addr peer; /* for logs */
     uint64_t id;
     bool refused; /* one too many */
     struct nbd_core core;

@@ -65,7 +65,8 @@ static void spy_close(struct env_sock *s)
     env_sock_close(spy_of(s)->under);
 }
 
-static const struct env_sock_ops spy_ops = {spy_recv, spy_send, spy_shutdown, spy_close};
+static const struct env_sock_ops spy_ops = {
+    .recv = spy_recv, .send = spy_send, .shutdown = spy_shutdown, .close = spy_close};
 
 /* ---- The world ------------------------------------------------------------------------------ */
 
