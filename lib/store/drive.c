@@ -218,7 +218,7 @@ int drive_wipe_journal(struct driveset *ds, struct drive *d)
 
 /* ---- Making a store ---- */
 
-static int format_one(struct driveset *ds, struct drive *d)
+static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
 {
     struct format_super found;
     uint64_t size = drive_slot_off(ds, (uint32_t)d->slot_count), have;
@@ -227,7 +227,7 @@ static int format_one(struct driveset *ds, struct drive *d)
     if (rc < 0)
         return rc;
     rc = env_file_size(d->file, &have);
-    if (rc == 0 && have >= FORMAT_JOURNAL_OFF && super_read(d->file, &found) == 0)
+    if (rc == 0 && !overwrite && have >= FORMAT_JOURNAL_OFF && super_read(d->file, &found) == 0)
         return ERR_EXIST;
     if (rc == 0 && have < size)
         rc = env_resize(d->file, size); /* a block device too small says so here */
@@ -271,7 +271,7 @@ int driveset_format(struct env *env, const struct driveset_params *p)
     for (unsigned i = 0; rc == 0 && i < p->count; i++) {
         ds->drives[i].slot_count = p->slot_count;
         env_random(env, ds->drives[i].uuid, 16);
-        rc = format_one(ds, &ds->drives[i]);
+        rc = format_one(ds, &ds->drives[i], p->overwrite);
     }
     if (rc == 0)
         rc = driveset_commit(ds, true, NULL, NULL);

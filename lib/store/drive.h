@@ -48,7 +48,8 @@ struct driveset_params {
     const char *const *paths;    /* one per drive, in index order */
     unsigned k, m;               /* k + m <= count */
     uint64_t slot_count;         /* per drive */
-    uint64_t journal_len;        /* multiple of FORMAT_UNIT */
+    uint64_t journal_len;        /* multiple of FORMAT_UNIT, at least FORMAT_JOURNAL_MIN */
+    bool overwrite;              /* also where a superblock is: an unfinished format */
 };
 
 /* The profile that goes with a number of drives (DESIGN: 1: 1+0, 2: 1+1, 3: 2+1, 4-5: 2+2, 6+: 4+2). */

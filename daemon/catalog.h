@@ -1,0 +1,87 @@
+/* The catalogue's rows: studies, series and instances as they stand in the KV store.
+ *
+ * KV_CATALOG: 'T' study            -> struct catalog_study
+ *             'S' study NUL series -> struct catalog_series
+ *             'I' study NUL series NUL instance -> struct catalog_instance
+ * KV_INDEX:   'U' instance         -> study NUL series
+ * KV_RECIPE:  instance             -> the recipe (recipe.h)
+ *
+ * Decoded rows point into the bytes they were decoded from.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "lib/api/object.h"
+#include "lib/base/codec.h"
+#include "lib/base/strbuf.h"
+#include "lib/kv/kv.h"
+
+#define CATALOG_ATTRS_MAX     128u
+#define CATALOG_MODALITIES_MAX 32u
+#define CATALOG_DIGEST        32u
+
+struct catalog_attrs {
+    size_t count;
+    struct object_attr attrs[CATALOG_ATTRS_MAX];
+};
+
+struct catalog_modality {
+    char name[17];
+    uint32_t series;
+};
+
+struct catalog_study {
+    uint64_t series, instances, bytes, stored_ns;
+    uint32_t modality_count;
+    struct catalog_modality modalities[CATALOG_MODALITIES_MAX];
+    struct catalog_attrs attrs;
+};
+
+struct catalog_series {
+    uint64_t instances, bytes, stored_ns;
+    struct catalog_attrs attrs;
+};
+
+struct catalog_instance {
+    uint64_t bytes, dataset_off, stored_ns;
+    uint8_t digest[CATALOG_DIGEST]; /* of the data set */
+    char sop_class[OBJECT_UID_MAX + 1], transfer_syntax[OBJECT_UID_MAX + 1];
+    struct catalog_attrs attrs;
+};
+
+/* Encoding appends to `out`; decoding gives ERR_FORMAT. */
+void catalog_attrs_encode(const struct object_attr *attrs, size_t n, struct strbuf *out);
+int catalog_attrs_decode(struct codec_reader *r, struct catalog_attrs *ret_attrs);
+void catalog_study_encode(const struct catalog_study *s, struct strbuf *out);
+int catalog_study_decode(struct kv_slice value, struct catalog_study *ret_study);
+void catalog_series_encode(const struct catalog_series *s, struct strbuf *out);
+int catalog_series_decode(struct kv_slice value, struct catalog_series *ret_series);
+void catalog_instance_encode(const struct catalog_instance *i, struct strbuf *out);
+int catalog_instance_decode(struct kv_slice value, struct catalog_instance *ret_instance);
+
+/* A key of KV_CATALOG; series and instance as the level has them. Cut at their first NULL. */
+struct catalog_key {
+    uint8_t bytes[3 * (OBJECT_UID_MAX + 1) + 1];
+    size_t len;
+};
+void catalog_key_make(struct catalog_key *k, char level, const char *study, const char *series,
+                      const char *instance);
+/* The first key behind all that begin with k. */
+void catalog_key_after(struct catalog_key *k);
+static inline struct kv_slice catalog_key_slice(const struct catalog_key *k)
+{
+    return (struct kv_slice){k->bytes, k->len};
+}
+
+/* The NUL-separated parts of a key behind its level byte (or of a 'U' value, with level false); `n`
+ * parts expected. The texts point into `store`. ERR_FORMAT. */
+struct catalog_uids {
+    char store[3 * (OBJECT_UID_MAX + 1)];
+    const char *part[3];
+};
+int catalog_uids_split(struct kv_slice bytes, unsigned n, struct catalog_uids *ret_uids);
+
+/* Text of an attribute; NULL when absent. */
+const char *catalog_attr_text(const struct catalog_attrs *a, uint32_t tag);

@@ -1,0 +1,57 @@
+/* The volume map: for each block the chunk, and the block within it, that holds its content.
+ *
+ * The map is kept in leaf pages of 512 entries (2 MiB of volume), rows of KV_MAP under (volume, leaf
+ * number). Leaves are cached with a bound; the cache is the newest truth and follows the rule of the
+ * chunk table's (dedup/chunktable.c): what changed during a load is not evicted before its end. Leaves
+ * change only while records are applied.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "lib/base/hmap.h"
+#include "lib/base/list.h"
+#include "lib/kv/kv.h"
+
+#define LEAF_BLOCKS 512u
+
+/* An entry: 0 is a hole, else chunk id << 8 | block within the chunk. */
+#define LEAF_ENTRY(id, sub) ((uint64_t)(id) << 8 | (uint64_t)(sub))
+#define LEAF_CHUNK(entry)   ((entry) >> 8)
+#define LEAF_SUB(entry)     ((uint32_t)((entry)&0xff))
+
+struct leaf {
+    struct hmap_node node;
+    struct list lru; /* off the list while pinned */
+    uint64_t volume, index;
+    uint64_t changed;
+    uint32_t pins, used; /* entries that are not holes */
+    bool dirty;
+    uint64_t entries[LEAF_BLOCKS];
+};
+
+struct leafmap {
+    struct kv *kv;
+    struct hmap map;
+    struct list lru, loads;
+    uint64_t load_tick;
+    size_t count, max;
+};
+
+void leafmap_init(struct leafmap *lm, struct kv *kv, size_t max_leaves);
+void leafmap_free(struct leafmap *lm);
+
+/* The leaf, pinned; made (all holes) when there is none. Suspends when it is not cached. */
+int leafmap_get(struct leafmap *lm, uint64_t volume, uint64_t index, struct leaf **ret_leaf);
+/* As leafmap_get, from the cache alone; NULL when it is not there. Does not suspend. */
+struct leaf *leafmap_peek(struct leafmap *lm, uint64_t volume, uint64_t index);
+void leafmap_put(struct leafmap *lm, struct leaf *leaf); /* unpins; NULL is fine */
+
+/* Changes an entry of a pinned leaf; the leaf is then dirty until leafmap_flush. */
+void leafmap_set(struct leafmap *lm, struct leaf *leaf, unsigned at, uint64_t entry);
+/* Puts a dirty leaf's row into the batch (or deletes it when nothing is left in the leaf). */
+void leafmap_flush(struct leafmap *lm, struct leaf *leaf, struct kv_batch *batch);
+
+/* The lowest leaf number >= from that has a row; ERR_NOENT. Suspends. */
+int leafmap_next(struct leafmap *lm, uint64_t volume, uint64_t from, uint64_t *ret_index);

@@ -1,0 +1,582 @@
+/* The partition's state machine: submit, apply, checkpoint, open, close. See partition.h. */
+#include "daemon/partition.h"
+
+#include <string.h>
+
+#include "daemon/partition_priv.h"
+#include "lib/base/check.h"
+#include "lib/base/codec.h"
+#include "lib/base/err.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+#define PARTITION_TICK        (100 * ENV_NS_PER_MS) /* background work looks around this often */
+#define PARTITION_PRESSURE    40u /* percent of the journal used at which a checkpoint is made */
+#define PARTITION_SEGMENT_PAGE 4096u
+#define PARTITION_CACHE       (96u << 20)
+#define PARTITION_OVERLAY     (48u << 20)
+#define PARTITION_INGEST      (128u << 20)
+
+static const struct kv_slice partition_lsn_key = {"lsn", 3};
+static const struct kv_slice partition_store_key = {"store", 5};
+
+/* ---- Submitting ---- */
+
+struct waiter {
+    struct hmap_node node;
+    uint64_t lsn;
+    void *context;
+    struct fiber *fiber;
+    int result;
+    bool done;
+};
+
+static int partition_submit(struct record_log *log, enum record_type type, const struct iovec *iov,
+                            unsigned n, unsigned flags, void *context)
+{
+    struct partition *p = (struct partition *)log;
+    struct waiter w = {.context = context, .fiber = fiber_self()};
+    int rc;
+
+    if (p->broken)
+        return p->broken;
+    rc = journal_append(p->journal, (uint16_t)type, 1, iov, n, flags, &w.lsn);
+    if (rc == 0)
+        rc = p->broken; /* it broke while the append waited for room */
+    if (rc < 0)
+        return rc;
+    hmap_insert(&p->waiters, &w.node, hmap_mix(w.lsn));
+    while (!w.done)
+        fiber_suspend("record to be applied");
+    return w.result;
+}
+
+static struct waiter *waiter_find(struct partition *p, uint64_t lsn)
+{
+    struct hmap_node *n = hmap_first(&p->waiters, hmap_mix(lsn)); /* the mix is one to one */
+
+    return n ? HMAP_ENTRY(n, struct waiter, node) : NULL;
+}
+
+static void waiter_finish(struct partition *p, struct waiter *w, int result)
+{
+    hmap_remove(&p->waiters, &w->node);
+    w->result = result;
+    w->done = true;
+    fiber_wake(w->fiber);
+}
+
+/* ---- Applying ---- */
+
+static void apply_segment_row(void *arg, uint64_t segment, const struct strbuf *value)
+{
+    struct kv_batch *batch = arg;
+    uint8_t key[8];
+
+    codec_put_be64(key, segment);
+    kv_batch_put(batch, KV_SEGMENT, (struct kv_slice){key, 8},
+                 (struct kv_slice){value->data, value->len});
+}
+
+static void apply_segment_gone(void *arg, uint64_t segment)
+{
+    struct kv_batch *batch = arg;
+    uint8_t key[8];
+
+    codec_put_be64(key, segment);
+    kv_batch_delete(batch, KV_SEGMENT, (struct kv_slice){key, 8});
+}
+
+/* Hands the record to the module that owns its type. */
+static int apply_dispatch(struct partition *p, uint16_t type, const struct apply *a)
+{
+    switch ((enum record_type)type) {
+    case RECORD_SEGMENT_OPEN:
+        return a->kv ? segment_apply_open(p->segments, a->body, a->length, a->context) : 0;
+    case RECORD_SEGMENT_FREE:
+        return a->kv ? segment_apply_free(p->segments, a->body, a->length, apply_segment_gone, a->kv)
+                     : 0;
+    case RECORD_CHUNK_FREE:
+        return a->kv ? chunkstore_apply_free(p->chunks, a->body, a->length, a->kv) : 0;
+    case RECORD_VOLUME_CREATE:
+    case RECORD_VOLUME_RESIZE:
+    case RECORD_VOLUME_DELETE:
+    case RECORD_VOLUME_REAP:
+    case RECORD_VOLUME_WRITE:
+    case RECORD_VOLUME_MAP:
+    case RECORD_VOLUME_ZERO:
+        return volumes_apply(p->volumes, type, a);
+    case RECORD_OBJECT_PUT:
+    case RECORD_OBJECT_DELETE:
+        return a->kv ? studies_apply(p->studies, type, a) : 0;
+    }
+    return ERR_FORMAT; /* a journal of a later version */
+}
+
+/* Writes the record's changes with its LSN. An error here leaves memory ahead of the KV store. */
+static int apply_write(struct partition *p, struct kv_batch *batch, uint64_t lsn)
+{
+    uint8_t value[8];
+    int rc;
+
+    segment_take_dirty(p->segments, apply_segment_row, batch);
+    if (kv_batch_count(batch) == 0)
+        return 0;
+    codec_put_le64(value, lsn);
+    kv_batch_put(batch, KV_META, partition_lsn_key, (struct kv_slice){value, 8});
+    rc = kv_write(p->kv, batch);
+    if (rc == 0)
+        p->applied_lsn = lsn;
+    return rc;
+}
+
+/* Applies one record. *ret_fatal is set when state may be inconsistent: nothing may follow. */
+static int apply_record(struct partition *p, const struct journal_record *r, void *context,
+                        int *ret_fatal)
+{
+    bool in_kv = r->lsn <= p->applied_lsn;
+    struct kv_batch *batch = in_kv ? NULL : kv_batch_new();
+    struct apply a = {.p = p, .lsn = r->lsn, .body = r->body, .length = r->length,
+                      .context = context, .kv = batch};
+    int rc = apply_dispatch(p, r->type, &a), wrote = 0;
+
+    if (batch)
+        wrote = apply_write(p, batch, r->lsn);
+    kv_batch_free(batch);
+    p->processed_lsn = r->lsn;
+    if (rc == ERR_FORMAT || rc == ERR_KV)
+        *ret_fatal = rc;
+    if (wrote < 0)
+        *ret_fatal = wrote;
+    return rc;
+}
+
+static void partition_break(struct partition *p, int error)
+{
+    struct hmap_node *it, *next;
+
+    if (!p->broken)
+        log_error("partition", "writes stopped, restart the daemon once the cause is mended error=%s",
+                  err_name(error));
+    p->broken = error;
+    for (it = hmap_walk(&p->waiters, NULL); it; it = next) {
+        next = hmap_walk(&p->waiters, it);
+        waiter_finish(p, HMAP_ENTRY(it, struct waiter, node), error);
+    }
+}
+
+static void partition_on_broken(void *arg, int error)
+{
+    partition_break(arg, error);
+}
+
+static void partition_on_durable(void *arg, struct journal_batch *batch)
+{
+    struct partition *p = arg;
+
+    list_push_back(&p->apply_queue, &batch->link);
+    fiber_cond_signal(&p->apply_work);
+}
+
+static void apply_batch(struct partition *p, struct journal_batch *b)
+{
+    struct journal_record r;
+    size_t pos = 0;
+    int fatal = 0;
+
+    while (!p->broken && journal_batch_next(b, &pos, &r)) {
+        struct waiter *w = waiter_find(p, r.lsn);
+        int rc = apply_record(p, &r, w ? w->context : NULL, &fatal);
+
+        if (fatal)
+            partition_break(p, fatal);
+        else if (w)
+            waiter_finish(p, w, rc);
+    }
+    journal_batch_free(b);
+}
+
+static void partition_applier(void *arg)
+{
+    struct partition *p = arg;
+
+    for (;;) {
+        struct list *it = list_pop_front(&p->apply_queue);
+
+        if (it)
+            apply_batch(p, LIST_ENTRY(it, struct journal_batch, link));
+        else if (p->apply_stop)
+            break;
+        else
+            fiber_cond_wait(&p->apply_work);
+    }
+    fiber_group_done(&p->fibers);
+}
+
+/* ---- Background work ---- */
+
+static int partition_checkpoint(struct partition *p)
+{
+    uint64_t upto, oldest;
+    int rc;
+
+    fiber_mutex_lock(&p->checkpoint_lock);
+    upto = p->processed_lsn + 1;
+    rc = kv_flush(p->kv);
+    if (rc == 0) {
+        oldest = volumes_oldest_lsn(p->volumes);
+        rc = journal_trim(p->journal, oldest < upto ? oldest : upto);
+    }
+    fiber_mutex_unlock(&p->checkpoint_lock);
+    return rc;
+}
+
+/* Collects and sweeps until nothing more comes of it. */
+static int partition_reclaim(struct partition *p)
+{
+    for (unsigned round = 0; round < 1024 && !p->broken; round++) {
+        size_t chunks = 0;
+        unsigned segments = 0;
+        int rc = 0;
+
+        if (chunkstore_collect_due(p->chunks))
+            rc = chunkstore_collect(p->chunks, &chunks);
+        if (rc == 0 && segment_sweep_due(p->segments))
+            rc = segment_sweep(p->segments, &segments);
+        if (rc < 0 || chunks + segments == 0)
+            return rc;
+    }
+    return 0;
+}
+
+static void partition_maintain(void *arg)
+{
+    struct partition *p = arg;
+
+    while (!p->stopping) {
+        int rc = 0;
+
+        (void)fiber_cond_wait_until(p->env, &p->maintain_work, env_now(p->env) + PARTITION_TICK);
+        if (p->stopping || p->broken)
+            continue;
+        if (journal_pressure(p->journal) >= PARTITION_PRESSURE) {
+            volumes_hurry(p->volumes);
+            rc = partition_checkpoint(p);
+        }
+        if (rc == 0)
+            rc = partition_reclaim(p);
+        if (rc < 0 && rc != ERR_SHUTDOWN && !p->broken)
+            log_warn("partition", "background work failed, will try again error=%s", err_name(rc));
+    }
+    fiber_group_done(&p->fibers);
+}
+
+int partition_settle(struct partition *p)
+{
+    int rc = volumes_drain_all(p->volumes);
+
+    if (rc == 0)
+        rc = partition_reclaim(p);
+    if (rc == 0)
+        rc = partition_checkpoint(p);
+    return rc;
+}
+
+/* ---- Making ---- */
+
+int partition_exists(struct kv *kv, bool *ret_exists)
+{
+    void *value;
+    size_t len;
+    int rc = kv_get(kv, KV_META, partition_store_key, &value, &len);
+
+    if (rc < 0 && rc != ERR_NOENT)
+        return rc;
+    if (rc == 0)
+        mem_free(value);
+    *ret_exists = rc == 0;
+    return 0;
+}
+
+int partition_format(struct env *env, struct kv *kv, const struct driveset_params *params)
+{
+    struct driveset *ds;
+    struct kv_batch *batch;
+    bool exists;
+    int rc = partition_exists(kv, &exists);
+
+    if (rc == 0 && exists)
+        rc = ERR_EXIST;
+    if (rc == 0)
+        rc = driveset_format(env, params);
+    if (rc == 0)
+        rc = driveset_open(env, params->paths, params->count, &ds);
+    if (rc < 0)
+        return rc;
+    batch = kv_batch_new();
+    kv_batch_put(batch, KV_META, partition_store_key, (struct kv_slice){ds->super.store_uuid, 16});
+    driveset_close(ds);
+    rc = kv_write(kv, batch);
+    kv_batch_free(batch);
+    return rc == 0 ? kv_flush(kv) : rc;
+}
+
+/* ---- Opening ---- */
+
+static int load_identity(struct partition *p)
+{
+    MEM_AUTO void *value = NULL, *lsn = NULL;
+    size_t len;
+    int rc = kv_get(p->kv, KV_META, partition_store_key, &value, &len);
+
+    if (rc < 0)
+        return rc == ERR_NOENT ? ERR_KV : rc;
+    if (len != 16 || memcmp(value, p->ds->super.store_uuid, 16) != 0)
+        return ERR_KV; /* the KV store belongs to other drives */
+    rc = kv_get(p->kv, KV_META, partition_lsn_key, &lsn, &len);
+    if (rc == ERR_NOENT)
+        return 0;
+    if (rc == 0 && len == 8)
+        p->applied_lsn = codec_get_le64(lsn);
+    return rc;
+}
+
+static int load_segments(struct partition *p)
+{
+    uint8_t from[9] = {0};
+    size_t from_len = 8;
+    int rc = 0;
+
+    for (;;) {
+        struct kv_rows *rows;
+        size_t n;
+
+        rc = kv_scan(p->kv, KV_SEGMENT, (struct kv_slice){from, from_len}, (struct kv_slice){"", 0},
+                     PARTITION_SEGMENT_PAGE, PARTITION_SEGMENT_PAGE * 512, 0, &rows);
+        if (rc < 0)
+            return rc;
+        n = rows->count;
+        for (size_t i = 0; rc == 0 && i < n; i++) {
+            const struct kv_row *row = &rows->rows[i];
+
+            rc = row->key.len == 8 ? segment_load(p->segments, codec_get_be64(row->key.data),
+                                                  row->value.data, row->value.len)
+                                   : ERR_FORMAT;
+        }
+        if (n) {
+            /* Next page: behind the last key. */
+            memcpy(from, rows->rows[n - 1].key.data, 8);
+            from[8] = 0;
+            from_len = 9;
+        }
+        kv_rows_free(rows);
+        if (rc < 0 || n == 0)
+            return rc;
+    }
+}
+
+static int replay_record(void *arg, const struct journal_record *r)
+{
+    struct partition *p = arg;
+    int fatal = 0;
+
+    (void)apply_record(p, r, NULL, &fatal); /* its result went to a submitter of another life */
+    return fatal;
+}
+
+static int partition_replay(struct partition *p, struct partition_start *start)
+{
+    int rc;
+
+    if (p->ds->super.replay_lsn > p->applied_lsn + 1)
+        return ERR_KV; /* the KV store lacks records that the journal no longer has */
+    rc = journal_replay(p->journal, replay_record, p, &start->replay);
+    if (rc == 0 && journal_next_lsn(p->journal) <= p->applied_lsn)
+        rc = ERR_JOURNAL; /* the KV store knows of records that the journal lost */
+    p->processed_lsn = journal_next_lsn(p->journal) - 1;
+    return rc;
+}
+
+static void partition_spawn(struct partition *p, const char *name, fiber_fn fn)
+{
+    fiber_group_add(&p->fibers, 1);
+    fiber_spawn(p->env, name, fn, p);
+}
+
+static int partition_make_parts(struct partition *p)
+{
+    static const struct journal_ops journal_ops = {partition_on_durable, partition_on_broken};
+    struct chunkstore_options copts = {0};
+    struct segment_space space;
+    int rc = journal_open(p->ds, &journal_ops, p, &p->journal);
+
+    if (rc == 0)
+        rc = segments_new(p->ds, &p->log, &p->segments);
+    if (rc < 0)
+        return rc;
+    segment_get_space(p->segments, &space);
+    /* A small store must not promise all of itself to the overlay. */
+    if (p->options.overlay_bytes > space.total / 8)
+        p->options.overlay_bytes = space.total / 8;
+    if (p->options.overlay_bytes < 64 * BLOCK_SIZE)
+        p->options.overlay_bytes = 64 * BLOCK_SIZE;
+    /* Kept: what the overlay may need when drained, and two segments of slack. */
+    copts.space_kept = p->options.overlay_bytes + p->options.overlay_bytes / 4 +
+                       2 * (uint64_t)space.k * p->ds->super.slot_size;
+    copts.cache_rows = p->options.cache_bytes / 2 / 200;
+    rc = chunkstore_new(p->env, p->kv, p->segments, &p->log, &copts, &p->chunks);
+    if (rc == 0)
+        rc = volumes_new(p, &p->volumes);
+    if (rc == 0)
+        rc = studies_new(p, &p->studies);
+    return rc;
+}
+
+static int partition_load(struct partition *p, struct partition_start *start)
+{
+    int rc = load_identity(p);
+
+    if (rc == 0)
+        rc = load_segments(p);
+    if (rc == 0)
+        rc = chunkstore_load(p->chunks);
+    if (rc == 0)
+        rc = volumes_load(p->volumes);
+    if (rc == 0)
+        rc = studies_load(p->studies);
+    if (rc == 0)
+        rc = partition_replay(p, start);
+    if (rc == 0)
+        rc = journal_start(p->journal);
+    return rc;
+}
+
+static void partition_free(struct partition *p)
+{
+    studies_free(p->studies);
+    volumes_free(p->volumes);
+    chunkstore_free(p->chunks);
+    segments_free(p->segments);
+    journal_free(p->journal);
+    driveset_close(p->ds);
+    hmap_free(&p->waiters);
+    mem_free(p);
+}
+
+static struct partition *partition_alloc(struct env *env, struct kv *kv,
+                                         const struct partition_options *options)
+{
+    struct partition *p = mem_zalloc(sizeof(*p));
+
+    p->log.submit = partition_submit;
+    p->env = env;
+    p->kv = kv;
+    p->options = *options;
+    if (!p->options.cache_bytes)
+        p->options.cache_bytes = PARTITION_CACHE;
+    if (!p->options.overlay_bytes)
+        p->options.overlay_bytes = PARTITION_OVERLAY;
+    if (!p->options.ingest_bytes)
+        p->options.ingest_bytes = PARTITION_INGEST;
+    list_init(&p->apply_queue);
+    hmap_init(&p->waiters);
+    fiber_cond_init(&p->apply_work);
+    fiber_cond_init(&p->maintain_work);
+    fiber_group_init(&p->fibers);
+    fiber_mutex_init(&p->checkpoint_lock);
+    return p;
+}
+
+int partition_open(struct env *env, struct kv *kv, const char *const *drive_paths, unsigned drives,
+                   const struct partition_options *options, struct partition_start *ret_start,
+                   struct partition **ret_partition)
+{
+    struct partition *p = partition_alloc(env, kv, options);
+    struct partition_start start = {.total_ns = env_now(env)};
+    int rc = driveset_open(env, drive_paths, drives, &p->ds);
+
+    if (rc == 0)
+        rc = partition_make_parts(p);
+    if (rc == 0)
+        rc = partition_load(p, &start);
+    if (rc < 0) {
+        partition_free(p);
+        return rc;
+    }
+    partition_spawn(p, "applier", partition_applier);
+    partition_spawn(p, "maintenance", partition_maintain);
+    rc = volumes_start(p->volumes);
+    start.total_ns = env_now(env) - start.total_ns;
+    *ret_start = start;
+    *ret_partition = p;
+    return rc;
+}
+
+/* ---- Closing ---- */
+
+int partition_close(struct partition *p)
+{
+    int rc, stopped;
+
+    if (!p)
+        return 0;
+    rc = p->broken ? p->broken : volumes_drain_all(p->volumes);
+    volumes_stop(p->volumes);
+    p->stopping = true;
+    fiber_cond_broadcast(&p->maintain_work);
+    if (rc == 0)
+        rc = partition_checkpoint(p);
+    /* Whatever background fibers still submit gets its answer before the applier goes. */
+    stopped = journal_stop(p->journal, false);
+    p->apply_stop = true;
+    fiber_cond_broadcast(&p->apply_work);
+    fiber_group_wait(&p->fibers);
+    if (rc == 0)
+        rc = stopped;
+    if (rc == 0)
+        rc = kv_flush(p->kv);
+    if (rc == 0 && !p->broken && volumes_oldest_lsn(p->volumes) == UINT64_MAX)
+        rc = journal_stop(p->journal, true); /* everything is in the KV store: clean */
+    partition_free(p);
+    return rc;
+}
+
+/* ---- Looking ---- */
+
+struct block_store *partition_blocks(struct partition *p)
+{
+    return volumes_blocks(p->volumes);
+}
+
+struct object_store *partition_objects(struct partition *p)
+{
+    return studies_objects(p->studies);
+}
+
+struct driveset *partition_drives(struct partition *p)
+{
+    return p->ds;
+}
+
+void partition_get_status(struct partition *p, struct partition_status *ret_status)
+{
+    struct partition_status s = {.broken = p->broken, .k = p->ds->super.data_columns,
+                                 .m = p->ds->super.parity_columns};
+    struct segment_space space;
+    uint64_t mapped, bytes;
+
+    segment_get_space(p->segments, &space);
+    chunkstore_get_stats(p->chunks, &s.chunks);
+    journal_get_stats(p->journal, &s.journal);
+    volumes_get_counts(p->volumes, &s.volumes, &mapped, &s.overlay_bytes);
+    studies_get_counts(p->studies, &s.instances, &bytes, &s.conflicts, &s.identical);
+    s.capacity = space.total;
+    s.free = chunkstore_admit(p->chunks, 0) == 0 ? space.free : 0;
+    s.logical = mapped + bytes;
+    s.unique = s.chunks.raw_bytes;
+    s.stored = s.chunks.stored_bytes;
+    s.physical = space.physical;
+    s.current_k = space.k;
+    s.current_m = space.m;
+    *ret_status = s;
+}

@@ -1,0 +1,66 @@
+/* What the partition's parts share: the state machine (partition.c), volumes (volume*.c, overlay.c) and
+ * studies (study*.c). */
+#pragma once
+
+#include "daemon/partition.h"
+#include "lib/rt/sync.h"
+
+struct partition {
+    struct record_log log; /* first: the door for submitters */
+    struct env *env;
+    struct kv *kv;
+    struct driveset *ds;
+    struct journal *journal;
+    struct segments *segments;
+    struct chunkstore *chunks;
+    struct volumes *volumes;
+    struct studies *studies;
+    struct partition_options options;
+
+    uint64_t applied_lsn;   /* last record in the KV store */
+    uint64_t processed_lsn; /* last record seen */
+    int broken;
+
+    struct list apply_queue; /* durable batches */
+    struct hmap waiters;     /* submitters by LSN */
+    struct fiber_cond apply_work, maintain_work;
+    struct fiber_group fibers;
+    struct fiber_mutex checkpoint_lock;
+    bool stopping, apply_stop;
+};
+
+/* Applying, as a module sees it. Where `kv` is NULL the record is in the KV store already and only what
+ * lives in memory is to be done (replay). */
+struct apply {
+    struct partition *p;
+    uint64_t lsn;
+    const uint8_t *body;
+    size_t length;
+    void *context; /* the submitter's; NULL in replay */
+    struct kv_batch *kv;
+};
+
+/* ---- volume.c, volume_apply.c ---- */
+int volumes_new(struct partition *p, struct volumes **ret_volumes);
+int volumes_load(struct volumes *vs); /* at start, before replay; suspends */
+int volumes_start(struct volumes *vs); /* background fibers */
+void volumes_stop(struct volumes *vs); /* waits for them; suspends */
+void volumes_free(struct volumes *vs);
+struct block_store *volumes_blocks(struct volumes *vs);
+int volumes_apply(struct volumes *vs, uint16_t type, const struct apply *a);
+/* The oldest LSN whose write is not drained; UINT64_MAX when there is none. */
+uint64_t volumes_oldest_lsn(const struct volumes *vs);
+/* Asks for draining at once, or waits until all that was written before is drained. */
+void volumes_hurry(struct volumes *vs);
+int volumes_drain_all(struct volumes *vs);
+void volumes_get_counts(const struct volumes *vs, uint64_t *ret_volumes, uint64_t *ret_mapped,
+                        uint64_t *ret_overlay);
+
+/* ---- study.c, study_apply.c ---- */
+int studies_new(struct partition *p, struct studies **ret_studies);
+int studies_load(struct studies *ss);
+void studies_free(struct studies *ss);
+struct object_store *studies_objects(struct studies *ss);
+int studies_apply(struct studies *ss, uint16_t type, const struct apply *a);
+void studies_get_counts(const struct studies *ss, uint64_t *ret_instances, uint64_t *ret_bytes,
+                        uint64_t *ret_conflicts, uint64_t *ret_identical);

@@ -1,0 +1,284 @@
+/* Studies: the object store's life, opening and reading instances, deleting. */
+#include <string.h>
+
+#include "daemon/study_priv.h"
+#include "lib/base/check.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+
+#define STUDY_READ_PIECES 64u /* pieces of a recipe that one read takes on */
+
+static const struct kv_slice study_totals_key = {"studies", 7};
+
+/* ---- Opening and reading ---- */
+
+struct study_object {
+    struct object face; /* first */
+    struct studies *ss;
+    struct recipe recipe;
+    struct chunk_pins *pins;
+    struct object_rows *row;
+};
+
+int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids *ret_uids,
+               struct catalog_instance *ret_instance, void **ret_value)
+{
+    MEM_AUTO void *home = NULL;
+    void *value = NULL;
+    struct catalog_key k;
+    size_t len;
+    int rc;
+
+    catalog_key_make(&k, 'U', instance_uid, NULL, NULL);
+    rc = kv_get(ss->p->kv, KV_INDEX, catalog_key_slice(&k), &home, &len);
+    if (rc == 0)
+        rc = catalog_uids_split((struct kv_slice){home, len}, 2, ret_uids);
+    if (rc < 0)
+        return rc;
+    catalog_key_make(&k, 'I', ret_uids->part[0], ret_uids->part[1], instance_uid);
+    rc = kv_get(ss->p->kv, KV_CATALOG, catalog_key_slice(&k), &value, &len);
+    if (rc == 0)
+        rc = catalog_instance_decode((struct kv_slice){value, len}, ret_instance);
+    if (rc < 0) {
+        mem_free(value);
+        return rc;
+    }
+    *ret_value = value;
+    return 0;
+}
+
+static void study_close(struct object *o)
+{
+    struct study_object *so = (struct study_object *)o;
+
+    chunkstore_unpin(so->pins);
+    recipe_free(&so->recipe);
+    mem_free(so->row);
+    mem_free(so);
+}
+
+static int study_load_recipe(struct study_object *so, const char *instance_uid)
+{
+    MEM_AUTO void *value = NULL;
+    MEM_AUTO uint64_t *ids = NULL;
+    struct catalog_key k;
+    size_t len;
+    int rc;
+
+    catalog_key_make(&k, 'R', instance_uid, NULL, NULL);
+    rc = kv_get(so->ss->p->kv, KV_RECIPE, catalog_key_slice(&k), &value, &len);
+    if (rc == 0)
+        rc = recipe_decode(value, len, &so->recipe);
+    if (rc < 0)
+        return rc;
+    ids = mem_calloc(so->recipe.chunk_count, sizeof(*ids));
+    for (uint32_t i = 0; i < so->recipe.chunk_count; i++)
+        ids[i] = so->recipe.chunks[i].id;
+    return chunkstore_pin(so->ss->p->chunks, ids, so->recipe.chunk_count, &so->pins);
+}
+
+static int study_open(struct object_store *os, const char *study_uid, const char *series_uid,
+                      const char *instance_uid, struct object **ret_object)
+{
+    struct studies *ss = (struct studies *)os;
+    struct catalog_instance *row;
+    struct catalog_uids home;
+    struct study_object *so;
+    void *value = NULL;
+    int rc;
+
+    if (strlen(instance_uid) > OBJECT_UID_MAX)
+        return ERR_NOENT;
+    row = mem_zalloc(sizeof(*row));
+    rc = study_find(ss, instance_uid, &home, row, &value);
+    mem_free(row);
+    mem_free(value);
+    if (rc == 0 && ((study_uid && strcmp(study_uid, home.part[0]) != 0) ||
+                    (series_uid && strcmp(series_uid, home.part[1]) != 0)))
+        rc = ERR_NOENT;
+    if (rc < 0)
+        return rc;
+    so = mem_zalloc(sizeof(*so));
+    so->face.ops = os->ops;
+    so->ss = ss;
+    rc = study_load_recipe(so, instance_uid);
+    if (rc == 0)
+        rc = study_instance_row(ss, home.part[0], home.part[1], instance_uid, &so->row);
+    /* Replaced between the look-ups: the row is not the recipe's. */
+    if (rc == 0 && so->row->rows[0].bytes != so->recipe.size)
+        rc = ERR_AGAIN;
+    if (rc < 0) {
+        study_close(&so->face);
+        return rc;
+    }
+    *ret_object = &so->face;
+    return 0;
+}
+
+static int study_read(struct object *o, uint64_t off, void *buf, size_t len, size_t *ret_len)
+{
+    struct study_object *so = (struct study_object *)o;
+    struct chunk_read reads[STUDY_READ_PIECES];
+    size_t done = 0;
+    int rc = 0;
+
+    if (off >= so->recipe.size)
+        len = 0;
+    else if (len > so->recipe.size - off)
+        len = (size_t)(so->recipe.size - off);
+    while (rc == 0 && done < len) {
+        uint32_t i = recipe_find(&so->recipe, off + done);
+        size_t n = 0;
+
+        for (; n < STUDY_READ_PIECES && done < len; n++, i++) {
+            const struct recipe_piece *pc = &so->recipe.pieces[i];
+            uint32_t skip = (uint32_t)(off + done - pc->at), take = pc->len - skip;
+
+            if (take > len - done)
+                take = (uint32_t)(len - done);
+            reads[n] = (struct chunk_read){.id = so->recipe.chunks[pc->chunk].id,
+                                           .off = pc->off + skip,
+                                           .len = take,
+                                           .dst = (uint8_t *)buf + done};
+            done += take;
+        }
+        rc = chunkstore_read(so->ss->p->chunks, reads, n);
+    }
+    if (rc < 0)
+        return rc;
+    *ret_len = len;
+    return 0;
+}
+
+static const struct object_row *study_row(struct object *o)
+{
+    return &((struct study_object *)o)->row->rows[0];
+}
+
+/* ---- Deleting ---- */
+
+static int study_delete_one(struct studies *ss, const struct object_row *row,
+                            struct object_delete_result *result)
+{
+    const char *uids[] = {row->study_uid, row->series_uid, row->instance_uid};
+    STRBUF_AUTO struct strbuf body = STRBUF_INIT;
+    struct study_apply_result applied = {0};
+    struct iovec iov;
+    int rc;
+
+    for (unsigned i = 0; i < 3; i++) {
+        strbuf_addc(&body, (char)strlen(uids[i]));
+        strbuf_adds(&body, uids[i]);
+    }
+    iov = (struct iovec){body.data, body.len};
+    rc = record_submit(&ss->p->log, RECORD_OBJECT_DELETE, &iov, 1, JOURNAL_INTERNAL, &applied);
+    if (rc == ERR_NOENT)
+        return 0; /* somebody else deleted it meanwhile */
+    if (rc == 0) {
+        result->instances++;
+        result->bytes += applied.bytes;
+    }
+    return rc;
+}
+
+static int study_remove(struct object_store *os, const char *study_uid, const char *series_uid,
+                        const char *instance_uid, struct object_delete_result *ret_result)
+{
+    struct studies *ss = (struct studies *)os;
+    struct object_delete_result result = {0};
+    struct object_query q = {.level = OBJECT_INSTANCE, .study_uid = study_uid,
+                             .series_uid = series_uid, .instance_uid = instance_uid, .limit = 1000};
+    int rc = 0;
+
+    for (;;) {
+        struct object_rows *rows;
+        size_t n;
+
+        rc = study_query(os, &q, &rows);
+        if (rc < 0)
+            return rc;
+        n = rows->count;
+        for (size_t i = 0; rc == 0 && i < n; i++)
+            rc = study_delete_one(ss, &rows->rows[i], &result);
+        mem_free(rows);
+        if (rc < 0)
+            return rc;
+        if (n == 0)
+            break;
+    }
+    if (result.instances == 0)
+        return ERR_NOENT;
+    *ret_result = result;
+    return 0;
+}
+
+/* ---- Life ---- */
+
+static const struct object_ops study_ops = {
+    .put_begin = study_put_begin,
+    .put_append = study_put_append,
+    .put_commit = study_put_commit,
+    .put_abort = study_put_abort,
+    .open = study_open,
+    .read = study_read,
+    .row = study_row,
+    .close = study_close,
+    .query = study_query,
+    .remove = study_remove,
+};
+
+int studies_new(struct partition *p, struct studies **ret_studies)
+{
+    struct studies *ss = mem_zalloc(sizeof(*ss));
+
+    ss->face.ops = &study_ops;
+    ss->p = p;
+    fiber_sem_init(&ss->ingest, p->options.ingest_bytes);
+    *ret_studies = ss;
+    return 0;
+}
+
+int studies_load(struct studies *ss)
+{
+    MEM_AUTO void *value = NULL;
+    size_t len;
+    int rc = kv_get(ss->p->kv, KV_META, study_totals_key, &value, &len);
+
+    if (rc == ERR_NOENT)
+        return 0;
+    if (rc < 0)
+        return rc;
+    if (len != 16)
+        return ERR_FORMAT;
+    ss->instances = codec_get_le64(value);
+    ss->bytes = codec_get_le64((const uint8_t *)value + 8);
+    return 0;
+}
+
+void studies_put_totals(const struct studies *ss, struct kv_batch *batch)
+{
+    uint8_t bytes[16];
+
+    codec_put_le64(bytes, ss->instances);
+    codec_put_le64(bytes + 8, ss->bytes);
+    kv_batch_put(batch, KV_META, study_totals_key, (struct kv_slice){bytes, sizeof(bytes)});
+}
+
+void studies_free(struct studies *ss)
+{
+    mem_free(ss);
+}
+
+struct object_store *studies_objects(struct studies *ss)
+{
+    return &ss->face;
+}
+
+void studies_get_counts(const struct studies *ss, uint64_t *ret_instances, uint64_t *ret_bytes,
+                        uint64_t *ret_conflicts, uint64_t *ret_identical)
+{
+    *ret_instances = ss->instances;
+    *ret_bytes = ss->bytes;
+    *ret_conflicts = ss->conflicts;
+    *ret_identical = ss->identical;
+}

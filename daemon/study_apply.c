@@ -1,0 +1,446 @@
+/* Studies: the records that change the catalogue, and applying these.
+ *
+ *   PUT:    new chunks (chunk_batch_encode), replace u8, study / series / instance UID (u8 length and
+ *           text each), instance row length u32, instance row, study attributes, series attributes,
+ *           recipe
+ *   DELETE: study / series / instance UID
+ *
+ * Rows of a study and a series are made by the first instance and go with the last one. They keep the
+ * attributes that the first instance had.
+ */
+#include <string.h>
+
+#include "daemon/study_priv.h"
+#include "lib/base/check.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+
+#define TAG_MODALITY 0x00080060u
+
+/* ---- Encoding ---- */
+
+static void put_uid(struct strbuf *out, const char *uid)
+{
+    size_t n = strlen(uid);
+
+    CHECK(n <= OBJECT_UID_MAX);
+    strbuf_addc(out, (char)n);
+    strbuf_add(out, uid, n);
+}
+
+static int get_uid(struct codec_reader *r, char uid[OBJECT_UID_MAX + 1])
+{
+    uint8_t n = codec_read_u8(r);
+    const uint8_t *p = codec_read_bytes(r, n);
+
+    if (!p || n == 0 || n > OBJECT_UID_MAX)
+        return ERR_FORMAT;
+    memcpy(uid, p, n);
+    uid[n] = 0;
+    return 0;
+}
+
+void study_put_encode(const struct study_put_record *rec, struct strbuf *out)
+{
+    STRBUF_AUTO struct strbuf row = STRBUF_INIT;
+    uint8_t len[4];
+
+    catalog_instance_encode(&rec->instance, &row);
+    strbuf_addc(out, rec->replace);
+    put_uid(out, rec->study_uid);
+    put_uid(out, rec->series_uid);
+    put_uid(out, rec->instance_uid);
+    CHECK(row.len <= UINT32_MAX);
+    codec_put_le32(len, (uint32_t)row.len);
+    strbuf_add(out, len, 4);
+    strbuf_add(out, row.data, row.len);
+    catalog_attrs_encode(rec->study.attrs, rec->study.count, out);
+    catalog_attrs_encode(rec->series.attrs, rec->series.count, out);
+    recipe_encode(&rec->recipe, out);
+}
+
+/* A record being applied: what it says, and the rows it changes. */
+struct put_apply {
+    struct studies *ss;
+    const struct apply *a;
+    char study_uid[OBJECT_UID_MAX + 1], series_uid[OBJECT_UID_MAX + 1];
+    char instance_uid[OBJECT_UID_MAX + 1];
+    bool replace;
+    struct kv_slice row, recipe_bytes; /* in the body */
+    struct catalog_instance instance;
+    struct catalog_attrs study_attrs, series_attrs;
+    struct recipe recipe;
+    struct chunk_txn *txn;
+};
+
+/* Rows of the levels above an instance, loaded, changed, written back. */
+struct upper {
+    bool study_exists, series_exists;
+    struct catalog_study study;
+    struct catalog_series series;
+    void *study_value, *series_value; /* bytes that the rows point into */
+};
+
+static int put_decode(struct put_apply *p, size_t chunks_len)
+{
+    struct codec_reader r = codec_reader_on(p->a->body + chunks_len, p->a->length - chunks_len);
+    uint32_t n;
+    int rc;
+
+    p->replace = codec_read_u8(&r);
+    if (get_uid(&r, p->study_uid) < 0 || get_uid(&r, p->series_uid) < 0 ||
+        get_uid(&r, p->instance_uid) < 0)
+        return ERR_FORMAT;
+    n = codec_read_le32(&r);
+    p->row = (struct kv_slice){codec_read_bytes(&r, n), n};
+    if (!p->row.data)
+        return ERR_FORMAT;
+    rc = catalog_instance_decode(p->row, &p->instance);
+    if (rc == 0)
+        rc = catalog_attrs_decode(&r, &p->study_attrs);
+    if (rc == 0)
+        rc = catalog_attrs_decode(&r, &p->series_attrs);
+    if (rc < 0 || !codec_reader_ok(&r))
+        return ERR_FORMAT;
+    p->recipe_bytes = (struct kv_slice){r.p, codec_left(&r)};
+    return recipe_decode(r.p, codec_left(&r), &p->recipe);
+}
+
+/* ---- Rows above ---- */
+
+static int upper_load(struct studies *ss, const char *study, const char *series, struct upper *u)
+{
+    struct catalog_key k;
+    size_t len;
+    int rc;
+
+    catalog_key_make(&k, 'T', study, NULL, NULL);
+    rc = kv_get(ss->p->kv, KV_CATALOG, catalog_key_slice(&k), &u->study_value, &len);
+    if (rc == 0)
+        rc = catalog_study_decode((struct kv_slice){u->study_value, len}, &u->study);
+    u->study_exists = rc == 0;
+    if (rc < 0 && rc != ERR_NOENT)
+        return rc;
+    catalog_key_make(&k, 'S', study, series, NULL);
+    rc = kv_get(ss->p->kv, KV_CATALOG, catalog_key_slice(&k), &u->series_value, &len);
+    if (rc == 0)
+        rc = catalog_series_decode((struct kv_slice){u->series_value, len}, &u->series);
+    u->series_exists = rc == 0;
+    return rc < 0 && rc != ERR_NOENT ? rc : 0;
+}
+
+static void upper_free(struct upper *u)
+{
+    mem_free(u->study_value);
+    mem_free(u->series_value);
+    mem_free(u);
+}
+
+/* Counts a series in or out of the study's modalities. */
+static void upper_modality(struct catalog_study *s, const struct catalog_series *series, int delta)
+{
+    const char *name = catalog_attr_text(&series->attrs, TAG_MODALITY);
+    uint32_t i = 0;
+
+    if (!name || !*name || strlen(name) >= sizeof(s->modalities[0].name))
+        return;
+    while (i < s->modality_count && strcmp(s->modalities[i].name, name) != 0)
+        i++;
+    if (i == s->modality_count) {
+        if (delta < 0 || i == CATALOG_MODALITIES_MAX)
+            return;
+        strcpy(s->modalities[i].name, name); /* the length was checked */
+        s->modalities[i].series = 0;
+        s->modality_count++;
+    }
+    s->modalities[i].series += (uint32_t)delta;
+    if (s->modalities[i].series == 0)
+        s->modalities[i] = s->modalities[--s->modality_count];
+}
+
+static void upper_add(struct upper *u, const struct put_apply *p)
+{
+    if (!u->study_exists) {
+        memset(&u->study, 0, sizeof(u->study));
+        u->study.attrs = p->study_attrs;
+        u->study_exists = true;
+    }
+    if (!u->series_exists) {
+        memset(&u->series, 0, sizeof(u->series));
+        u->series.attrs = p->series_attrs;
+        u->series_exists = true;
+        u->study.series++;
+        upper_modality(&u->study, &u->series, 1);
+    }
+    u->study.instances++;
+    u->series.instances++;
+    u->study.bytes += p->instance.bytes;
+    u->series.bytes += p->instance.bytes;
+    u->study.stored_ns = u->series.stored_ns = p->instance.stored_ns;
+}
+
+static void upper_remove(struct upper *u, uint64_t bytes)
+{
+    CHECK(u->study_exists && u->series_exists && u->study.instances && u->series.instances);
+    u->study.instances--;
+    u->series.instances--;
+    u->study.bytes -= bytes;
+    u->series.bytes -= bytes;
+    if (u->series.instances == 0) {
+        upper_modality(&u->study, &u->series, -1);
+        u->study.series--;
+    }
+}
+
+static void upper_put(struct upper *u, const char *study, const char *series,
+                      struct kv_batch *batch)
+{
+    STRBUF_AUTO struct strbuf row = STRBUF_INIT;
+    struct catalog_key k;
+
+    catalog_key_make(&k, 'T', study, NULL, NULL);
+    if (u->study.instances == 0) {
+        kv_batch_delete(batch, KV_CATALOG, catalog_key_slice(&k));
+    } else {
+        catalog_study_encode(&u->study, &row);
+        kv_batch_put(batch, KV_CATALOG, catalog_key_slice(&k), (struct kv_slice){row.data, row.len});
+    }
+    strbuf_reset(&row);
+    catalog_key_make(&k, 'S', study, series, NULL);
+    if (u->series.instances == 0) {
+        kv_batch_delete(batch, KV_CATALOG, catalog_key_slice(&k));
+    } else {
+        catalog_series_encode(&u->series, &row);
+        kv_batch_put(batch, KV_CATALOG, catalog_key_slice(&k), (struct kv_slice){row.data, row.len});
+    }
+}
+
+/* ---- Removing an instance: within DELETE, or before a replacement ---- */
+
+/* Loads the recipe of a stored instance and tells the transaction of its chunks. Suspends. */
+static int old_recipe(struct studies *ss, const char *instance, struct chunk_txn *txn,
+                      struct recipe *ret_recipe)
+{
+    MEM_AUTO void *value = NULL;
+    struct catalog_key k;
+    size_t len;
+    int rc;
+
+    catalog_key_make(&k, 'R', instance, NULL, NULL);
+    rc = kv_get(ss->p->kv, KV_RECIPE, catalog_key_slice(&k), &value, &len);
+    if (rc == 0)
+        rc = recipe_decode(value, len, ret_recipe);
+    for (uint32_t i = 0; rc == 0 && i < ret_recipe->chunk_count; i++)
+        chunk_txn_need(txn, ret_recipe->chunks[i].id);
+    return rc == ERR_NOENT ? ERR_FORMAT : rc; /* an instance without a recipe is damage */
+}
+
+static void recipe_refs(struct chunk_txn *txn, const struct recipe *r, int64_t delta)
+{
+    for (uint32_t i = 0; i < r->chunk_count; i++)
+        chunk_txn_ref(txn, r->chunks[i].id, delta);
+}
+
+static void rows_delete(struct studies *ss, const struct catalog_uids *home, const char *instance,
+                        uint64_t bytes, struct kv_batch *batch)
+{
+    struct catalog_key k;
+
+    catalog_key_make(&k, 'I', home->part[0], home->part[1], instance);
+    kv_batch_delete(batch, KV_CATALOG, catalog_key_slice(&k));
+    catalog_key_make(&k, 'R', instance, NULL, NULL);
+    kv_batch_delete(batch, KV_RECIPE, catalog_key_slice(&k));
+    catalog_key_make(&k, 'U', instance, NULL, NULL);
+    kv_batch_delete(batch, KV_INDEX, catalog_key_slice(&k));
+    ss->instances--;
+    ss->bytes -= bytes;
+}
+
+/* ---- PUT ---- */
+
+/* An instance that is to be replaced. */
+struct old_instance {
+    struct catalog_uids home; /* study, series */
+    struct catalog_instance row;
+    struct recipe recipe;
+    struct upper upper;
+};
+
+static void rows_put(struct put_apply *p, struct upper *u)
+{
+    struct kv_batch *batch = p->a->kv;
+    struct catalog_key k;
+    uint8_t home[2 * OBJECT_UID_MAX + 1];
+    size_t n = strlen(p->study_uid) + 1, m = strlen(p->series_uid);
+
+    upper_add(u, p);
+    upper_put(u, p->study_uid, p->series_uid, batch);
+    catalog_key_make(&k, 'I', p->study_uid, p->series_uid, p->instance_uid);
+    kv_batch_put(batch, KV_CATALOG, catalog_key_slice(&k), p->row);
+    catalog_key_make(&k, 'R', p->instance_uid, NULL, NULL);
+    kv_batch_put(batch, KV_RECIPE, catalog_key_slice(&k), p->recipe_bytes);
+    memcpy(home, p->study_uid, n);
+    memcpy(home + n, p->series_uid, m);
+    catalog_key_make(&k, 'U', p->instance_uid, NULL, NULL);
+    kv_batch_put(batch, KV_INDEX, catalog_key_slice(&k), (struct kv_slice){home, n + m});
+    p->ss->instances++;
+    p->ss->bytes += p->instance.bytes;
+}
+
+/* The old instance leaves first, in the rows in memory; where the new one has the same study or series
+ * it goes on from there. Its rows come later in the batch and win. */
+static void rows_replace(struct put_apply *p, struct upper *u, struct old_instance *old)
+{
+    bool same_study = strcmp(old->home.part[0], p->study_uid) == 0;
+    bool same_series = same_study && strcmp(old->home.part[1], p->series_uid) == 0;
+
+    upper_remove(&old->upper, old->row.bytes);
+    upper_put(&old->upper, old->home.part[0], old->home.part[1], p->a->kv);
+    rows_delete(p->ss, &old->home, p->instance_uid, old->row.bytes, p->a->kv);
+    if (same_study) {
+        u->study = old->upper.study;
+        u->study_exists = u->study.instances > 0;
+    }
+    if (same_series) {
+        u->series = old->upper.series;
+        u->series_exists = u->series.instances > 0;
+    }
+    rows_put(p, u);
+}
+
+/* Loads what changes, then changes it. `old` NULL: nothing is replaced. */
+static int put_change(struct put_apply *p, struct old_instance *old)
+{
+    struct upper *u = mem_zalloc(sizeof(*u));
+    int rc = upper_load(p->ss, p->study_uid, p->series_uid, u);
+
+    if (rc == 0 && old)
+        rc = upper_load(p->ss, old->home.part[0], old->home.part[1], &old->upper);
+    if (rc == 0 && old)
+        rc = old_recipe(p->ss, p->instance_uid, p->txn, &old->recipe);
+    for (uint32_t i = 0; i < p->recipe.chunk_count; i++)
+        chunk_txn_need(p->txn, p->recipe.chunks[i].id);
+    if (rc == 0)
+        rc = chunk_txn_load(p->txn);
+    if (rc == 0) {
+        recipe_refs(p->txn, &p->recipe, 1);
+        if (old) {
+            recipe_refs(p->txn, &old->recipe, -1);
+            rows_replace(p, u, old);
+        } else {
+            rows_put(p, u);
+        }
+        chunk_txn_commit(p->txn, p->a->kv);
+        p->txn = NULL;
+    }
+    upper_free(u);
+    return rc;
+}
+
+/* Looks whether the UID is taken, and acts by the record's policy. */
+static int put_decide(struct put_apply *p)
+{
+    struct study_apply_result *result = p->a->context;
+    struct old_instance *old = mem_zalloc(sizeof(*old));
+    enum object_put_outcome outcome = OBJECT_STORED;
+    void *value = NULL;
+    int rc = study_find(p->ss, p->instance_uid, &old->home, &old->row, &value);
+
+    if (rc == ERR_NOENT) {
+        rc = put_change(p, NULL);
+    } else if (rc == 0) {
+        outcome = OBJECT_REPLACED;
+        if (memcmp(old->row.digest, p->instance.digest, CATALOG_DIGEST) == 0)
+            outcome = OBJECT_IDENTICAL; /* another sender was first */
+        else if (p->replace)
+            rc = put_change(p, old);
+        else
+            rc = ERR_CONFLICT;
+    }
+    if (rc == 0 && result)
+        result->outcome = outcome;
+    recipe_free(&old->recipe);
+    mem_free(old->upper.study_value);
+    mem_free(old->upper.series_value);
+    mem_free(value);
+    mem_free(old);
+    return rc;
+}
+
+static int apply_put(struct studies *ss, const struct apply *a)
+{
+    struct put_apply *p = mem_zalloc(sizeof(*p));
+    size_t used = 0;
+    int rc;
+
+    p->ss = ss;
+    p->a = a;
+    p->txn = chunk_txn_begin(ss->p->chunks);
+    rc = chunk_txn_take_new(p->txn, a->body, a->length, &used);
+    if (rc == 0)
+        rc = put_decode(p, used);
+    if (rc == 0)
+        rc = put_decide(p);
+    chunk_txn_abort(p->txn); /* where nothing was stored: its new chunks never come to be */
+    recipe_free(&p->recipe);
+    mem_free(p);
+    return rc;
+}
+
+/* ---- DELETE ---- */
+
+static int delete_change(struct studies *ss, const struct apply *a, struct old_instance *old,
+                         const char *instance)
+{
+    struct chunk_txn *txn = chunk_txn_begin(ss->p->chunks);
+    int rc = upper_load(ss, old->home.part[0], old->home.part[1], &old->upper);
+
+    if (rc == 0)
+        rc = old_recipe(ss, instance, txn, &old->recipe);
+    if (rc == 0)
+        rc = chunk_txn_load(txn);
+    if (rc < 0) {
+        chunk_txn_abort(txn);
+        return rc;
+    }
+    recipe_refs(txn, &old->recipe, -1);
+    chunk_txn_commit(txn, a->kv);
+    upper_remove(&old->upper, old->row.bytes);
+    upper_put(&old->upper, old->home.part[0], old->home.part[1], a->kv);
+    rows_delete(ss, &old->home, instance, old->row.bytes, a->kv);
+    return 0;
+}
+
+static int apply_delete(struct studies *ss, const struct apply *a)
+{
+    struct codec_reader r = codec_reader_on(a->body, a->length);
+    struct study_apply_result *result = a->context;
+    struct old_instance *old = mem_zalloc(sizeof(*old));
+    char study[OBJECT_UID_MAX + 1], series[OBJECT_UID_MAX + 1], instance[OBJECT_UID_MAX + 1];
+    void *value = NULL;
+    int rc = ERR_FORMAT;
+
+    if (get_uid(&r, study) == 0 && get_uid(&r, series) == 0 && get_uid(&r, instance) == 0)
+        rc = study_find(ss, instance, &old->home, &old->row, &value);
+    if (rc == 0 && (strcmp(old->home.part[0], study) || strcmp(old->home.part[1], series)))
+        rc = ERR_NOENT; /* it lives elsewhere by now */
+    if (rc == 0)
+        rc = delete_change(ss, a, old, instance);
+    if (rc == 0 && result)
+        result->bytes = old->row.bytes;
+    recipe_free(&old->recipe);
+    mem_free(old->upper.study_value);
+    mem_free(old->upper.series_value);
+    mem_free(value);
+    mem_free(old);
+    return rc;
+}
+
+int studies_apply(struct studies *ss, uint16_t type, const struct apply *a)
+{
+    int rc = type == RECORD_OBJECT_PUT ? apply_put(ss, a) : apply_delete(ss, a);
+
+    if (rc == 0)
+        studies_put_totals(ss, a->kv);
+    return rc;
+}

@@ -1,0 +1,63 @@
+/* What the study store's parts share: study.c (life, opening, reading), study_put.c (ingest),
+ * study_apply.c (records), study_query.c (the catalogue). */
+#pragma once
+
+#include <string.h>
+
+#include "daemon/catalog.h"
+#include "daemon/partition_priv.h"
+#include "daemon/recipe.h"
+
+struct studies {
+    struct object_store face; /* first */
+    struct partition *p;
+    struct fiber_sem ingest;  /* bytes of instances in flight */
+    uint64_t waiting;         /* puts that wait for it */
+    uint64_t instances, bytes; /* in the catalogue */
+    uint64_t conflicts, identical;
+};
+
+/* Copies a UID, cut at the longest that the standard allows. */
+static inline void study_copy_uid(char to[OBJECT_UID_MAX + 1], const char *from)
+{
+    size_t n = strnlen(from, OBJECT_UID_MAX);
+
+    memcpy(to, from, n);
+    to[n] = 0;
+}
+
+/* What RECORD_OBJECT_PUT says of the instance (study_apply.c encodes and decodes). */
+struct study_put_record {
+    bool replace; /* the policy, when another content is stored under the UID */
+    struct catalog_instance instance; /* with its attributes */
+    struct catalog_attrs study, series;
+    const char *study_uid, *series_uid, *instance_uid;
+    struct recipe recipe;
+};
+void study_put_encode(const struct study_put_record *r, struct strbuf *out);
+
+/* Context of a submitted RECORD_OBJECT_PUT or DELETE: what applying it found. */
+struct study_apply_result {
+    enum object_put_outcome outcome;
+    uint64_t bytes;
+};
+
+/* The row of an instance by its UID alone. `ret_value` holds the bytes the row points into (mem_free).
+ * ERR_NOENT. Suspends. */
+int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids *ret_uids,
+               struct catalog_instance *ret_instance, void **ret_value);
+
+/* The totals' row changes with every record that changes the catalogue. */
+void studies_put_totals(const struct studies *ss, struct kv_batch *batch);
+
+int study_put_begin(struct object_store *os, const struct object_put_info *info,
+                    struct object_put **ret_put);
+int study_put_append(struct object_put *op, const void *data, size_t len);
+int study_put_commit(struct object_put *op, struct object_put_result *ret_result);
+void study_put_abort(struct object_put *op);
+
+int study_query(struct object_store *os, const struct object_query *q,
+                struct object_rows **ret_rows);
+/* The row of one instance with all its levels' attributes, as one allocation. ERR_NOENT. Suspends. */
+int study_instance_row(struct studies *ss, const char *study, const char *series,
+                       const char *instance, struct object_rows **ret_rows);

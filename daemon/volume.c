@@ -1,0 +1,344 @@
+/* Volumes: the table, its rows, and what administrators do with them. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/volume_priv.h"
+#include "lib/base/check.h"
+#include "lib/base/codec.h"
+#include "lib/base/err.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+
+#define VOLUME_PAGE 256u
+
+struct volume *volume_find(const struct volumes *vs, uint64_t id)
+{
+    struct hmap_node *n = hmap_first(&vs->by_id, hmap_mix(id)); /* the mix is one to one */
+
+    return n ? HMAP_ENTRY(n, struct volume, node) : NULL;
+}
+
+struct volume *volume_find_name(const struct volumes *vs, const char *name)
+{
+    list_for_each(it, &vs->all)
+    {
+        struct volume *v = LIST_ENTRY(it, struct volume, link);
+
+        if (!v->deleting && strcmp(v->info.name, name) == 0)
+            return v;
+    }
+    return NULL;
+}
+
+static bool volume_name_valid(const char *name)
+{
+    size_t n = strlen(name);
+
+    if (n == 0 || n > BLOCK_NAME_MAX || name[0] == '.' || name[0] == '-')
+        return false;
+    return strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == n;
+}
+
+static int volume_size_check(uint64_t size)
+{
+    return size == 0 || size % BLOCK_SIZE || size > BLOCK_VOLUME_MAX ? ERR_RANGE : 0;
+}
+
+/* ---- block_ops: administration ---- */
+
+static int volume_create(struct block_store *bs, const char *name, uint64_t size,
+                         enum block_durability durability)
+{
+    struct volumes *vs = (struct volumes *)bs;
+    uint8_t head[24];
+    struct codec_writer w = codec_writer_on(head, sizeof(head));
+    struct iovec iov[] = {{head, sizeof(head)}, {(void *)(uintptr_t)name, strlen(name)}};
+
+    if (!volume_name_valid(name))
+        return ERR_NAME;
+    if (volume_size_check(size) < 0)
+        return ERR_RANGE;
+    if (volume_find_name(vs, name))
+        return ERR_EXIST;
+    codec_write_le64(&w, size);
+    codec_write_le64(&w, env_wallclock(vs->p->env));
+    codec_write_le32(&w, (uint32_t)durability);
+    codec_write_le32(&w, (uint32_t)strlen(name));
+    CHECK(codec_writer_ok(&w));
+    return record_submit(&vs->p->log, RECORD_VOLUME_CREATE, iov, 2, 0, NULL);
+}
+
+static int info_compare(const void *a, const void *b)
+{
+    return strcmp(((const struct block_info *)a)->name, ((const struct block_info *)b)->name);
+}
+
+static int volume_list(struct block_store *bs, struct block_info **ret_infos, size_t *ret_count)
+{
+    struct volumes *vs = (struct volumes *)bs;
+    struct block_info *infos = mem_calloc(vs->count, sizeof(*infos));
+    size_t n = 0;
+
+    list_for_each(it, &vs->all)
+    {
+        struct volume *v = LIST_ENTRY(it, struct volume, link);
+
+        if (!v->deleting)
+            infos[n++] = v->info;
+    }
+    qsort(infos, n, sizeof(*infos), info_compare);
+    *ret_infos = infos;
+    *ret_count = n;
+    return 0;
+}
+
+static int volume_stat(struct block_store *bs, const char *name, struct block_info *ret_info)
+{
+    struct volume *v = volume_find_name((struct volumes *)bs, name);
+
+    if (!v)
+        return ERR_NOENT;
+    *ret_info = v->info;
+    return 0;
+}
+
+static int volume_submit_id(struct volumes *vs, enum record_type type, uint64_t id, uint64_t value)
+{
+    uint8_t body[16];
+    struct iovec iov = {body, sizeof(body)};
+
+    codec_put_le64(body, id);
+    codec_put_le64(body + 8, value);
+    return record_submit(&vs->p->log, type, &iov, 1, JOURNAL_INTERNAL, NULL);
+}
+
+/* Shrinking gives the tail back first, so that growing again shows zeroes. */
+static int volume_shrink(struct volume *v, uint64_t size)
+{
+    struct volume_range all = {.first = size / BLOCK_SIZE, .last = UINT64_MAX, .exclusive = true};
+    uint64_t blocks = (v->info.size - size) / BLOCK_SIZE;
+    int rc;
+
+    v->size_limit = size;
+    volume_range_lock(v, &all); /* writes beyond the new size have ended */
+    rc = volume_zero_blocks(v, size / BLOCK_SIZE, blocks, JOURNAL_INTERNAL);
+    if (rc == 0)
+        rc = volume_submit_id(v->owner, RECORD_VOLUME_RESIZE, v->info.id, size);
+    v->size_limit = v->info.size;
+    volume_range_unlock(v, &all);
+    return rc;
+}
+
+static int volume_resize(struct block_store *bs, const char *name, uint64_t size)
+{
+    struct volumes *vs = (struct volumes *)bs;
+    struct volume *v = volume_find_name(vs, name);
+    int rc;
+
+    if (!v)
+        return ERR_NOENT;
+    if (volume_size_check(size) < 0)
+        return ERR_RANGE;
+    if (v->size_limit != v->info.size || v->closed)
+        return ERR_BUSY; /* another resize, or a delete, is under way */
+    v->info.openers++; /* it cannot be deleted meanwhile */
+    if (size < v->info.size)
+        rc = volume_shrink(v, size);
+    else
+        rc = volume_submit_id(vs, RECORD_VOLUME_RESIZE, v->info.id, size);
+    v->info.openers--;
+    return rc;
+}
+
+static int volume_remove(struct block_store *bs, const char *name)
+{
+    struct volumes *vs = (struct volumes *)bs;
+    struct volume *v = volume_find_name(vs, name);
+    uint64_t id;
+    int rc;
+
+    if (!v)
+        return ERR_NOENT;
+    if (v->info.openers || v->closed)
+        return ERR_BUSY;
+    id = v->info.id;
+    v->closed = true; /* applying the record must not depend on who opens it meanwhile */
+    rc = volume_submit_id(vs, RECORD_VOLUME_DELETE, id, 0);
+    v = volume_find(vs, id);
+    if (rc < 0 && v)
+        v->closed = false;
+    return rc;
+}
+
+static const struct block_ops volume_ops;
+
+static int volume_open(struct block_store *bs, const char *name, struct block_volume **ret_volume)
+{
+    struct volume *v = volume_find_name((struct volumes *)bs, name);
+    struct volume_handle *h;
+
+    if (!v)
+        return ERR_NOENT;
+    if (v->closed)
+        return ERR_BUSY;
+    h = mem_zalloc(sizeof(*h));
+    h->face.ops = &volume_ops;
+    h->volume = v;
+    v->info.openers++;
+    *ret_volume = &h->face;
+    return 0;
+}
+
+static void volume_close(struct block_volume *bv)
+{
+    struct volume_handle *h = (struct volume_handle *)bv;
+
+    h->volume->info.openers--;
+    mem_free(h);
+}
+
+static void volume_info(struct block_volume *bv, struct block_info *ret_info)
+{
+    *ret_info = ((struct volume_handle *)bv)->volume->info;
+}
+
+static const struct block_ops volume_ops = {
+    .create = volume_create,
+    .list = volume_list,
+    .stat = volume_stat,
+    .resize = volume_resize,
+    .remove = volume_remove,
+    .open = volume_open,
+    .close = volume_close,
+    .info = volume_info,
+    .read = volume_read,
+    .write = volume_write,
+    .flush = volume_flush,
+    .discard = volume_zero, /* both leave holes: a thin volume keeps no zeroes */
+    .zero = volume_zero,
+    .extents = volume_extents,
+};
+
+/* ---- Life ---- */
+
+int volumes_new(struct partition *p, struct volumes **ret_volumes)
+{
+    struct volumes *vs = mem_zalloc(sizeof(*vs));
+
+    vs->face.ops = &volume_ops;
+    vs->p = p;
+    vs->next_id = 1;
+    vs->overlay_max = p->options.overlay_bytes / BLOCK_SIZE;
+    hmap_init(&vs->by_id);
+    list_init(&vs->all);
+    overlay_init(&vs->overlay);
+    leafmap_init(&vs->leaves, p->kv, p->options.cache_bytes / 2 / sizeof(struct leaf));
+    fiber_cond_init(&vs->overlay_room);
+    fiber_cond_init(&vs->drain_work);
+    fiber_cond_init(&vs->drained);
+    fiber_cond_init(&vs->reap_work);
+    fiber_group_init(&vs->fibers);
+    *ret_volumes = vs;
+    return 0;
+}
+
+void volumes_free(struct volumes *vs)
+{
+    if (!vs)
+        return;
+    for (struct list *it = list_pop_front(&vs->all); it; it = list_pop_front(&vs->all))
+        mem_free(LIST_ENTRY(it, struct volume, link));
+    hmap_free(&vs->by_id);
+    overlay_free(&vs->overlay);
+    leafmap_free(&vs->leaves);
+    mem_free(vs);
+}
+
+int volumes_start(struct volumes *vs)
+{
+    fiber_group_add(&vs->fibers, 2);
+    fiber_spawn(vs->p->env, "drainer", volume_drainer, vs);
+    fiber_spawn(vs->p->env, "reaper", volume_reaper, vs);
+    return 0;
+}
+
+void volumes_stop(struct volumes *vs)
+{
+    vs->stopping = true;
+    fiber_cond_broadcast(&vs->drain_work);
+    fiber_cond_broadcast(&vs->reap_work);
+    fiber_cond_broadcast(&vs->overlay_room);
+    fiber_group_wait(&vs->fibers);
+}
+
+struct block_store *volumes_blocks(struct volumes *vs)
+{
+    return &vs->face;
+}
+
+uint64_t volumes_oldest_lsn(const struct volumes *vs)
+{
+    return overlay_oldest(&vs->overlay);
+}
+
+void volumes_get_counts(const struct volumes *vs, uint64_t *ret_volumes, uint64_t *ret_mapped,
+                        uint64_t *ret_overlay)
+{
+    uint64_t n = 0;
+
+    list_for_each(it, &vs->all) n += !LIST_ENTRY(it, struct volume, link)->deleting;
+    *ret_volumes = n;
+    *ret_mapped = vs->mapped * BLOCK_SIZE;
+    *ret_overlay = vs->overlay.count * BLOCK_SIZE;
+}
+
+/* ---- Deleted volumes ---- */
+
+/* Frees what a deleted volume still maps, a bounded piece per record, then its row. */
+static int volume_reap(struct volumes *vs, struct volume *v)
+{
+    uint64_t from = 0, index;
+    int rc;
+
+    while ((rc = leafmap_next(&vs->leaves, v->info.id, from, &index)) == 0 && !vs->stopping) {
+        uint64_t first = index * LEAF_BLOCKS;
+
+        rc = volume_zero_blocks(v, first, VOLUME_ZERO_BLOCKS, JOURNAL_INTERNAL);
+        if (rc < 0)
+            return rc;
+        from = index + VOLUME_ZERO_BLOCKS / LEAF_BLOCKS;
+    }
+    if (rc != ERR_NOENT)
+        return rc;
+    return volume_submit_id(vs, RECORD_VOLUME_REAP, v->info.id, 0);
+}
+
+void volume_reaper(void *arg)
+{
+    struct volumes *vs = arg;
+
+    while (!vs->stopping) {
+        struct volume *found = NULL;
+        int rc;
+
+        list_for_each(it, &vs->all)
+        {
+            struct volume *v = LIST_ENTRY(it, struct volume, link);
+
+            if (v->deleting && !found)
+                found = v;
+        }
+        if (!found) {
+            fiber_cond_wait(&vs->reap_work);
+            continue;
+        }
+        rc = volume_reap(vs, found);
+        if (rc < 0 && !vs->stopping) {
+            log_warn("volumes", "freeing a deleted volume failed, will try again error=%s",
+                     err_name(rc));
+            (void)fiber_cond_wait_until(vs->p->env, &vs->reap_work,
+                                        env_now(vs->p->env) + ENV_NS_PER_S);
+        }
+    }
+    fiber_group_done(&vs->fibers);
+}

@@ -1,0 +1,447 @@
+/* Volumes: the records that change them, and applying these.
+ *
+ *   CREATE: size u64, created u64, durability u32, name length u32, name
+ *   RESIZE, DELETE, REAP: volume u64, size u64 (RESIZE)
+ *   WRITE:  volume u64, first block u64, count u32, reserved u32, count x 4096 bytes
+ *   MAP:    new chunks (chunk_batch_encode), count u32, reserved u32, count x volume_mapping
+ *   ZERO:   volume u64, first block u64, count u32, reserved u32
+ *
+ * WRITE changes the overlay alone. MAP and ZERO change map and overlay together: a mapping drained from
+ * the overlay takes effect only if its source is still the newest version there; any other supersedes
+ * what the overlay holds of the block. Which is which depends on the overlay, and replay rebuilds that
+ * from a point before every entry that could matter; so it comes out the same.
+ *
+ * In replay, records that the KV store has already are applied to the overlay only.
+ */
+#include <string.h>
+
+#include "daemon/volume_priv.h"
+#include "lib/base/check.h"
+#include "lib/base/codec.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+
+#define VOLUME_ROW_VERSION 1u
+
+/* ---- Rows of KV_VOLUME: id -> version u8, deleting u8, durability u8, reserved u8, size u64,
+ * created u64, mapped u64, name ---- */
+
+static void volume_put_row(const struct volume *v, struct kv_batch *batch)
+{
+    uint8_t key[8], row[28 + BLOCK_NAME_MAX];
+    struct codec_writer w = codec_writer_on(row, sizeof(row));
+
+    codec_put_be64(key, v->info.id);
+    codec_write_u8(&w, VOLUME_ROW_VERSION);
+    codec_write_u8(&w, v->deleting);
+    codec_write_u8(&w, (uint8_t)v->info.durability);
+    codec_write_u8(&w, 0);
+    codec_write_le64(&w, v->info.size);
+    codec_write_le64(&w, v->info.created_ns);
+    codec_write_le64(&w, v->info.mapped);
+    codec_write_bytes(&w, v->info.name, strlen(v->info.name));
+    CHECK(codec_writer_ok(&w));
+    kv_batch_put(batch, KV_VOLUME, (struct kv_slice){key, 8},
+                 (struct kv_slice){row, codec_written(&w)});
+}
+
+static struct volume *volume_add(struct volumes *vs, uint64_t id)
+{
+    struct volume *v = mem_zalloc(sizeof(*v));
+
+    v->owner = vs;
+    v->info.id = id;
+    list_init(&v->ranges);
+    fiber_cond_init(&v->range_freed);
+    hmap_insert(&vs->by_id, &v->node, hmap_mix(id));
+    list_push_back(&vs->all, &v->link);
+    vs->count++;
+    if (id >= vs->next_id)
+        vs->next_id = id + 1;
+    return v;
+}
+
+static int volume_load_row(struct volumes *vs, const struct kv_row *row)
+{
+    struct codec_reader r = codec_reader_on(row->value.data, row->value.len);
+    struct volume *v;
+    size_t n;
+
+    if (row->key.len != 8 || codec_read_u8(&r) != VOLUME_ROW_VERSION)
+        return ERR_FORMAT;
+    v = volume_add(vs, codec_get_be64(row->key.data));
+    v->deleting = codec_read_u8(&r);
+    v->info.durability = (enum block_durability)codec_read_u8(&r);
+    (void)codec_read_u8(&r);
+    v->info.size = v->size_limit = codec_read_le64(&r);
+    v->info.created_ns = codec_read_le64(&r);
+    v->info.mapped = codec_read_le64(&r);
+    n = codec_left(&r);
+    if (!codec_reader_ok(&r) || n > BLOCK_NAME_MAX)
+        return ERR_FORMAT;
+    memcpy(v->info.name, codec_read_bytes(&r, n), n);
+    vs->mapped += v->info.mapped / BLOCK_SIZE;
+    return 0;
+}
+
+int volumes_load(struct volumes *vs)
+{
+    uint8_t from[9] = {0};
+    size_t from_len = 8, n;
+    int rc = 0;
+
+    do {
+        struct kv_rows *rows;
+
+        rc = kv_scan(vs->p->kv, KV_VOLUME, (struct kv_slice){from, from_len},
+                     (struct kv_slice){"", 0}, 256, 256 * 512, 0, &rows);
+        if (rc < 0)
+            return rc;
+        n = rows->count;
+        for (size_t i = 0; rc == 0 && i < n; i++)
+            rc = volume_load_row(vs, &rows->rows[i]);
+        if (rc == 0 && n) {
+            memcpy(from, rows->rows[n - 1].key.data, 8);
+            from[8] = 0;
+            from_len = 9;
+        }
+        kv_rows_free(rows);
+    } while (rc == 0 && n);
+    return rc;
+}
+
+/* ---- CREATE, RESIZE, DELETE, REAP ---- */
+
+static int apply_create(struct volumes *vs, const struct apply *a)
+{
+    struct codec_reader r = codec_reader_on(a->body, a->length);
+    uint64_t size = codec_read_le64(&r), created = codec_read_le64(&r);
+    uint32_t durability = codec_read_le32(&r), n = codec_read_le32(&r);
+    const uint8_t *name = codec_read_bytes(&r, n);
+    char text[BLOCK_NAME_MAX + 1] = {0};
+    struct volume *v;
+
+    if (!name || n > BLOCK_NAME_MAX)
+        return ERR_FORMAT;
+    if (!a->kv)
+        return 0; /* the row was loaded */
+    memcpy(text, name, n);
+    if (volume_find_name(vs, text))
+        return ERR_EXIST; /* another one of that name came first */
+    /* The LSN is a fine id: it never comes back. */
+    v = volume_add(vs, a->lsn);
+    v->info.size = v->size_limit = size;
+    v->info.created_ns = created;
+    v->info.durability = (enum block_durability)durability;
+    memcpy(v->info.name, text, sizeof(text));
+    volume_put_row(v, a->kv);
+    return 0;
+}
+
+static void volume_drop(struct volumes *vs, struct volume *v, struct kv_batch *batch)
+{
+    uint8_t key[8];
+
+    codec_put_be64(key, v->info.id);
+    kv_batch_delete(batch, KV_VOLUME, (struct kv_slice){key, 8});
+    hmap_remove(&vs->by_id, &v->node);
+    list_del(&v->link);
+    vs->count--;
+    mem_free(v);
+}
+
+static int apply_change(struct volumes *vs, uint16_t type, const struct apply *a)
+{
+    struct codec_reader r = codec_reader_on(a->body, a->length);
+    struct volume *v = volume_find(vs, codec_read_le64(&r));
+    uint64_t size = codec_read_le64(&r);
+
+    if (!codec_reader_ok(&r))
+        return ERR_FORMAT;
+    if (!v)
+        return ERR_NOENT;
+    if (type == RECORD_VOLUME_DELETE) {
+        overlay_remove_range(&vs->overlay, v->info.id, 0, UINT64_MAX);
+        fiber_cond_broadcast(&vs->overlay_room);
+    }
+    if (!a->kv)
+        return 0;
+    if (type == RECORD_VOLUME_REAP) {
+        volume_drop(vs, v, a->kv);
+        return 0;
+    }
+    if (type == RECORD_VOLUME_RESIZE) {
+        if (v->size_limit == v->info.size)
+            v->size_limit = size;
+        v->info.size = size;
+    } else {
+        v->deleting = true;
+        fiber_cond_broadcast(&vs->reap_work);
+    }
+    volume_put_row(v, a->kv);
+    return 0;
+}
+
+/* ---- WRITE ---- */
+
+static int apply_write(struct volumes *vs, const struct apply *a)
+{
+    struct codec_reader r = codec_reader_on(a->body, a->length);
+    uint64_t id = codec_read_le64(&r), first = codec_read_le64(&r);
+    uint32_t n = codec_read_le32(&r);
+    const uint8_t *bytes;
+    struct volume *v = volume_find(vs, id);
+
+    (void)codec_read_le32(&r);
+    bytes = codec_read_bytes(&r, (size_t)n * BLOCK_SIZE);
+    if (!bytes)
+        return ERR_FORMAT;
+    if (a->context)
+        vs->overlay_incoming -= n;
+    if (!v || v->deleting)
+        return 0; /* deleted by a record that the KV store has */
+    for (uint32_t i = 0; i < n; i++)
+        overlay_put(&vs->overlay, id, first + i, a->lsn, bytes + (size_t)i * BLOCK_SIZE);
+    fiber_cond_signal(&vs->drain_work);
+    return 0;
+}
+
+/* ---- MAP and ZERO: both are lists of mappings ---- */
+
+struct map_apply {
+    struct volumes *vs;
+    const struct apply *a;
+    struct volume_mapping *mappings;
+    size_t count;
+    struct leaf **leaves; /* per mapping, pinned; NULL where it has no effect */
+    struct chunk_txn *txn;
+};
+
+/* Does the mapping hold, against the overlay as it is? (Answers without changing anything.) */
+static bool mapping_holds(const struct map_apply *m, const struct volume_mapping *mp)
+{
+    const struct volume *v = volume_find(m->vs, mp->volume);
+    const struct overlay_entry *e;
+
+    if (!v)
+        return false;
+    if (mp->src_lsn == 0)
+        return !v->deleting || mp->entry == 0;
+    e = overlay_find(&m->vs->overlay, mp->volume, mp->block);
+    return e && e->lsn == mp->src_lsn;
+}
+
+/* Pins the leaves of the mappings that hold and tells the transaction which chunks change. Suspends. */
+static int map_load(struct map_apply *m)
+{
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < m->count; i++) {
+        const struct volume_mapping *mp = &m->mappings[i];
+        uint64_t old;
+
+        if (!mapping_holds(m, mp))
+            continue;
+        rc = leafmap_get(&m->vs->leaves, mp->volume, mp->block / LEAF_BLOCKS, &m->leaves[i]);
+        if (rc < 0)
+            break;
+        old = m->leaves[i]->entries[mp->block % LEAF_BLOCKS];
+        if (old)
+            chunk_txn_need(m->txn, LEAF_CHUNK(old));
+        if (mp->entry)
+            chunk_txn_need(m->txn, LEAF_CHUNK(mp->entry));
+    }
+    return rc == 0 ? chunk_txn_load(m->txn) : rc;
+}
+
+/* Moves map entries and references. Does not suspend. */
+static void map_change(struct map_apply *m)
+{
+    for (size_t i = 0; i < m->count; i++) {
+        const struct volume_mapping *mp = &m->mappings[i];
+        struct leaf *l = m->leaves[i];
+        struct volume *v = volume_find(m->vs, mp->volume);
+        unsigned at = (unsigned)(mp->block % LEAF_BLOCKS);
+        uint64_t old;
+
+        if (!l)
+            continue;
+        old = l->entries[at];
+        if (mp->entry)
+            chunk_txn_ref(m->txn, LEAF_CHUNK(mp->entry), 1);
+        if (old)
+            chunk_txn_ref(m->txn, LEAF_CHUNK(old), -1);
+        if (old != mp->entry)
+            leafmap_set(&m->vs->leaves, l, at, mp->entry);
+        v->info.mapped += ((mp->entry != 0) - (uint64_t)(old != 0)) * BLOCK_SIZE;
+        m->vs->mapped += (mp->entry != 0) - (uint64_t)(old != 0);
+    }
+}
+
+/* Takes out of the overlay what the mappings supersede. */
+static void map_settle_overlay(struct map_apply *m)
+{
+    for (size_t i = 0; i < m->count; i++) {
+        const struct volume_mapping *mp = &m->mappings[i];
+        struct overlay_entry *e = overlay_find(&m->vs->overlay, mp->volume, mp->block);
+
+        if (e && (mp->src_lsn == 0 ? e->lsn < m->a->lsn : e->lsn == mp->src_lsn))
+            overlay_remove(&m->vs->overlay, e);
+    }
+    fiber_cond_broadcast(&m->vs->overlay_room);
+}
+
+static void map_put_rows(struct map_apply *m)
+{
+    const struct volume *last = NULL;
+
+    chunk_txn_commit(m->txn, m->a->kv);
+    m->txn = NULL;
+    for (size_t i = 0; i < m->count; i++) {
+        const struct volume *v = volume_find(m->vs, m->mappings[i].volume);
+
+        if (!m->leaves[i])
+            continue;
+        leafmap_flush(&m->vs->leaves, m->leaves[i], m->a->kv);
+        if (v != last)
+            volume_put_row(v, m->a->kv);
+        last = v;
+    }
+}
+
+/* Applies the mappings; body[0, used) holds the new chunks (NULL: none). Suspends. */
+static int map_apply(struct map_apply *m, const uint8_t *chunks, size_t len)
+{
+    size_t used;
+    int rc = 0;
+
+    if (!m->a->kv) {
+        map_settle_overlay(m);
+        return 0;
+    }
+    m->leaves = mem_calloc(m->count, sizeof(struct leaf *));
+    m->txn = chunk_txn_begin(m->vs->p->chunks);
+    if (chunks)
+        rc = chunk_txn_take_new(m->txn, chunks, len, &used);
+    if (rc == 0)
+        rc = map_load(m);
+    if (rc == 0) {
+        map_change(m);
+        map_put_rows(m);
+        map_settle_overlay(m);
+    }
+    chunk_txn_abort(m->txn);
+    for (size_t i = 0; i < m->count; i++)
+        leafmap_put(&m->vs->leaves, m->leaves[i]);
+    mem_free(m->leaves);
+    return rc;
+}
+
+static int apply_map(struct volumes *vs, const struct apply *a)
+{
+    struct map_apply m = {.vs = vs, .a = a};
+    struct codec_reader r;
+    size_t used = 0;
+    uint32_t n;
+    int rc = chunk_new_length(a->body, a->length, &used);
+
+    if (rc < 0)
+        return rc;
+    r = codec_reader_on(a->body + used, a->length - used);
+    n = codec_read_le32(&r);
+    (void)codec_read_le32(&r);
+    if (n > VOLUME_MAPPINGS_MAX || codec_left(&r) != (size_t)n * VOLUME_MAPPING_SIZE)
+        return ERR_FORMAT;
+    m.mappings = mem_calloc(n, sizeof(*m.mappings));
+    for (m.count = 0; m.count < n; m.count++) {
+        struct volume_mapping *mp = &m.mappings[m.count];
+
+        mp->volume = codec_read_le64(&r);
+        mp->block = codec_read_le64(&r);
+        mp->src_lsn = codec_read_le64(&r);
+        mp->entry = codec_read_le64(&r);
+    }
+    rc = map_apply(&m, a->body, a->length);
+    mem_free(m.mappings);
+    return rc;
+}
+
+/* Holes for every block of the range that is mapped; the overlay loses the range. Suspends. */
+static int apply_zero(struct volumes *vs, const struct apply *a)
+{
+    struct codec_reader r = codec_reader_on(a->body, a->length);
+    uint64_t id = codec_read_le64(&r), first = codec_read_le64(&r);
+    uint32_t n = codec_read_le32(&r);
+    struct map_apply m = {.vs = vs, .a = a};
+    struct volume *v = volume_find(vs, id);
+    int rc;
+
+    (void)codec_read_le32(&r);
+    if (!codec_reader_ok(&r) || n > VOLUME_ZERO_BLOCKS)
+        return ERR_FORMAT;
+    overlay_remove_range(&vs->overlay, id, first, n);
+    fiber_cond_broadcast(&vs->overlay_room);
+    if (!a->kv || !v)
+        return 0;
+    m.mappings = mem_calloc(n, sizeof(*m.mappings));
+    for (uint64_t block = first; block < first + n;) {
+        struct leaf *l;
+        uint64_t end = (block / LEAF_BLOCKS + 1) * LEAF_BLOCKS;
+
+        rc = leafmap_get(&vs->leaves, id, block / LEAF_BLOCKS, &l);
+        if (rc < 0) {
+            mem_free(m.mappings);
+            return rc;
+        }
+        for (; block < end && block < first + n; block++)
+            if (l->entries[block % LEAF_BLOCKS])
+                m.mappings[m.count++] = (struct volume_mapping){id, block, 0, 0};
+        leafmap_put(&vs->leaves, l);
+    }
+    rc = m.count ? map_apply(&m, NULL, 0) : 0;
+    mem_free(m.mappings);
+    return rc;
+}
+
+int volumes_apply(struct volumes *vs, uint16_t type, const struct apply *a)
+{
+    switch (type) {
+    case RECORD_VOLUME_CREATE:
+        return apply_create(vs, a);
+    case RECORD_VOLUME_WRITE:
+        return apply_write(vs, a);
+    case RECORD_VOLUME_MAP:
+        return apply_map(vs, a);
+    case RECORD_VOLUME_ZERO:
+        return apply_zero(vs, a);
+    default:
+        return apply_change(vs, type, a);
+    }
+}
+
+/* ---- Submitting ---- */
+
+int volume_submit_map(struct volumes *vs, const struct chunk_batch *batch,
+                      const struct volume_mapping *mappings, size_t n, unsigned flags)
+{
+    STRBUF_AUTO struct strbuf body = STRBUF_INIT;
+    uint8_t bytes[VOLUME_MAPPING_SIZE] = {0};
+    struct iovec iov;
+
+    CHECK(n <= VOLUME_MAPPINGS_MAX);
+    if (batch)
+        chunk_batch_encode(batch, &body);
+    else
+        strbuf_add(&body, bytes, 4); /* no new chunks */
+    codec_put_le32(bytes, (uint32_t)n);
+    strbuf_add(&body, bytes, 8);
+    for (size_t i = 0; i < n; i++) {
+        codec_put_le64(bytes, mappings[i].volume);
+        codec_put_le64(bytes + 8, mappings[i].block);
+        codec_put_le64(bytes + 16, mappings[i].src_lsn);
+        codec_put_le64(bytes + 24, mappings[i].entry);
+        strbuf_add(&body, bytes, sizeof(bytes));
+    }
+    iov = (struct iovec){body.data, body.len};
+    return record_submit(&vs->p->log, RECORD_VOLUME_MAP, &iov, 1, flags, NULL);
+}

@@ -1,0 +1,457 @@
+/* Volumes: reading and writing.
+ *
+ * Writes below VOLUME_BULK go as data into the journal, one record each. Larger ones are stored as
+ * chunks at once and only their mappings are journaled. Either way the write is durable when it
+ * returns, so flush and FUA have nothing to add, whatever durability the volume announces.
+ *
+ * The unit is the 4 KiB block. A write that covers part of a block reads it, merges and writes it whole;
+ * it has those blocks for itself meanwhile (volume_range). Writes of whole blocks may overlap each
+ * other freely: the journal's order decides.
+ *
+ * Reads look into the overlay first, then into the map. A chunk may be gone by the time it is read,
+ * when its block was written again and the collector came by: the read then starts over with the
+ * newer state.
+ */
+#include <string.h>
+
+#include "daemon/volume_priv.h"
+#include "dedup/compress.h"
+#include "lib/base/check.h"
+#include "lib/base/codec.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+
+#define VOLUME_BULK        (64u * 1024) /* bytes from which a write is stored as chunks at once */
+#define VOLUME_PIECE       (1u << 20)   /* bytes of a read or bulk write handled at a time */
+#define VOLUME_PIECE_BLOCKS (VOLUME_PIECE / BLOCK_SIZE)
+#define VOLUME_READ_TRIES  100u
+#define VOLUME_EXTENT_LEAVES 4096u /* leaves one extents call looks at */
+
+static struct volume *handle_volume(struct block_volume *h)
+{
+    return ((struct volume_handle *)h)->volume;
+}
+
+static int range_check(const struct volume *v, uint64_t off, uint64_t len)
+{
+    return off > v->size_limit || len > v->size_limit - off ? ERR_RANGE : 0;
+}
+
+/* ---- Ranges of writes in flight ---- */
+
+static bool ranges_clash(const struct volume_range *a, const struct volume_range *b)
+{
+    return (a->exclusive || b->exclusive) && a->first <= b->last && b->first <= a->last;
+}
+
+static bool range_free(const struct volume *v, const struct volume_range *r)
+{
+    list_for_each(it, &v->ranges)
+    {
+        if (ranges_clash(LIST_ENTRY(it, struct volume_range, link), r))
+            return false;
+    }
+    return true;
+}
+
+void volume_range_lock(struct volume *v, struct volume_range *r)
+{
+    while (!range_free(v, r))
+        fiber_cond_wait(&v->range_freed);
+    list_push_back(&v->ranges, &r->link);
+}
+
+void volume_range_unlock(struct volume *v, struct volume_range *r)
+{
+    list_del(&r->link);
+    fiber_cond_broadcast(&v->range_freed);
+}
+
+/* ---- Reading ---- */
+
+struct read_plan {
+    struct volume *v;
+    uint64_t off;
+    size_t len;
+    uint8_t *dst;
+    struct chunk_read *reads; /* room for VOLUME_PIECE_BLOCKS + 1 */
+    size_t count;
+    struct leaf *leaf; /* of the block before: neighbours share it */
+};
+
+/* Serves one block's share from overlay or hole, or plans the chunk read. Suspends for a leaf. */
+static int plan_block(struct read_plan *pl, uint64_t block, uint32_t inner, uint32_t n, uint8_t *dst)
+{
+    struct volumes *vs = pl->v->owner;
+    const struct overlay_entry *e = overlay_find(&vs->overlay, pl->v->info.id, block);
+    uint64_t index = block / LEAF_BLOCKS, entry;
+    int rc;
+
+    if (e) {
+        memcpy(dst, e->data->bytes + inner, n);
+        return 0;
+    }
+    if (!pl->leaf || pl->leaf->index != index) {
+        leafmap_put(&vs->leaves, pl->leaf);
+        pl->leaf = NULL;
+        rc = leafmap_get(&vs->leaves, pl->v->info.id, index, &pl->leaf);
+        if (rc < 0)
+            return rc;
+        /* That may have taken a while: a newer version may be in the overlay by now. */
+        e = overlay_find(&vs->overlay, pl->v->info.id, block);
+        if (e) {
+            memcpy(dst, e->data->bytes + inner, n);
+            return 0;
+        }
+    }
+    entry = pl->leaf->entries[block % LEAF_BLOCKS];
+    if (entry)
+        pl->reads[pl->count++] = (struct chunk_read){
+            .id = LEAF_CHUNK(entry), .off = LEAF_SUB(entry) * BLOCK_SIZE + inner, .len = n, .dst = dst};
+    else
+        memset(dst, 0, n);
+    return 0;
+}
+
+static int read_piece_once(struct read_plan *pl)
+{
+    int rc = 0;
+
+    pl->count = 0;
+    pl->leaf = NULL;
+    for (size_t done = 0; rc == 0 && done < pl->len;) {
+        uint64_t at = pl->off + done;
+        uint32_t inner = (uint32_t)(at % BLOCK_SIZE), n = BLOCK_SIZE - inner;
+
+        if (n > pl->len - done)
+            n = (uint32_t)(pl->len - done);
+        rc = plan_block(pl, at / BLOCK_SIZE, inner, n, pl->dst + done);
+        done += n;
+    }
+    leafmap_put(&pl->v->owner->leaves, pl->leaf);
+    if (rc == 0 && pl->count)
+        rc = chunkstore_read(pl->v->owner->p->chunks, pl->reads, pl->count);
+    return rc;
+}
+
+/* Reads up to VOLUME_PIECE bytes; starts over where a chunk went away under it. */
+static int read_piece(struct volume *v, uint64_t off, uint8_t *dst, size_t len)
+{
+    struct read_plan pl = {.v = v, .off = off, .len = len, .dst = dst};
+    int rc = ERR_NOENT;
+
+    pl.reads = mem_calloc(len / BLOCK_SIZE + 2, sizeof(*pl.reads));
+    for (unsigned i = 0; rc == ERR_NOENT && i < VOLUME_READ_TRIES; i++)
+        rc = read_piece_once(&pl);
+    mem_free(pl.reads);
+    return rc == ERR_NOENT ? ERR_LOST : rc; /* a map entry without a chunk: damage */
+}
+
+int volume_read(struct block_volume *h, uint64_t off, void *buf, size_t len)
+{
+    struct volume *v = handle_volume(h);
+    int rc = range_check(v, off, len);
+
+    if (len > BLOCK_IO_MAX)
+        return ERR_TOOBIG;
+    for (size_t done = 0; rc == 0 && done < len;) {
+        size_t n = len - done < VOLUME_PIECE ? len - done : VOLUME_PIECE;
+
+        rc = read_piece(v, off + done, (uint8_t *)buf + done, n);
+        done += n;
+    }
+    return rc;
+}
+
+/* ---- Writing ---- */
+
+/* Small: the blocks go into the journal and the overlay. */
+static int write_small(struct volume *v, uint64_t first, const uint8_t *bytes, uint32_t blocks)
+{
+    struct volumes *vs = v->owner;
+    uint8_t head[24] = {0};
+    struct iovec iov[] = {{head, sizeof(head)},
+                          {(void *)(uintptr_t)bytes, (size_t)blocks * BLOCK_SIZE}};
+    int rc = chunkstore_admit(vs->p->chunks, (uint64_t)blocks * BLOCK_SIZE);
+
+    if (rc < 0)
+        return rc;
+    while (vs->overlay.count + vs->overlay_incoming + blocks > vs->overlay_max && !vs->stopping &&
+           !vs->p->broken) {
+        volumes_hurry(vs);
+        fiber_cond_wait(&vs->overlay_room);
+    }
+    if (vs->stopping)
+        return ERR_SHUTDOWN;
+    codec_put_le64(head, v->info.id);
+    codec_put_le64(head + 8, first);
+    codec_put_le32(head + 16, blocks);
+    vs->overlay_incoming += blocks;
+    rc = record_submit(&vs->p->log, RECORD_VOLUME_WRITE, iov, 2, 0, vs);
+    if (rc < 0)
+        vs->overlay_incoming -= blocks; /* it was not applied */
+    return rc;
+}
+
+/* Bulk: chunks now, mappings in the journal. */
+static int write_bulk(struct volume *v, uint64_t first, const uint8_t *bytes, uint32_t blocks)
+{
+    struct volumes *vs = v->owner;
+    struct chunk_item *items = mem_calloc(blocks, sizeof(*items));
+    struct volume_mapping *maps = mem_calloc(blocks, sizeof(*maps));
+    struct chunk_batch *b = chunk_batch_new(vs->p->chunks, SEGMENT_VOLUMES);
+    size_t n = 0;
+    int rc = chunkstore_admit(vs->p->chunks, (uint64_t)blocks * BLOCK_SIZE);
+
+    for (uint32_t i = 0; i < blocks; i++) {
+        const uint8_t *p = bytes + (size_t)i * BLOCK_SIZE;
+
+        maps[i] = (struct volume_mapping){.volume = v->info.id, .block = first + i};
+        if (!compress_is_zero(p, BLOCK_SIZE))
+            items[n++] = (struct chunk_item){.data = p, .len = BLOCK_SIZE};
+    }
+    if (rc == 0 && n)
+        rc = chunk_batch_add_wait(b, items, n);
+    if (rc == 0)
+        rc = chunk_batch_finish(b);
+    if (rc == 0) {
+        size_t next = 0;
+
+        for (uint32_t i = 0; i < blocks && next < n; i++)
+            if (items[next].data == bytes + (size_t)i * BLOCK_SIZE)
+                maps[i].entry = LEAF_ENTRY(items[next++].id, 0);
+        rc = volume_submit_map(vs, b, maps, blocks, 0);
+    }
+    chunk_batch_free(b);
+    mem_free(items);
+    mem_free(maps);
+    return rc;
+}
+
+/* Whole blocks of any number. */
+static int write_blocks(struct volume *v, uint64_t first, const uint8_t *bytes, uint64_t blocks)
+{
+    int rc = 0;
+
+    while (rc == 0 && blocks) {
+        uint32_t n = blocks < VOLUME_PIECE_BLOCKS ? (uint32_t)blocks : VOLUME_PIECE_BLOCKS;
+
+        rc = n * BLOCK_SIZE >= VOLUME_BULK ? write_bulk(v, first, bytes, n)
+                                           : write_small(v, first, bytes, n);
+        first += n;
+        bytes += (size_t)n * BLOCK_SIZE;
+        blocks -= n;
+    }
+    return rc;
+}
+
+/* A range that begins or ends within a block: the blocks are read, merged and written whole. `bytes`
+ * NULL stands for zeroes. The caller holds them exclusively. */
+static int write_merged(struct volume *v, uint64_t off, const uint8_t *bytes, size_t len)
+{
+    uint64_t first = off / BLOCK_SIZE, last = (off + len - 1) / BLOCK_SIZE;
+    size_t blocks = (size_t)(last - first + 1), inner = (size_t)(off % BLOCK_SIZE);
+    uint8_t *merged = mem_alloc(blocks * BLOCK_SIZE);
+    int rc = read_piece(v, first * BLOCK_SIZE, merged, BLOCK_SIZE);
+
+    if (rc == 0 && blocks > 1)
+        rc = read_piece(v, last * BLOCK_SIZE, merged + (blocks - 1) * BLOCK_SIZE, BLOCK_SIZE);
+    if (rc == 0) {
+        if (bytes)
+            memcpy(merged + inner, bytes, len);
+        else
+            memset(merged + inner, 0, len);
+        rc = write_blocks(v, first, merged, blocks);
+    }
+    mem_free(merged);
+    return rc;
+}
+
+int volume_write(struct block_volume *h, uint64_t off, const void *buf, size_t len, unsigned flags)
+{
+    struct volume *v = handle_volume(h);
+    struct volume_range r = {.first = off / BLOCK_SIZE, .last = (off + len - 1) / BLOCK_SIZE,
+                             .exclusive = off % BLOCK_SIZE || len % BLOCK_SIZE};
+    int rc;
+
+    (void)flags; /* every write is durable */
+    if (len > BLOCK_IO_MAX)
+        return ERR_TOOBIG;
+    if (range_check(v, off, len) < 0)
+        return ERR_RANGE;
+    if (len == 0)
+        return 0;
+    volume_range_lock(v, &r);
+    rc = range_check(v, off, len); /* it may have shrunk while we waited */
+    if (rc == 0)
+        rc = r.exclusive ? write_merged(v, off, buf, len)
+                         : write_blocks(v, r.first, buf, len / BLOCK_SIZE);
+    volume_range_unlock(v, &r);
+    return rc;
+}
+
+int volume_flush(struct block_volume *h)
+{
+    struct volume *v = handle_volume(h);
+
+    /* Writes are durable when they return; a broken journal is all there is to tell. */
+    return v->owner->p->broken;
+}
+
+/* ---- Holes ---- */
+
+static int zero_record(struct volume *v, uint64_t first, uint32_t count, unsigned flags)
+{
+    uint8_t body[24] = {0};
+    struct iovec iov = {body, sizeof(body)};
+
+    codec_put_le64(body, v->info.id);
+    codec_put_le64(body + 8, first);
+    codec_put_le32(body + 16, count);
+    return record_submit(&v->owner->p->log, RECORD_VOLUME_ZERO, &iov, 1, flags, NULL);
+}
+
+/* The first block >= from that may be mapped or in the overlay; UINT64_MAX when there is none. */
+static int next_used(struct volume *v, uint64_t from, uint64_t *ret_block)
+{
+    struct volumes *vs = v->owner;
+    uint64_t index, found = UINT64_MAX;
+    int rc;
+
+    list_for_each(it, &vs->overlay.by_lsn)
+    {
+        const struct overlay_entry *e = LIST_ENTRY(it, struct overlay_entry, by_lsn);
+
+        if (e->volume == v->info.id && e->block >= from && e->block < found)
+            found = e->block;
+    }
+    rc = leafmap_next(&vs->leaves, v->info.id, from / LEAF_BLOCKS, &index);
+    if (rc < 0 && rc != ERR_NOENT)
+        return rc;
+    if (rc == 0 && index * LEAF_BLOCKS < found)
+        found = index * LEAF_BLOCKS > from ? index * LEAF_BLOCKS : from;
+    *ret_block = found;
+    return 0;
+}
+
+int volume_zero_blocks(struct volume *v, uint64_t first, uint64_t count, unsigned flags)
+{
+    uint64_t end = first + count;
+    int rc = 0;
+
+    while (rc == 0 && first < end) {
+        /* Small ranges are simply zeroed; in large ones the unmapped parts are passed over. */
+        if (end - first > LEAF_BLOCKS) {
+            rc = next_used(v, first, &first);
+            if (rc < 0 || first >= end)
+                break;
+        }
+        uint32_t n = end - first < VOLUME_ZERO_BLOCKS ? (uint32_t)(end - first) : VOLUME_ZERO_BLOCKS;
+
+        rc = zero_record(v, first, n, flags);
+        first += n;
+    }
+    return rc;
+}
+
+int volume_zero(struct block_volume *h, uint64_t off, uint64_t len, unsigned flags)
+{
+    struct volume *v = handle_volume(h);
+    struct volume_range r = {.first = off / BLOCK_SIZE, .exclusive = true};
+    uint64_t end = off + len, head, tail;
+    int rc = 0;
+
+    (void)flags;
+    if (range_check(v, off, len) < 0)
+        return ERR_RANGE;
+    if (len == 0)
+        return 0;
+    r.last = (end - 1) / BLOCK_SIZE;
+    head = (off + BLOCK_SIZE - 1) / BLOCK_SIZE * BLOCK_SIZE; /* whole blocks are [head, tail) */
+    tail = end / BLOCK_SIZE * BLOCK_SIZE;
+    r.exclusive = head != off || tail != end;
+    volume_range_lock(v, &r);
+    if (head > tail) {
+        rc = write_merged(v, off, NULL, len); /* within one block */
+    } else {
+        if (off < head)
+            rc = write_merged(v, off, NULL, head - off);
+        if (rc == 0 && tail > head)
+            rc = volume_zero_blocks(v, head / BLOCK_SIZE, (tail - head) / BLOCK_SIZE,
+                                    JOURNAL_INTERNAL);
+        if (rc == 0 && end > tail)
+            rc = write_merged(v, tail, NULL, end - tail);
+    }
+    volume_range_unlock(v, &r);
+    return rc;
+}
+
+/* ---- Extents ---- */
+
+struct extent_list {
+    struct block_extent *extents;
+    size_t count, max;
+    uint64_t left; /* bytes still to be described */
+};
+
+/* Adds n bytes of a kind; false when the list is full. */
+static bool extent_add(struct extent_list *l, uint64_t n, bool hole)
+{
+    if (n > l->left)
+        n = l->left;
+    if (n == 0)
+        return true;
+    if (l->count && l->extents[l->count - 1].hole == hole) {
+        l->extents[l->count - 1].length += n;
+    } else {
+        if (l->count == l->max)
+            return false;
+        l->extents[l->count++] = (struct block_extent){n, hole};
+    }
+    l->left -= n;
+    return l->left > 0;
+}
+
+int volume_extents(struct block_volume *h, uint64_t off, uint64_t len,
+                   struct block_extent *extents, size_t max, size_t *ret_count)
+{
+    struct volume *v = handle_volume(h);
+    struct volumes *vs = v->owner;
+    struct extent_list l = {extents, 0, max, len};
+    uint64_t block = off / BLOCK_SIZE, next;
+    unsigned leaves = 0;
+    bool more = len > 0 && max > 0;
+    int rc = range_check(v, off, len);
+
+    if (rc < 0)
+        return rc;
+    while (more && leaves++ < VOLUME_EXTENT_LEAVES) {
+        struct leaf *leaf;
+
+        rc = next_used(v, block, &next);
+        if (rc < 0)
+            return rc;
+        if (next > block) {
+            uint64_t start = block == off / BLOCK_SIZE ? off : block * BLOCK_SIZE;
+
+            more = next == UINT64_MAX ? (extent_add(&l, UINT64_MAX, true), false)
+                                      : extent_add(&l, next * BLOCK_SIZE - start, true);
+            block = next;
+            continue;
+        }
+        rc = leafmap_get(&vs->leaves, v->info.id, block / LEAF_BLOCKS, &leaf);
+        if (rc < 0)
+            return rc;
+        do {
+            uint64_t start = block == off / BLOCK_SIZE ? off : block * BLOCK_SIZE;
+
+            more = extent_add(&l, (block + 1) * BLOCK_SIZE - start,
+                              leaf->entries[block % LEAF_BLOCKS] == 0 &&
+                                  !overlay_find(&vs->overlay, v->info.id, block));
+            block++;
+        } while (more && block % LEAF_BLOCKS);
+        leafmap_put(&vs->leaves, leaf);
+    }
+    *ret_count = l.count;
+    return 0;
+}

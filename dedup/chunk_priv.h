@@ -1,0 +1,77 @@
+/* The chunk store's state, shared by chunktable.c (rows, cache, transactions), chunkbatch.c (ingest),
+ * chunkread.c and chunkgc.c. */
+#pragma once
+
+#include "dedup/chunkstore.h"
+#include "dedup/compress.h"
+#include "lib/base/hmap.h"
+#include "lib/base/list.h"
+#include "lib/rt/sync.h"
+
+/* A row of the chunk table in memory. */
+struct chunk_row {
+    struct hmap_node by_id, by_fp;
+    struct list lru; /* in the cache's order of use; off the list while pinned */
+    uint64_t id;
+    struct segment_loc loc;
+    uint32_t raw;
+    uint8_t codec, fp_algorithm;
+    bool registered; /* in the chunk table (a new chunk is not, until its record is applied) */
+    bool dying;      /* a record that frees it is on its way: must not be found again */
+    bool gone;       /* freed: stays only for those who still pin it */
+    uint32_t pins;
+    uint64_t changed; /* the load tick at its last change: see chunk_rows_get */
+    uint64_t refs;
+    uint8_t fp[FINGERPRINT_SIZE];
+};
+
+struct chunkstore {
+    struct env *env;
+    struct kv *kv;
+    struct segments *segments;
+    struct record_log *log;
+    struct chunkstore_options options;
+    struct hmap by_id, by_fp; /* cached rows; by_fp only registered ones that may be found */
+    struct list lru;
+    size_t rows;
+    struct list loads; /* loads from the KV store under way, oldest first */
+    uint64_t load_tick;
+    uint64_t next_id;
+    uint64_t unreferenced; /* registered rows with no references: the collector's work */
+    uint64_t collect_from; /* the collector goes round from this id */
+    struct chunkstore_stats stats;
+};
+
+/* Cached row of an id, or NULL. Does not suspend. */
+struct chunk_row *chunk_row_cached(struct chunkstore *cs, uint64_t id);
+struct chunk_row *chunk_row_by_fp(struct chunkstore *cs, const uint8_t fp[FINGERPRINT_SIZE]);
+/* Loads and pins rows; NULL where there is none. Suspends when one is not cached. */
+int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct chunk_row **rows);
+void chunk_row_pin(struct chunkstore *cs, struct chunk_row *r);
+void chunk_row_unpin(struct chunkstore *cs, struct chunk_row *r); /* NULL is fine */
+/* A new, pinned, unregistered row under a fresh id. */
+struct chunk_row *chunk_row_new(struct chunkstore *cs);
+
+static inline uint64_t chunk_fp_hash(const uint8_t *fp)
+{
+    uint64_t h;
+
+    __builtin_memcpy(&h, fp, sizeof(h)); /* a fingerprint is its own hash */
+    return h;
+}
+
+#define CHUNK_ROW_SIZE 82u
+
+/* Encodes / decodes the row as stored in KV_CHUNK. */
+void chunk_row_encode(const struct chunk_row *r, uint8_t out[CHUNK_ROW_SIZE]);
+int chunk_row_decode(const void *p, size_t n, struct chunk_row *r);
+
+/* Takes a row out of the table: from now on it cannot be looked up. */
+void chunk_row_remove(struct chunkstore *cs, struct chunk_row *r);
+
+/* Counters in KV_META change with every record that touches chunks. */
+void chunk_stats_put(struct chunkstore *cs, struct kv_batch *batch);
+
+/* KV_INDEX key of an unreferenced chunk: 'Z' and the id. */
+#define CHUNK_ZERO_KEY 9u
+void chunk_zero_key(uint64_t id, uint8_t key[CHUNK_ZERO_KEY]);
