@@ -431,6 +431,11 @@ static void endings_main(void *arg)
     assert_int_equal(env_listener_addr(listener, &listen_addr), 0);
     assert_int_equal(env_connect(env, &listen_addr, &a), 0);
     assert_int_equal(env_accept(listener, &b), 0);
+    assert_int_equal(env_sock_peer(a, &none), 0);
+    if (strncmp(listen_addr.text, "tcp:", 4) == 0)
+        assert_string_equal(none.text, listen_addr.text);
+    else
+        assert_non_null(strstr(none.text, "unix:pid="));
     fiber_spawn(env, "reader", shut_reader, a);
     fiber_spawn(env, "writer", shut_writer, a);
     env_sleep(env, 20 * ENV_NS_PER_MS);
