@@ -319,7 +319,7 @@ int journal_remirror(struct journal *j, const struct buf *extra, size_t extra_sp
             if (!drive_usable(&j->ds->drives[i]) || (j->mirrors >> i & 1))
                 continue;
             journal_add_mirror(j, source, i, extra, extra_span, extra_off);
-            have += j->mirrors >> i & 1;
+            have += (unsigned)(j->mirrors >> i & 1);
         }
         rc = driveset_commit(j->ds, true, journal_set_mirrors, j);
         if (rc < 0 || journal_mirrors_whole(j))

@@ -94,7 +94,7 @@ static uint32_t slot_first_free(const struct segments *ss, unsigned drive)
         else if (!(ss->slots[drive][i / 8] >> i % 8 & 1))
             return (uint32_t)i;
     }
-    CHECK(!"a free slot was counted but is not there");
+    check_fail(__FILE__, __LINE__, "a free slot was counted but is not there");
     return 0;
 }
 
