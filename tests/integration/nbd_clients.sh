@@ -48,7 +48,8 @@ start_server()
         elif [ "$kind" != mem ] && grep -qx ready "$data.out"; then
             port=$("$build/tools/filmroom" --data "$data" --json status | /usr/bin/python3 -c '
 import json, sys
-print(next(l["port"] for l in json.load(sys.stdin)["listeners"] if l["name"] == "nbd" and l["port"]))')
+rows = json.load(sys.stdin)["listeners"]
+print(next(r["port"] for r in rows if r["name"] == "nbd" and r["port"]))')
             for volume in "$@"; do
                 "$build/tools/filmroom" --data "$data" volume create "${volume%=*}" "${volume#*=}" \
                     >/dev/null || return 1
@@ -146,7 +147,8 @@ case_info()
     ! nbdinfo "$(tcp '')" >"$dir/info" 2>&1 || fail "there is no default among several volumes"
     need qemu-img
     qemu-img info "$(uri nothing)" >"$dir/info" 2>&1
-    grep -q "there is no volume of that name" "$dir/info" || fail "no clear text: $(cat "$dir/info")"
+    grep -q "there is no volume of that name" "$dir/info" ||
+        fail "no clear text: $(cat "$dir/info")"
 }
 
 case_copy()

@@ -374,7 +374,7 @@ static void test_errors(void **state)
 
     (void)state;
     nbd_play_init(&p, mem_block_store(m));
-    talk(&p, FANCY, FANCY_R + sizeof(GREET) - 1);
+    talk(&p, FANCY, &(FANCY_R)[sizeof(GREET) - 1]);
     mem_block_set_hooks(m, &hooks);
     talk(&p, "REQ w0 w0 q1 q0 d512", "ERRC 1 5");
     talk(&p, "REQ w0 w0 q1 q0 d1048576", "ERRC 1 5"); /* the extents fail */
@@ -403,7 +403,7 @@ static void test_flags_reach_the_store(void **state)
 
     (void)state;
     nbd_play_init(&p, mem_block_store(m));
-    talk(&p, SIMPLE, SIMPLE_R + sizeof(GREET) - 1);
+    talk(&p, SIMPLE, &(SIMPLE_R)[sizeof(GREET) - 1]);
     talk(&p, "REQ w1 w1 q1 q0 d1 'x' REQ w1 w6 q1 q0 d1 REQ w1 w4 q1 q0 d1 REQ w0 w1 q1 q0 d1 'x'",
          "OK q1 OK q1 OK q1 OK q1");
     n = mem_block_get_counts(m);
