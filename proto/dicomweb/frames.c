@@ -122,14 +122,59 @@ static int walk(const struct frame_source *src, uint64_t off, uint64_t until, ui
     return off == until ? 0 : ERR_FORMAT;
 }
 
-/* The frames wanted out of a list with one fragment a frame. */
-static int pick(struct frame_list *all, const uint32_t *wanted, size_t count, struct frame_list *l)
+/* Does a fragment begin with SOI of JPEG and JPEG-LS, or with SOC and SIZ of JPEG 2000? */
+static int starts_frame(const struct frame_source *src, const struct frame_segment *s)
+{
+    uint8_t p[4];
+    int r;
+
+    if (s->len < sizeof(p))
+        return 0;
+    r = src->read(src->arg, s->off, p, sizeof(p));
+    if (r < 0)
+        return r;
+    return p[0] == 0xff &&
+           ((p[1] == 0xd8 && p[2] == 0xff) || (p[1] == 0x4f && p[2] == 0xff && p[3] == 0x51));
+}
+
+/* Numbers fragments, of which there are more than frames, by their frames. */
+static int number_by_marker(const struct frame_source *src, struct frame_list *all)
+{
+    uint32_t frame = 0;
+
+    for (size_t i = 0; i < all->count; i++) {
+        int r = starts_frame(src, &all->segments[i]);
+
+        if (r < 0)
+            return r;
+        frame += (uint32_t)r;
+        if (frame == 0 || frame > src->frames)
+            return ERR_UNSUPPORTED;
+        all->segments[i].frame = frame;
+    }
+    return frame == src->frames ? 0 : ERR_UNSUPPORTED;
+}
+
+/* The frames wanted out of a list that is in the order of frames. */
+static int pick(const struct frame_list *all, const uint32_t *wanted, size_t count,
+                struct frame_list *l)
 {
     int r = 0;
 
-    for (size_t i = 0; i < count && r == 0; i++)
-        r = add_segment(l, all->segments[wanted[i] - 1].off, all->segments[wanted[i] - 1].len,
-                        wanted[i], i);
+    for (size_t i = 0; i < count; i++) {
+        size_t low = 0, high = all->count;
+
+        while (low < high) {
+            size_t mid = (low + high) / 2;
+
+            if (all->segments[mid].frame < wanted[i])
+                low = mid + 1;
+            else
+                high = mid;
+        }
+        for (; low < all->count && all->segments[low].frame == wanted[i] && r == 0; low++)
+            r = add_segment(l, all->segments[low].off, all->segments[low].len, wanted[i], i);
+    }
     return r;
 }
 
@@ -145,8 +190,12 @@ static int find_by_count(const struct frame_source *src, uint64_t first, const u
         return r;
     }
     r = walk(src, first, UINT64_MAX, 0, 0, &all);
+    if (r == 0 && all.count < src->frames)
+        r = ERR_FORMAT;
+    if (r == 0 && all.count > src->frames)
+        r = number_by_marker(src, &all);
     if (r == 0)
-        r = all.count == src->frames ? pick(&all, wanted, count, l) : ERR_UNSUPPORTED;
+        r = pick(&all, wanted, count, l);
     frame_list_free(&all);
     return r;
 }

@@ -129,15 +129,16 @@ static void test_accept_arg(void **state)
 {
     static const struct mime_offer o[] = {{.type = "application/dicom+json"}};
     struct mime_accept a = {0};
-    char many[MIME_ACCEPT_MAX * 4 + 8] = "";
+    struct strbuf many = STRBUF_INIT;
 
     (void)state;
     assert_int_equal(mime_accept_add_arg(&a, "application/dicom json"), 0);
     assert_int_equal(mime_choose(&a, o, 1), 0);
     for (int i = 0; i <= MIME_ACCEPT_MAX; i++)
-        strcat(many, "a/b,");
+        strbuf_adds(&many, "a/b,");
     a.count = 0;
-    assert_int_equal(mime_accept_add(&a, many), ERR_TOOBIG);
+    assert_int_equal(mime_accept_add(&a, many.data), ERR_TOOBIG);
+    strbuf_free(&many);
 }
 
 /* ---- Multipart ------------------------------------------------------------------------------- */
@@ -265,8 +266,14 @@ static int route_of(const char *path, struct route *ret)
     size_t n = 0;
 
     snprintf(copy, sizeof(copy), "%s", path);
-    for (char *p = strtok(copy, "/"); p; p = strtok(NULL, "/"))
+    for (char *p = copy; *p;) {
+        size_t len = strcspn(p, "/");
+        bool last = !p[len];
+
+        p[len] = 0;
         seg[n++] = p;
+        p += last ? len : len + 1;
+    }
     return route_parse(seg, n, ret);
 }
 
@@ -612,6 +619,18 @@ static void test_frames_encapsulated(void **state)
     frame_list_free(&l);
     src.bytes = encapsulate(bytes, NULL, 0, lens, 4);
     assert_int_equal(frames_find(&src, want2, 1, &l), ERR_UNSUPPORTED);
+    memcpy(bytes + 16, "\xff\xd8\xff\xe0", 4); /* the 1st and the 3rd fragment begin a JPEG */
+    memcpy(bytes + 16 + 18 + 28, "\xff\xd8\xff\xdb", 4);
+    src.frames = 2;
+    assert_int_equal(frames_find(&src, want2, 1, &l), 0);
+    assert_int_equal(l.count, 2);
+    assert_int_equal(l.segments[0].len, 30);
+    assert_int_equal(l.segments[1].len, 40);
+    frame_list_free(&l);
+    src.frames = 3;
+    assert_int_equal(frames_find(&src, want2, 1, &l), ERR_UNSUPPORTED);
+    src.frames = 5;
+    assert_int_equal(frames_find(&src, want2, 1, &l), ERR_FORMAT);
     src.frames = 0;
     assert_int_equal(frames_find(&src, NULL, 0, &l), 0);
     assert_int_equal(l.count, 4);

@@ -262,7 +262,7 @@ static const char *path_of(const struct file *f, int level, const char *rest)
         snprintf(p + strlen(p), sizeof(path[0]) - strlen(p), "/series/%s", f->series);
     if (level > 1)
         snprintf(p + strlen(p), sizeof(path[0]) - strlen(p), "/instances/%s", f->instance);
-    strcat(p, rest);
+    snprintf(p + strlen(p), sizeof(path[0]) - strlen(p), "%s", rest);
     return p;
 }
 

@@ -61,6 +61,7 @@ static void test_uri_refused(void **state)
                                       "/\x01", "/?%=1",  "/?a=%zz"};
     struct httpd_uri u;
     char big[HTTPD_URI_MAX + 8];
+    struct strbuf args = STRBUF_INIT;
 
     (void)state;
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
@@ -74,10 +75,11 @@ static void test_uri_refused(void **state)
     big[HTTPD_SEGMENTS_MAX + 2] = 0;
     assert_int_equal(httpd_uri_parse(big, &u), ERR_NOENT);
     httpd_uri_free(&u);
-    strcpy(big, "/?");
+    strbuf_adds(&args, "/?");
     for (int i = 0; i <= HTTPD_ARGS_MAX; i++)
-        strcat(big, "a=1&");
-    assert_int_equal(httpd_uri_parse(big, &u), ERR_INVAL);
+        strbuf_adds(&args, "a=1&");
+    assert_int_equal(httpd_uri_parse(args.data, &u), ERR_INVAL);
+    strbuf_free(&args);
     httpd_uri_free(&u);
 }
 
@@ -262,9 +264,9 @@ static void expect_status(const struct httpd *s, const char *request, int status
 }
 
 /* One path segment more than are allowed. */
-#define SLASHES10 "1/2/3/4/5/6/7/8/9/0/"
-#define SLASHES   SLASHES10 SLASHES10 SLASHES10 SLASHES10 SLASHES10 SLASHES10 SLASHES10 SLASHES10 "1"
-#define CLOSE     "Host: x\r\nConnection: close\r\n\r\n"
+#define TEN     "1/2/3/4/5/6/7/8/9/0/"
+#define SLASHES TEN TEN TEN TEN TEN TEN TEN TEN "1"
+#define CLOSE   "Host: x\r\nConnection: close\r\n\r\n"
 
 static void test_echo(void **state)
 {
