@@ -31,15 +31,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "dcmtk/config/osconfig.h"
-#include "dcmtk/dcmdata/dctk.h"
-#include "dcmtk/dcmdata/dcostrma.h"
-#include "dcmtk/dcmnet/assoc.h"
-#include "dcmtk/dcmnet/cond.h"
-#include "dcmtk/dcmnet/dcmlayer.h"
-#include "dcmtk/dcmnet/dcmtrans.h"
-#include "dcmtk/dcmnet/dimse.h"
-#include "dcmtk/ofstd/ofthread.h"
+#include <dcmtk/config/osconfig.h>
+#include <dcmtk/dcmdata/dctk.h>
+#include <dcmtk/dcmdata/dcostrma.h>
+#include <dcmtk/dcmnet/assoc.h>
+#include <dcmtk/dcmnet/cond.h>
+#include <dcmtk/dcmnet/dcmlayer.h>
+#include <dcmtk/dcmnet/dcmtrans.h>
+#include <dcmtk/dcmnet/dimse.h>
+#include <dcmtk/ofstd/ofthread.h>
 
 extern "C" {
 #include "lib/base/err.h"

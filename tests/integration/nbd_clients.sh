@@ -338,12 +338,13 @@ case_fio()
         "--rw=write --bs=1M --iodepth=4"; do
         # shellcheck disable=SC2086 # the job is several words
         quiet fio --name=verify --ioengine=nbd --uri="$(uri fio)" --size=48M --verify=crc32c \
-            --verify_fatal=1 --do_verify=1 --fsync=64 $job
+            --verify_fatal=1 --verify_state_save=0 --do_verify=1 --fsync=64 $job
     done
     quiet fio --name=trim --ioengine=nbd --uri="$(tcp fio)" --size=48M --rw=randtrim --bs=64k \
         --iodepth=4
     quiet fio --name=mixed --ioengine=nbd --uri="$(tcp fio)" --size=16M --offset_increment=16M \
-        --numjobs=3 --rw=randrw --bs=4k --iodepth=16 --verify=crc32c --verify_fatal=1
+        --numjobs=3 --rw=randrw --bs=4k --iodepth=16 --verify=crc32c --verify_fatal=1 \
+        --verify_state_save=0
 }
 
 # Noise of every sort while a witness works: he must see neither an error nor a pause.
