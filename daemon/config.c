@@ -203,7 +203,7 @@ void config_defaults(struct config *c)
     memset(c, 0, sizeof(*c));
     c->store.capacity = 64ull << 30;
     c->store.drives = 6;
-    c->store.journal_size = 256u << 20;
+    c->store.journal_size = 64u << 20;
     c->store.cache_size = 256u << 20;
     memcpy(c->nbd.listen.host, loopback, sizeof(loopback));
     c->nbd.listen.port = 10809;

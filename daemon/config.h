@@ -41,7 +41,7 @@ struct config {
 
     struct {
         struct config_listen listen;
-        char socket[CONFIG_PATH_MAX]; /* a unix socket too; "": none */
+        char socket[CONFIG_PATH_MAX]; /* a unix socket too; "": nbd.sock in `data` */
         unsigned max_connections;
     } nbd;
 

@@ -558,21 +558,26 @@ struct driveset *partition_drives(struct partition *p)
     return p->ds;
 }
 
+uint64_t partition_drive_used(const struct partition *p, unsigned drive)
+{
+    return segment_drive_used(p->segments, drive);
+}
+
 void partition_get_status(struct partition *p, struct partition_status *ret_status)
 {
     struct partition_status s = {.broken = p->broken, .k = p->ds->super.data_columns,
                                  .m = p->ds->super.parity_columns};
     struct segment_space space;
-    uint64_t mapped, bytes;
+    uint64_t mapped;
 
     segment_get_space(p->segments, &space);
     chunkstore_get_stats(p->chunks, &s.chunks);
     journal_get_stats(p->journal, &s.journal);
     volumes_get_counts(p->volumes, &s.volumes, &mapped, &s.overlay_bytes);
-    studies_get_counts(p->studies, &s.instances, &bytes, &s.conflicts, &s.identical);
+    studies_get_counts(p->studies, &s.studies);
     s.capacity = space.total;
     s.free = chunkstore_admit(p->chunks, 0) == 0 ? space.free : 0;
-    s.logical = mapped + bytes;
+    s.logical = mapped + s.studies.bytes;
     s.unique = s.chunks.raw_bytes;
     s.stored = s.chunks.stored_bytes;
     s.physical = space.physical;

@@ -63,6 +63,11 @@ int partition_close(struct partition *p);
 struct block_store *partition_blocks(struct partition *p);
 struct object_store *partition_objects(struct partition *p);
 
+struct partition_study_counts {
+    uint64_t studies, instances, bytes;              /* in the catalogue */
+    uint64_t stored, replaced, identical, refused;   /* puts by outcome, since start */
+};
+
 struct partition_status {
     int broken; /* 0, or the error that stopped all writes */
     uint64_t capacity, free;      /* bytes for chunks: all, and what users may still write */
@@ -70,9 +75,8 @@ struct partition_status {
     uint64_t unique;              /* raw bytes of chunks: after deduplication */
     uint64_t stored;              /* after compression */
     uint64_t physical;            /* slots taken, with parity */
-    uint64_t volumes, instances;
-    uint64_t conflicts;           /* instances refused or replaced, and ... */
-    uint64_t identical;           /* ... re-sent unchanged, since start */
+    uint64_t volumes;
+    struct partition_study_counts studies;
     uint64_t overlay_bytes;
     unsigned k, m;                /* the profile; new segments get at present ... */
     unsigned current_k, current_m;
@@ -81,6 +85,7 @@ struct partition_status {
 };
 void partition_get_status(struct partition *p, struct partition_status *ret_status);
 struct driveset *partition_drives(struct partition *p);
+uint64_t partition_drive_used(const struct partition *p, unsigned drive); /* bytes of slots taken */
 
 /* Drains all volume writes and checkpoints: afterwards the journal holds nothing. For tests and clean
  * stops. Suspends. */

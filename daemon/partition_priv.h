@@ -62,5 +62,4 @@ int studies_load(struct studies *ss);
 void studies_free(struct studies *ss);
 struct object_store *studies_objects(struct studies *ss);
 int studies_apply(struct studies *ss, uint16_t type, const struct apply *a);
-void studies_get_counts(const struct studies *ss, uint64_t *ret_instances, uint64_t *ret_bytes,
-                        uint64_t *ret_conflicts, uint64_t *ret_identical);
+void studies_get_counts(const struct studies *ss, struct partition_study_counts *ret_counts);

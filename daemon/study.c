@@ -248,19 +248,21 @@ int studies_load(struct studies *ss)
         return 0;
     if (rc < 0)
         return rc;
-    if (len != 16)
+    if (len != 24)
         return ERR_FORMAT;
-    ss->instances = codec_get_le64(value);
-    ss->bytes = codec_get_le64((const uint8_t *)value + 8);
+    ss->studies = codec_get_le64(value);
+    ss->instances = codec_get_le64((const uint8_t *)value + 8);
+    ss->bytes = codec_get_le64((const uint8_t *)value + 16);
     return 0;
 }
 
 void studies_put_totals(const struct studies *ss, struct kv_batch *batch)
 {
-    uint8_t bytes[16];
+    uint8_t bytes[24];
 
-    codec_put_le64(bytes, ss->instances);
-    codec_put_le64(bytes + 8, ss->bytes);
+    codec_put_le64(bytes, ss->studies);
+    codec_put_le64(bytes + 8, ss->instances);
+    codec_put_le64(bytes + 16, ss->bytes);
     kv_batch_put(batch, KV_META, study_totals_key, (struct kv_slice){bytes, sizeof(bytes)});
 }
 
@@ -274,11 +276,10 @@ struct object_store *studies_objects(struct studies *ss)
     return &ss->face;
 }
 
-void studies_get_counts(const struct studies *ss, uint64_t *ret_instances, uint64_t *ret_bytes,
-                        uint64_t *ret_conflicts, uint64_t *ret_identical)
+void studies_get_counts(const struct studies *ss, struct partition_study_counts *ret_counts)
 {
-    *ret_instances = ss->instances;
-    *ret_bytes = ss->bytes;
-    *ret_conflicts = ss->conflicts;
-    *ret_identical = ss->identical;
+    *ret_counts = (struct partition_study_counts){
+        .studies = ss->studies, .instances = ss->instances, .bytes = ss->bytes,
+        .stored = ss->stored, .replaced = ss->replaced, .identical = ss->identical,
+        .refused = ss->refused};
 }

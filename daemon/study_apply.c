@@ -164,6 +164,7 @@ static void upper_add(struct upper *u, const struct put_apply *p)
         memset(&u->study, 0, sizeof(u->study));
         u->study.attrs = p->study_attrs;
         u->study_exists = true;
+        p->ss->studies++;
     }
     if (!u->series_exists) {
         memset(&u->series, 0, sizeof(u->series));
@@ -179,7 +180,7 @@ static void upper_add(struct upper *u, const struct put_apply *p)
     u->study.stored_ns = u->series.stored_ns = p->instance.stored_ns;
 }
 
-static void upper_remove(struct upper *u, uint64_t bytes)
+static void upper_remove(struct studies *ss, struct upper *u, uint64_t bytes)
 {
     CHECK(u->study_exists && u->series_exists && u->study.instances && u->series.instances);
     u->study.instances--;
@@ -190,6 +191,7 @@ static void upper_remove(struct upper *u, uint64_t bytes)
         upper_modality(&u->study, &u->series, -1);
         u->study.series--;
     }
+    ss->studies -= u->study.instances == 0;
 }
 
 static void upper_put(struct upper *u, const char *study, const char *series,
@@ -294,7 +296,7 @@ static void rows_replace(struct put_apply *p, struct upper *u, struct old_instan
     bool same_study = strcmp(old->home.part[0], p->study_uid) == 0;
     bool same_series = same_study && strcmp(old->home.part[1], p->series_uid) == 0;
 
-    upper_remove(&old->upper, old->row.bytes);
+    upper_remove(p->ss, &old->upper, old->row.bytes);
     upper_put(&old->upper, old->home.part[0], old->home.part[1], p->a->kv);
     rows_delete(p->ss, &old->home, p->instance_uid, old->row.bytes, p->a->kv);
     if (same_study) {
@@ -405,7 +407,7 @@ static int delete_change(struct studies *ss, const struct apply *a, struct old_i
     }
     recipe_refs(txn, &old->recipe, -1);
     chunk_txn_commit(txn, a->kv);
-    upper_remove(&old->upper, old->row.bytes);
+    upper_remove(ss, &old->upper, old->row.bytes);
     upper_put(&old->upper, old->home.part[0], old->home.part[1], a->kv);
     rows_delete(ss, &old->home, instance, old->row.bytes, a->kv);
     return 0;

@@ -13,8 +13,8 @@ struct studies {
     struct partition *p;
     struct fiber_sem ingest;  /* bytes of instances in flight */
     uint64_t waiting;         /* puts that wait for it */
-    uint64_t instances, bytes; /* in the catalogue */
-    uint64_t conflicts, identical;
+    uint64_t studies, instances, bytes; /* in the catalogue */
+    uint64_t stored, replaced, identical, refused; /* since start */
 };
 
 /* Copies a UID, cut at the longest that the standard allows. */

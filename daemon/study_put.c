@@ -14,6 +14,7 @@
 #include "dedup/cutter.h"
 #include "lib/base/check.h"
 #include "lib/base/err.h"
+#include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/dicom/dcm.h"
 
@@ -461,6 +462,28 @@ static void put_result_uids(const struct study_put_record *rec, struct object_pu
     study_copy_uid(result->sop_class_uid, rec->instance.sop_class);
 }
 
+/* Nothing is silently dropped: what did not become a new instance is counted, conflicts are logged. */
+static void put_count(const struct study_put *sp, int rc, const struct study_put_record *rec,
+                      enum object_put_outcome outcome)
+{
+    struct studies *ss = sp->ss;
+
+    if (rc == ERR_CONFLICT) {
+        ss->refused++;
+        log_warn("studies", "refused an instance: other content is stored under its UID sop_instance=%s",
+                 log_q(rec->instance_uid));
+    }
+    if (rc < 0)
+        return;
+    ss->stored += outcome == OBJECT_STORED;
+    ss->identical += outcome == OBJECT_IDENTICAL;
+    if (outcome == OBJECT_REPLACED) {
+        ss->replaced++;
+        log_warn("studies", "replaced an instance by other content sop_instance=%s",
+                 log_q(rec->instance_uid));
+    }
+}
+
 /* Everything is stored and parsed: decide and journal. */
 static int put_conclude(struct study_put *sp, const struct put_parse *pp,
                         struct object_put_result *result)
@@ -482,9 +505,8 @@ static int put_conclude(struct study_put *sp, const struct put_parse *pp,
             rc = put_journal(sp, rec, result);
         }
     }
+    put_count(sp, rc, rec, result->outcome);
     mem_free(rec);
-    sp->ss->conflicts += rc == ERR_CONFLICT || (rc == 0 && result->outcome == OBJECT_REPLACED);
-    sp->ss->identical += rc == 0 && result->outcome == OBJECT_IDENTICAL;
     return rc;
 }
 

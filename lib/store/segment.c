@@ -182,6 +182,11 @@ void segment_get_space(const struct segments *ss, struct segment_space *ret_spac
     *ret_space = sp;
 }
 
+uint64_t segment_drive_used(const struct segments *ss, unsigned drive)
+{
+    return (ss->ds->drives[drive].slot_count - ss->slots_free[drive]) * ss->ds->super.slot_size;
+}
+
 /* ---- Records ----
  * OPEN: segment u64, stream u8, k u8, m u8, reserved u8, then k+m times drive u32, slot u32.
  * FREE: count u32, then as often segment u64. */

@@ -131,6 +131,8 @@ struct segment_space {
 };
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space);
 
+uint64_t segment_drive_used(const struct segments *ss, unsigned drive); /* bytes of slots taken */
+
 /* Frees every sealed segment with nothing alive and nobody at it; returns how many. Suspends. */
 int segment_sweep(struct segments *ss, unsigned *ret_freed);
 /* Is there anything for segment_sweep to do? */

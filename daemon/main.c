@@ -1,0 +1,74 @@
+/* filmroomd: reads the settings, runs a node in the foreground until SIGTERM or SIGINT. */
+#include <stdio.h>
+#include <systemd/sd-daemon.h>
+
+#include "daemon/config.h"
+#include "daemon/node.h"
+#include "lib/base/err.h"
+#include "lib/base/log.h"
+#include "lib/dicom/dcm.h"
+#include "lib/rt/env_uring.h"
+
+struct run {
+    struct env *env;
+    const struct config *config;
+    int result;
+};
+
+static void run_node(void *arg)
+{
+    struct run *r = arg;
+    struct node *node;
+
+    r->result = node_start(r->env, r->config, &node);
+    if (r->result < 0)
+        return;
+    puts("ready");
+    fflush(stdout);
+    (void)sd_notify(0, "READY=1");
+    env_wait_stop(r->env);
+    (void)sd_notify(0, "STOPPING=1");
+    log_info("main", "stopping");
+    r->result = node_stop(node);
+}
+
+static int run_daemon(const struct config *config)
+{
+    struct run r = {.config = config};
+    struct env_uring_options options = {0};
+    int rc = env_uring_new(&options, &r.env);
+
+    if (rc < 0) {
+        log_error("main", "io_uring is not to be had: a kernel of 5.19 or newer is needed, and "
+                          "kernel.io_uring_disabled must be 0 error=%s",
+                  err_name(rc));
+        return 1;
+    }
+    env_run(r.env, run_node, &r);
+    env_free(r.env);
+    return r.result < 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct config config;
+    struct strbuf message = STRBUF_INIT;
+    int verdict = config_load(argc, argv, &config, &message), rc;
+
+    if (verdict != CONFIG_RUN) {
+        fprintf(verdict == CONFIG_TELL ? stdout : stderr, "%s", message.data);
+        strbuf_free(&message);
+        return verdict == CONFIG_TELL ? 0 : 2;
+    }
+    strbuf_free(&message);
+    log_set_level(config.log_level);
+    rc = dcm_init();
+    if (rc < 0) {
+        log_error("main", "DCMTK's data dictionary is missing: install the package dcmtk-data "
+                          "or set DCMDICTPATH");
+        return 1;
+    }
+    rc = run_daemon(&config);
+    config_free(&config);
+    return rc;
+}
