@@ -11,6 +11,9 @@
  * The raw request target is only shown to the URI callback, before the headers are parsed; it waits
  * in the connection's `struct conn` for the request to begin.
  *
+ * The library resets connections over its limit. Ours is SPARE_CONNECTIONS lower, and the requests
+ * of a connection over it are answered with 503: only a flood is reset.
+ *
  * Stopping: no more accepts, new requests on kept connections are refused, running ones get
  * STOP_GRACE to finish, then their sockets are shut down. MHD_stop_daemon joins the threads, and
  * these may sit in env_call waiting for the loop: so it runs on a thread of its own, never on the
@@ -44,6 +47,7 @@
 #define STOP_GRACE_NS       (5 * ENV_NS_PER_S)
 #define STOP_POLL_NS        (5 * ENV_NS_PER_MS)
 #define DEFAULT_CONNECTIONS 128
+#define SPARE_CONNECTIONS   32 /* beyond the cap, to be told so */
 #define DEFAULT_TIMEOUT_S   60
 #define DEFAULT_BODY_MAX    (1u << 20)
 
@@ -55,6 +59,8 @@ struct httpd {
     const char *server;
     uint64_t body_max;
     struct env_addr addr;
+    unsigned max_connections;
+    atomic_uint connections;
     atomic_uint active; /* exchanges between on_access and on_completed */
     atomic_bool stopping;
 };
@@ -62,6 +68,7 @@ struct httpd {
 /* One connection. */
 struct conn {
     char *target;
+    bool over; /* one too many: its requests are refused */
 };
 
 struct reply_header {
@@ -84,6 +91,14 @@ struct httpd_req {
     void *state;
     char peer[80];
 };
+
+static struct conn *conn_of(struct MHD_Connection *mhd)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+
+    return info ? info->socket_context : NULL;
+}
 
 /* ---- The request ----------------------------------------------------------------------------- */
 
@@ -238,7 +253,7 @@ static void reply_with(struct httpd_req *r, unsigned status, const char *content
         CHECK(MHD_add_response_header(resp, "Content-Type", content_type) == MHD_YES);
     if (r->s->server)
         CHECK(MHD_add_response_header(resp, "Server", r->s->server) == MHD_YES);
-    if (atomic_load(&r->s->stopping))
+    if (atomic_load(&r->s->stopping) || conn_of(r->mhd)->over)
         CHECK(MHD_add_response_header(resp, "Connection", "close") == MHD_YES);
     for (size_t i = 0; i < r->header_count; i++)
         if (r->headers[i].value[0])
@@ -375,24 +390,18 @@ void httpd_reply_error(struct httpd_req *r, int err)
 
 /* ---- One exchange ---------------------------------------------------------------------------- */
 
-static struct conn *conn_of(struct MHD_Connection *mhd)
-{
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
-
-    return info ? info->socket_context : NULL;
-}
-
 static void on_connection(void *cls, struct MHD_Connection *mhd, void **socket_context,
                           enum MHD_ConnectionNotificationCode code)
 {
     struct conn *c = *socket_context;
+    struct httpd *s = cls;
 
-    (void)cls;
     (void)mhd;
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
-        *socket_context = mem_zalloc(sizeof(*c));
+        *socket_context = c = mem_zalloc(sizeof(*c));
+        c->over = atomic_fetch_add(&s->connections, 1) >= s->max_connections;
     } else if (c) {
+        atomic_fetch_sub(&s->connections, 1);
         mem_free(c->target);
         mem_free(c);
         *socket_context = NULL;
@@ -479,7 +488,7 @@ static void refuse_malformed(struct httpd_req *r)
     struct conn *c = conn_of(r->mhd);
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(r->mhd, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
-    int err = httpd_uri_parse(c && c->target ? c->target : "", &r->uri);
+    int err = httpd_uri_parse(c->target ? c->target : "", &r->uri);
 
     if (err == ERR_TOOBIG)
         httpd_reply_text(r, 414, "The request target is longer than %d bytes.", HTTPD_URI_MAX);
@@ -492,6 +501,8 @@ static void refuse_malformed(struct httpd_req *r)
         httpd_reply_text(r, 400, "The request target is not a valid, percent-encoded URI.");
     else if (atomic_load(&r->s->stopping))
         httpd_reply_error(r, ERR_SHUTDOWN);
+    else if (c->over)
+        httpd_reply_error(r, ERR_OVERLOAD);
 }
 
 /* True when the body is on its way and can be dropped, so that the answer is read. */
@@ -603,7 +614,7 @@ static void on_panic(void *cls, const char *file, unsigned line, const char *rea
 
 static struct MHD_Daemon *start_mhd(struct httpd *s, const struct httpd_config *cfg, int fd)
 {
-    unsigned connections = cfg->max_connections ? cfg->max_connections : DEFAULT_CONNECTIONS;
+    unsigned connections = s->max_connections + SPARE_CONNECTIONS;
     unsigned timeout = cfg->idle_timeout_s ? cfg->idle_timeout_s : DEFAULT_TIMEOUT_S;
     /* The logger comes first, for what is said about the others. */
     struct MHD_OptionItem options[] = {
@@ -642,6 +653,7 @@ int httpd_start(struct env *env, const struct httpd_config *cfg, const struct ht
     s->h = h;
     s->ctx = ctx;
     s->server = cfg->server;
+    s->max_connections = cfg->max_connections ? cfg->max_connections : DEFAULT_CONNECTIONS;
     s->body_max = cfg->body_max ? cfg->body_max : DEFAULT_BODY_MAX;
     s->addr = addr;
     s->mhd = start_mhd(s, cfg, fd);

@@ -49,7 +49,7 @@ struct httpd_handler {
 
 struct httpd_config {
     struct env_addr addr;     /* "tcp:HOST:PORT" (0: picks one) or "unix:/path" (mode 0600) */
-    unsigned max_connections; /* 0: 128; more wait in the listen queue */
+    unsigned max_connections; /* 0: 128; requests on more are answered with 503 */
     unsigned idle_timeout_s;  /* 0: 60; of a connection on which nothing moves */
     uint64_t body_max;        /* bytes of a request body, until httpd_set_body_max; 0: 1 MiB */
     const char *server;       /* Server: header, constant text; NULL: none */

@@ -18,6 +18,7 @@
 
 #define VALUE_MAX 4096 /* bytes of a match value */
 
+#define TAG_CHARSET      0x00080005u
 #define TAG_AVAILABILITY 0x00080056u
 #define TAG_MODALITY     0x00080060u
 #define TAG_MODALITIES   0x00080061u
@@ -490,8 +491,14 @@ static void drop_extras(struct extra *extras, size_t count, uint32_t tag)
             extras[i].used = true;
 }
 
+/* Values are UTF-8, whatever the instance was written in (PS3.18 section F.2.1). */
+static const struct object_attr utf8_attr = {
+    .tag = TAG_CHARSET, .vr = "CS", .len = 10, .value = "ISO_IR 192"};
+
 static void emit_attr(struct strbuf *out, bool *first, const struct object_attr *a)
 {
+    if (a->tag == TAG_CHARSET)
+        a = &utf8_attr;
     if (!*first)
         strbuf_addc(out, ',');
     *first = false;

@@ -28,9 +28,11 @@ static bool host_ok(const char *host)
 
 void web_base(const struct httpd_req *r, struct strbuf *out)
 {
-    const char *host = httpd_header(r, "Host");
+    const char *host = httpd_header(r, "Host"), *proto = httpd_header(r, "X-Forwarded-Proto");
+    bool tls = proto && strcmp(proto, "https") == 0; /* said by the proxy that ends TLS for us */
 
-    strbuf_addf(out, "http://%s/" WEB_PREFIX, host && host_ok(host) ? host : "localhost");
+    strbuf_addf(out, "%s://%s/" WEB_PREFIX, tls ? "https" : "http",
+                host && host_ok(host) ? host : "localhost");
 }
 
 void web_fail(struct httpd_req *r, int err)

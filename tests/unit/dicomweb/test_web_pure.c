@@ -467,9 +467,10 @@ static void test_qido_args(void **state)
 static void test_qido_row(void **state)
 {
     static const struct object_attr attrs[] = {
-        ATTR(0x00080020, "DA", "20200101"),  ATTR(0x00081030, "LO", "Head"),
-        ATTR(0x00100010, "PN", "Doe^\"J\""), ATTR(0x00101010, "AS", "040Y"),
-        ATTR(0x0020000d, "UI", "1.2"),       ATTR(0x00201208, "IS", "3"),
+        ATTR(0x00080005, "CS", "ISO_IR 100"), ATTR(0x00080020, "DA", "20200101"),
+        ATTR(0x00081030, "LO", "Head"),       ATTR(0x00100010, "PN", "Doe^\"J\""),
+        ATTR(0x00101010, "AS", "040Y"),       ATTR(0x0020000d, "UI", "1.2"),
+        ATTR(0x00201208, "IS", "3"),
     };
     static const struct object_row row = {.level = OBJECT_STUDY,
                                           .study_uid = "1.2",
@@ -493,6 +494,8 @@ static void test_qido_row(void **state)
     assert_non_null(strstr(out.data, "\"0020000D\":{\"vr\":\"UI\",\"Value\":[\"1.2\"]}"));
     assert_non_null(strstr(out.data, "\"00100040\":{\"vr\":\"CS\"}")); /* required, unknown */
     assert_null(strstr(out.data, "00101010"));                         /* not asked for */
+    assert_non_null(strstr(out.data, "ISO_IR 192"));                   /* JSON is UTF-8 */
+    assert_null(strstr(out.data, "ISO_IR 100"));
     /* Each once, in tag order. */
     for (const char *p = out.data; (p = strstr(p, "\":{\"vr\"")) != NULL; p++) {
         uint32_t tag = (uint32_t)strtoul(p - 8, NULL, 16);

@@ -473,6 +473,32 @@ static void test_gone(void **state)
     unserve(s);
 }
 
+/* Past the cap, requests are refused in words; when a connection ends, the next is served. */
+static void test_connection_cap(void **state)
+{
+    struct httpd_config cfg = {.addr = {"tcp:127.0.0.1:0"}, .max_connections = 4};
+    struct httpd *s;
+    struct strbuf a;
+    int idle[4];
+
+    (void)state;
+    assert_int_equal(httpd_start(NULL, &cfg, &echo, NULL, &s), 0);
+    for (int i = 0; i < 4; i++)
+        idle[i] = dial(s);
+    for (int i = 0; i < 50; i++) {
+        a = ask(s, "GET /late HTTP/1.1\r\nHost: x\r\n\r\n"); /* closed after the answer */
+        assert_memory_equal(a.data, "HTTP/1.1 503", 12);
+        assert_non_null(strstr(a.data, "Retry-After: "));
+        strbuf_free(&a);
+    }
+    close(idle[0]);
+    usleep(100000);
+    expect_status(s, "GET /late HTTP/1.1\r\n" CLOSE, 200);
+    for (int i = 1; i < 4; i++)
+        close(idle[i]);
+    unserve(s);
+}
+
 static void test_unix(void **state)
 {
     struct httpd_config cfg = {0};
@@ -576,11 +602,17 @@ static void test_stop_waits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_uri),        cmocka_unit_test(test_uri_refused),
-        cmocka_unit_test(test_echo),       cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_garbage),    cmocka_unit_test(test_answer_before_end),
-        cmocka_unit_test(test_continue),   cmocka_unit_test(test_streams),
-        cmocka_unit_test(test_gone),       cmocka_unit_test(test_unix),
+        cmocka_unit_test(test_uri),
+        cmocka_unit_test(test_uri_refused),
+        cmocka_unit_test(test_echo),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_garbage),
+        cmocka_unit_test(test_answer_before_end),
+        cmocka_unit_test(test_continue),
+        cmocka_unit_test(test_streams),
+        cmocka_unit_test(test_gone),
+        cmocka_unit_test(test_unix),
+        cmocka_unit_test(test_connection_cap),
         cmocka_unit_test(test_stop_waits),
     };
 
