@@ -5,7 +5,8 @@
  *
  * Memory is bounded: request buffers come out of max_bytes for all connections together, after the
  * first NBD_RESERVE of each, so that slow clients cannot starve the others; a connection that is at
- * a limit is simply not read from until a request ends.
+ * a limit is simply not read from until a request ends. Besides, a connection has a receive buffer
+ * of 256 KiB, and up to 32 MiB of freed request buffers are kept for the next ones.
  */
 #pragma once
 

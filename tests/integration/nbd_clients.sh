@@ -437,6 +437,10 @@ if trouble or rounds < 50 or i < len(sessions):
     sys.exit(f"the witness: {trouble}, {rounds} rounds beside {i} sessions of noise")
 print(f"  # {rounds} rounds beside {i} sessions of noise")
 PYTHON
+    for peer in tcp:127.0.0.1: unix:pid=; do
+        grep -q "broke the protocol .*peer=$peer" "$dir/data.log" ||
+            fail "the log does not tell of a peer $peer who broke the protocol"
+    done
 }
 
 # The volume that a client has open cannot be deleted; then it can.
