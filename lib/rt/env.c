@@ -151,6 +151,13 @@ int env_trim(struct env_file *f, uint64_t off, uint64_t len)
     return env_io_run(&io, 1);
 }
 
+int env_reserve(struct env_file *f, uint64_t off, uint64_t len)
+{
+    struct env_io io = {.kind = ENV_RESERVE, .file = f, .off = off, .len = len};
+
+    return env_io_run(&io, 1);
+}
+
 int env_resize(struct env_file *f, uint64_t size)
 {
     struct env_io io = {.kind = ENV_RESIZE, .file = f, .off = size};

@@ -65,7 +65,7 @@ int env_file_size(struct env_file *f, uint64_t *ret_size); /* of a block device 
 int env_mkdir(struct env *env, const char *path); /* mode 0700, durable; an existing one is fine */
 int env_unlink(struct env *env, const char *path);
 
-enum env_io_kind { ENV_READ, ENV_WRITE, ENV_SYNC, ENV_TRIM, ENV_RESIZE };
+enum env_io_kind { ENV_READ, ENV_WRITE, ENV_SYNC, ENV_TRIM, ENV_RESIZE, ENV_RESERVE };
 
 /* One file operation. The struct and the buffer are the caller's and stay put until done is called.
  *
@@ -75,6 +75,8 @@ enum env_io_kind { ENV_READ, ENV_WRITE, ENV_SYNC, ENV_TRIM, ENV_RESIZE };
  *   SYNC   every WRITE that was done before the SYNC was started is durable when it is done.
  *   TRIM   the range reads as zeroes afterwards and its space is given back where the file system
  *          can; not durable before a SYNC.
+ *   RESERVE has the file system find the range's space now, so that writes to it later are cheap to
+ *          make durable; content and size stay as they are. A no-op where there is nothing to find.
  *   RESIZE sets the file's size to `off` (sparse growth); not for devices.
  *
  * Without dsync or SYNC a write may be kept, lost or torn at 512-byte borders in any order at a
@@ -106,6 +108,7 @@ int env_pwrite(struct env_file *f, const void *buf, size_t len, uint64_t off, bo
 int env_sync(struct env_file *f);
 int env_trim(struct env_file *f, uint64_t off, uint64_t len);
 int env_resize(struct env_file *f, uint64_t size);
+int env_reserve(struct env_file *f, uint64_t off, uint64_t len); /* ERR_NOSPC: there is none */
 
 /* ---- Sockets -------------------------------------------------------------------------------- */
 

@@ -240,6 +240,8 @@ static int64_t op_result(struct sim_file *f, const struct sim_op *op)
         return op_write(f, op, faults);
     case ENV_SYNC:
         return op_sync(f, op, faults);
+    case ENV_RESERVE:
+        return 0; /* simulated media never lack space */
     case ENV_TRIM:
     case ENV_RESIZE:
         break;

@@ -146,6 +146,7 @@ static void image_change(struct sim_image *img, enum env_io_kind kind, const uin
         break;
     case ENV_READ:
     case ENV_SYNC:
+    case ENV_RESERVE:
         check_fail(__FILE__, __LINE__, "not a change");
     }
 }

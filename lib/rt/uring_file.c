@@ -1,6 +1,6 @@
 /* Files of the io_uring env.
  *
- * READ, WRITE, SYNC and TRIM go through the ring; what the ring does not do everywhere (open,
+ * READ, WRITE, SYNC, TRIM and RESERVE go through the ring; what the ring does not do everywhere (open,
  * mkdir, unlink, resize, the slow forms of TRIM) runs on the lane for blocking system calls. The
  * bookkeeping of an operation lives in the private part of the caller's struct env_io: nothing is
  * allocated.
@@ -87,6 +87,9 @@ static void file_prep(struct uring_op *op, struct io_uring_sqe *sqe)
         io_uring_prep_fallocate(sqe, f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                 (off_t)io->off, (off_t)io->len);
         break;
+    case ENV_RESERVE:
+        io_uring_prep_fallocate(sqe, f->fd, FALLOC_FL_KEEP_SIZE, (off_t)io->off, (off_t)io->len);
+        break;
     case ENV_RESIZE:
         check_fail(__FILE__, __LINE__, "not an operation of the ring");
     }
@@ -141,6 +144,8 @@ static void file_done(struct uring_op *op, int res)
     if (res < 0) {
         if (io->kind == ENV_TRIM && res == -EOPNOTSUPP)
             file_trim_slowly(io);
+        else if (io->kind == ENV_RESERVE && (res == -EOPNOTSUPP || res == -ENODEV))
+            file_end(io, 0); /* a device, or a file system that cannot: nothing to reserve */
         else
             file_end(io, err_from_errno(-res));
         return;

@@ -420,13 +420,33 @@ static void fragment_header(const struct segments *ss, const struct segment *s, 
     memcpy(b->data, &f, sizeof(f));
 }
 
+/* Has the file systems under file-backed drives find the slots' space: a durable write into a hole
+ * would wait for their journals, each time. */
+static int fragments_reserve(struct segments *ss, const struct segment *s)
+{
+    struct env_io ios[FORMAT_COLS_MAX];
+    unsigned n = s->k + s->m;
+
+    for (unsigned i = 0; i < n; i++)
+        drive_io_prepare(&ss->ds->drives[s->drive[i]], &ios[i], ENV_RESERVE, NULL,
+                         ss->ds->super.slot_size, segment_column_off(ss, s, i));
+    (void)env_io_run(ios, n); /* only a lack of space matters here; other errors come back on write */
+    for (unsigned i = 0; i < n; i++)
+        if (ios[i].result == ERR_NOSPC)
+            return ERR_NOSPC;
+    return 0;
+}
+
 /* Writes the headers of all fragments; puts out drives that fail. */
 static int fragments_write(struct segments *ss, const struct segment *s)
 {
     struct env_io ios[FORMAT_COLS_MAX];
     struct buf *bufs[FORMAT_COLS_MAX];
     unsigned n = s->k + s->m;
-    int rc = 0;
+    int rc = fragments_reserve(ss, s);
+
+    if (rc < 0)
+        return rc;
 
     for (unsigned i = 0; i < n; i++) {
         bufs[i] = buf_new(FORMAT_UNIT);
