@@ -18,6 +18,7 @@
 #define PARTITION_INGEST      (128u << 20)
 
 static const struct kv_slice partition_lsn_key = {"lsn", 3};
+static const struct kv_slice partition_trim_key = {"trim", 4};
 static const struct kv_slice partition_store_key = {"store", 5};
 
 /* ---- Submitting ---- */
@@ -215,19 +216,35 @@ static void partition_applier(void *arg)
 
 /* ---- Background work ---- */
 
+/* Makes the state durable and lets go of the journal before it.
+ *
+ * How far is settled before the flush, the overlay's oldest write included. A write that is drained
+ * while the flush runs leaves the overlay, but its mapping may have come too late for the flush: the
+ * mapping's record is then replayed, and takes effect only if the write is replayed before it.
+ *
+ * Not every record leaves a trace in the KV store (writes to the overlay do not), so the last LSN
+ * found there does not tell how much of the journal may be missing: the note does. */
 static int partition_checkpoint(struct partition *p)
 {
+    struct kv_batch *note = kv_batch_new();
     uint64_t upto, oldest;
+    uint8_t value[8];
     int rc;
 
     fiber_mutex_lock(&p->checkpoint_lock);
     upto = p->processed_lsn + 1;
-    rc = kv_flush(p->kv);
-    if (rc == 0) {
-        oldest = volumes_oldest_lsn(p->volumes);
-        rc = journal_trim(p->journal, oldest < upto ? oldest : upto);
-    }
+    oldest = volumes_oldest_lsn(p->volumes);
+    if (oldest < upto)
+        upto = oldest;
+    codec_put_le64(value, upto);
+    kv_batch_put(note, KV_META, partition_trim_key, (struct kv_slice){value, 8});
+    rc = kv_write(p->kv, note);
+    if (rc == 0)
+        rc = kv_flush(p->kv);
+    if (rc == 0)
+        rc = journal_trim(p->journal, upto);
     fiber_mutex_unlock(&p->checkpoint_lock);
+    kv_batch_free(note);
     return rc;
 }
 
@@ -323,9 +340,22 @@ int partition_format(struct env *env, struct kv *kv, const struct driveset_param
 
 /* ---- Opening ---- */
 
+static int load_lsn(struct partition *p, struct kv_slice key, uint64_t *lsn)
+{
+    MEM_AUTO void *value = NULL;
+    size_t len;
+    int rc = kv_get(p->kv, KV_META, key, &value, &len);
+
+    if (rc == ERR_NOENT)
+        return 0;
+    if (rc == 0 && len == 8)
+        *lsn = codec_get_le64(value);
+    return rc;
+}
+
 static int load_identity(struct partition *p)
 {
-    MEM_AUTO void *value = NULL, *lsn = NULL;
+    MEM_AUTO void *value = NULL;
     size_t len;
     int rc = kv_get(p->kv, KV_META, partition_store_key, &value, &len);
 
@@ -333,11 +363,9 @@ static int load_identity(struct partition *p)
         return rc == ERR_NOENT ? ERR_KV : rc;
     if (len != 16 || memcmp(value, p->ds->super.store_uuid, 16) != 0)
         return ERR_KV; /* the KV store belongs to other drives */
-    rc = kv_get(p->kv, KV_META, partition_lsn_key, &lsn, &len);
-    if (rc == ERR_NOENT)
-        return 0;
-    if (rc == 0 && len == 8)
-        p->applied_lsn = codec_get_le64(lsn);
+    rc = load_lsn(p, partition_lsn_key, &p->applied_lsn);
+    if (rc == 0)
+        rc = load_lsn(p, partition_trim_key, &p->trim_lsn);
     return rc;
 }
 
@@ -388,7 +416,7 @@ static int partition_replay(struct partition *p, struct partition_start *start)
 {
     int rc;
 
-    if (p->ds->super.replay_lsn > p->applied_lsn + 1)
+    if (p->ds->super.replay_lsn > p->applied_lsn + 1 && p->ds->super.replay_lsn > p->trim_lsn)
         return ERR_KV; /* the KV store lacks records that the journal no longer has */
     rc = journal_replay(p->journal, replay_record, p, &start->replay);
     if (rc == 0 && journal_next_lsn(p->journal) <= p->applied_lsn)

@@ -19,6 +19,7 @@ struct partition {
 
     uint64_t applied_lsn;   /* last record in the KV store */
     uint64_t processed_lsn; /* last record seen */
+    uint64_t trim_lsn;      /* at start: the KV store needs no record before this one */
     int broken;
 
     struct list apply_queue; /* durable batches */
