@@ -77,6 +77,13 @@ static int study_load_recipe(struct study_object *so, const char *instance_uid)
     return chunkstore_pin(so->ss->p->chunks, ids, so->recipe.chunk_count, &so->pins);
 }
 
+/* The cutter keeps the Part 10 head and the header up to Pixel Data as one piece each; where that is
+ * not so, the hint is wrong and no harm done. */
+static uint64_t study_header_hint(const struct recipe *r)
+{
+    return r->piece_count > 2 ? (uint64_t)r->pieces[0].len + r->pieces[1].len : 0;
+}
+
 static int study_open(struct object_store *os, const char *study_uid, const char *series_uid,
                       const char *instance_uid, struct object **ret_object)
 {
@@ -111,6 +118,7 @@ static int study_open(struct object_store *os, const char *study_uid, const char
         study_close(&so->face);
         return rc;
     }
+    so->row->rows[0].header_hint = study_header_hint(&so->recipe);
     *ret_object = &so->face;
     return 0;
 }

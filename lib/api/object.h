@@ -47,6 +47,9 @@ struct object_row {
     uint64_t bytes;       /* Part 10 bytes, summed at the upper levels */
     uint64_t stored_ns;   /* wall clock of the last store in it */
     uint64_t dataset_off; /* instances only */
+    /* Of an open instance's row: bytes up to Pixel Data, which are read without touching pixels.
+     * A hint, 0 where it is not known. */
+    uint64_t header_hint;
     const struct object_attr *attrs;
     size_t attr_count;
 };

@@ -230,6 +230,8 @@ static int head_read(struct head_call *c)
     int r;
 
     c->h->bytes_total = row->bytes;
+    if (row->header_hint > 0 && row->header_hint < HEAD_SMALL)
+        want = (size_t)row->header_hint;
     for (;; want *= 4) {
         r = head_grow(c, want);
         if (r == 0)
