@@ -7,8 +7,9 @@
  * lock, only until DCMTK has picked the socket up, which it tells by asking the transport layer for
  * a connection (createConnection). With that global set the network object does not listen at all.
  *
- * Data sets pass through DIMSE_receiveDataSetInFile, which puts each PDV's bytes into a stream
- * without a look at them; the stream's end is the handler. They are never parsed here.
+ * Data sets are taken PDV by PDV from the upper layer and never parsed here. (DCMTK's own function
+ * for that refuses fragments of odd length. So does the standard, PS3.8 section 9.3.5.1, but
+ * senders of deflated and of broken data sets exist.)
  *
  * Transfer syntaxes that DCMTK has not heard of can be carried just as well, but it refuses to send
  * even the response (a command, which is always in implicit VR) in such a context. So once the
@@ -28,6 +29,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -92,78 +94,26 @@ class Layer : public DcmTransportLayer
     }
 };
 
-/* ---- Data sets -------------------------------------------------------------------------- */
-
-class HandlerConsumer : public DcmConsumer
-{
-  public:
-    HandlerConsumer(const struct scp_handler *h, void *c) : handler(h), ctx(c)
-    {
-    }
-    OFBool good() const override
-    {
-        return OFTrue;
-    }
-    OFCondition status() const override
-    {
-        return EC_Normal;
-    }
-    OFBool isFlushed() const override
-    {
-        return OFTrue;
-    }
-    offile_off_t avail() const override
-    {
-        return 1 << 30;
-    }
-    offile_off_t write(const void *p, offile_off_t n) override
-    {
-        if (n > 0)
-            handler->store_data(ctx, p, (size_t)n);
-        return n;
-    }
-    void flush() override
-    {
-    }
-
-  private:
-    const struct scp_handler *handler;
-    void *ctx;
-};
-
-/* DcmOutputStream takes its consumer in the constructor, hence the base that comes first. */
-struct ConsumerBase {
-    HandlerConsumer consumer;
-};
-
-class HandlerStream : private ConsumerBase, public DcmOutputStream
-{
-  public:
-    HandlerStream(const struct scp_handler *h, void *c)
-        : ConsumerBase{HandlerConsumer(h, c)}, DcmOutputStream(&consumer)
-    {
-    }
-};
-
 /* ---- One association -------------------------------------------------------------------- */
 
 class Association
 {
   public:
-    Association(const struct scp_options *o, const struct scp_handler *h, void *c)
-        : options(o), handler(h), ctx(c)
+    Association(int fd, const struct scp_options *o, const struct scp_handler *h, void *c)
+        : fd(fd), options(o), handler(h), ctx(c)
     {
     }
     ~Association()
     {
         if (assoc) {
-            ASC_dropSCPAssociation(assoc, 1);
+            if (!aborted)
+                ASC_dropSCPAssociation(assoc, 1);
             ASC_destroyAssociation(&assoc);
         }
         if (network)
             ASC_dropNetwork(&network);
     }
-    enum scp_end serve(int fd, bool *ret_taken, std::string &detail);
+    enum scp_end serve(int own, bool *ret_taken, std::string &detail);
 
   private:
     enum scp_end negotiate(std::string &detail);
@@ -176,7 +126,10 @@ class Association
     OFCondition store(T_ASC_PresentationContextID id, T_DIMSE_C_StoreRQ &request);
     OFCondition data_set(T_ASC_PresentationContextID id);
     enum scp_end end_of(const OFCondition &cond, std::string &detail);
+    void abort();
 
+    int fd;               /* the caller's, good to the end; DCMTK closes its own when it likes */
+    bool aborted = false; /* by us */
     const struct scp_options *options;
     const struct scp_handler *handler;
     void *ctx;
@@ -185,6 +138,22 @@ class Association
     struct scp_peer peer = {};
     std::map<T_ASC_PresentationContextID, std::string> syntaxes; /* as negotiated */
 };
+
+/* An A-ABORT by hand: DCMTK's own waits for as long as the handshake may take until the peer has
+ * closed. Here the peer gets a second to take note, then the socket goes. */
+void Association::abort()
+{
+    static const unsigned char pdu[] = {DUL_TYPEABORT, 0, 0, 0, 0, 4, 0, 0, 0, 0};
+    char waste[4096];
+    struct pollfd p = {fd, POLLIN, 0};
+
+    aborted = true;
+    if (send(fd, pdu, sizeof(pdu), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+        return;
+    shutdown(fd, SHUT_WR);
+    for (int i = 0; i < 64 && poll(&p, 1, 1000) > 0 && recv(fd, waste, sizeof(waste), 0) > 0; i++)
+        continue;
+}
 
 enum scp_end Association::reject(T_ASC_RejectParametersResult result,
                                  T_ASC_RejectParametersSource source,
@@ -219,14 +188,15 @@ void Association::choose(int position)
 
 void Association::disguise()
 {
-    LST_HEAD **list = &assoc->params->DULparams.acceptedPresentationContext;
+    /* An acceptor looks contexts up in this list, not in that of the accepted ones. */
+    LST_HEAD **list = &assoc->params->DULparams.requestedPresentationContext;
     DUL_PRESENTATIONCONTEXT *pc;
 
     if (!*list)
         return;
-    pc = (DUL_PRESENTATIONCONTEXT *)LST_Head(list);
-    (void)LST_Position(list, (LST_NODE *)pc);
-    for (; pc; pc = (DUL_PRESENTATIONCONTEXT *)LST_Next(list)) {
+    pc = static_cast<DUL_PRESENTATIONCONTEXT *>(LST_Head(list));
+    (void)LST_Position(list, pc);
+    for (; pc; pc = static_cast<DUL_PRESENTATIONCONTEXT *>(LST_Next(list))) {
         if (DcmXfer(pc->acceptedTransferSyntax).getXfer() == EXS_Unknown)
             OFStandard::strlcpy(pc->acceptedTransferSyntax, UID_LittleEndianImplicitTransferSyntax,
                                 sizeof(pc->acceptedTransferSyntax));
@@ -279,13 +249,15 @@ enum scp_end Association::end_of(const OFCondition &cond, std::string &detail)
         ASC_acknowledgeRelease(assoc);
         return SCP_RELEASED;
     }
+    if (handler->stopping(ctx)) { /* woken by scp_wake, which looks like the peer's end */
+        abort();
+        return SCP_STOPPED;
+    }
     if (cond == DUL_PEERABORTEDASSOCIATION)
         return SCP_ABORTED;
     detail = cond.text() ? cond.text() : "";
-    ASC_abortAssociation(assoc);
-    if (handler->stopping(ctx))
-        return SCP_STOPPED;
-    return cond == DIMSE_NODATAAVAILABLE ? SCP_TIMED_OUT : SCP_BROKEN;
+    abort();
+    return cond == DIMSE_NODATAAVAILABLE || cond == DUL_READTIMEOUT ? SCP_TIMED_OUT : SCP_BROKEN;
 }
 
 enum scp_end Association::messages(std::string &detail)
@@ -295,7 +267,7 @@ enum scp_end Association::messages(std::string &detail)
         T_DIMSE_Message msg = {};
 
         if (handler->stopping(ctx)) {
-            ASC_abortAssociation(assoc);
+            abort();
             return SCP_STOPPED;
         }
         OFCondition cond = DIMSE_receiveCommand(assoc, DIMSE_NONBLOCKING, (int)options->idle_s, &id,
@@ -320,12 +292,23 @@ OFCondition Association::message(T_ASC_PresentationContextID id, T_DIMSE_Message
 
 OFCondition Association::data_set(T_ASC_PresentationContextID id)
 {
-    HandlerStream stream(handler, ctx);
-    T_ASC_PresentationContextID data_id = id;
-    OFCondition cond = DIMSE_receiveDataSetInFile(assoc, DIMSE_NONBLOCKING, (int)options->dimse_s,
-                                                  &data_id, &stream, nullptr, nullptr);
+    for (;;) {
+        DUL_PDV pdv = {};
 
-    return cond.good() && data_id != id ? DIMSE_BADMESSAGE : cond;
+        if (DUL_NextPDV(&assoc->DULassociation, &pdv).bad()) { /* the last PDU has no more */
+            OFCondition cond =
+                DUL_ReadPDVs(&assoc->DULassociation, nullptr, DUL_NOBLOCK, (int)options->dimse_s);
+            if (cond != DUL_PDATAPDUARRIVED)
+                return cond.good() ? DIMSE_BADMESSAGE : cond;
+            continue;
+        }
+        if (pdv.presentationContextID != id || pdv.pdvType != DUL_DATASETPDV)
+            return DIMSE_UNEXPECTEDPDVTYPE;
+        if (pdv.fragmentLength > 0)
+            handler->store_data(ctx, pdv.data, pdv.fragmentLength);
+        if (pdv.lastPDV)
+            return EC_Normal;
+    }
 }
 
 OFCondition Association::store(T_ASC_PresentationContextID id, T_DIMSE_C_StoreRQ &request)
@@ -354,11 +337,11 @@ OFCondition Association::store(T_ASC_PresentationContextID id, T_DIMSE_C_StoreRQ
                                    status.comment[0] ? &comment : nullptr);
 }
 
-enum scp_end Association::serve(int fd, bool *ret_taken, std::string &detail)
+enum scp_end Association::serve(int own, bool *ret_taken, std::string &detail)
 {
     OFCondition cond;
     {
-        Layer layer(fd, options->dimse_s);
+        Layer layer(own, options->dimse_s);
 
         dcmDisableGethostbyaddr.set(OFTrue); /* no name service in anyone's way */
         cond = ASC_initializeNetwork(NET_ACCEPTOR, 0, (int)options->acse_s, &network);
@@ -482,7 +465,7 @@ enum scp_end scp_serve(int fd, const struct scp_options *options, const struct s
     int own = fcntl(fd, F_DUPFD_CLOEXEC, 0); /* DCMTK closes its socket */
 
     try {
-        Association association(options, handler, ctx);
+        Association association(fd, options, handler, ctx);
 
         if (own >= 0)
             end = association.serve(own, &taken, detail);

@@ -18,8 +18,7 @@
 #include "proto/dimse/core.h"
 #include "proto/dimse/impl.h"
 
-/* ---- Hops: run on the loop while the thread waits
- * ------------------------------------------------- */
+/* ---- Hops: run on the loop while the thread waits --------------------------------------- */
 
 static void dimse_hop(struct dimse_association *a, fiber_fn fn)
 {
@@ -95,8 +94,7 @@ static void dimse_on_echo(void *arg)
     a->server->stats.echoes++;
 }
 
-/* ---- C-STORE
- * -------------------------------------------------------------------------------------- */
+/* ---- C-STORE ---------------------------------------------------------------------------- */
 
 static void dimse_store_data(void *ctx, const void *p, size_t n)
 {
@@ -157,8 +155,7 @@ static void dimse_store_end(void *ctx, bool complete, struct scp_status *ret_sta
     }
 }
 
-/* ---- The rest of the handler
- * ---------------------------------------------------------------------- */
+/* ---- The rest of the handler ------------------------------------------------------------ */
 
 static enum scp_verdict dimse_associate(void *ctx, const struct scp_peer *peer)
 {
@@ -193,8 +190,7 @@ static bool dimse_stopping(void *ctx)
     return atomic_load(&((struct dimse_association *)ctx)->server->stopping);
 }
 
-/* ---- Life
- * ----------------------------------------------------------------------------------------- */
+/* ---- Life ------------------------------------------------------------------------------- */
 
 static void dimse_log_end(const struct dimse_association *a, enum scp_end end, const char *detail)
 {

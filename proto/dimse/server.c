@@ -21,8 +21,7 @@
 #define DIMSE_REJECTING  8u /* threads beyond the cap that only reject */
 #define DIMSE_ACCEPT_NAP (100 * ENV_NS_PER_MS)
 
-/* ---- Accepting
- * ------------------------------------------------------------------------------------ */
+/* ---- Accepting -------------------------------------------------------------------------- */
 
 struct dimse_arrival {
     struct dimse_server *server;
@@ -93,8 +92,7 @@ static void dimse_acceptor_main(void *arg)
                    arg); /* the env waits for its threads */
 }
 
-/* ---- Start
- * ---------------------------------------------------------------------------------------- */
+/* ---- Start ------------------------------------------------------------------------------ */
 
 static unsigned dimse_default(unsigned value, unsigned otherwise)
 {
@@ -161,8 +159,7 @@ void dimse_server_stats(const struct dimse_server *s, struct dimse_stats *ret_st
     *ret_stats = s->stats;
 }
 
-/* ---- Stop
- * ----------------------------------------------------------------------------------------- */
+/* ---- Stop ------------------------------------------------------------------------------- */
 
 void dimse_server_stop(struct dimse_server *s)
 {

@@ -65,8 +65,7 @@ static void mem_instance_unref(struct mem_instance *in)
     mem_free(in);
 }
 
-/* ---- Storing ------------------------------------------------------------------------------------
- */
+/* ---- Storing ---------------------------------------------------------------------------- */
 
 static void mem_put_free(struct mem_put *p)
 {
@@ -220,8 +219,7 @@ static void mem_put_abort(struct object_put *put)
     mem_put_free((struct mem_put *)put);
 }
 
-/* ---- Rows ---------------------------------------------------------------------------------------
- */
+/* ---- Rows ------------------------------------------------------------------------------- */
 
 /* Rows under construction: value pointers are offsets in `text` until mem_rows_finish. */
 struct mem_rows {
@@ -390,8 +388,7 @@ static struct object_rows *mem_rows_finish(struct mem_rows *b, bool more)
     return out;
 }
 
-/* ---- Query --------------------------------------------------------------------------------------
- */
+/* ---- Query ------------------------------------------------------------------------------ */
 
 static bool mem_match_one(const struct object_match *m, const char *vr, const char *value)
 {
@@ -494,8 +491,7 @@ static int mem_query(struct object_store *os, const struct object_query *q,
     return 0;
 }
 
-/* ---- Reading and deleting
- * ------------------------------------------------------------------------ */
+/* ---- Reading and deleting --------------------------------------------------------------- */
 
 static int mem_open(struct object_store *os, const char *study_uid, const char *series_uid,
                     const char *instance_uid, struct object **ret_object)
