@@ -166,19 +166,22 @@ void web_list_free(struct web_list *l)
 
 struct head_call {
     struct dicomweb *w;
-    const char *study, *series, *instance;
-    struct web_head *h;
+    const struct web_item *item;
+    web_head_then then;
+    void *arg;
+    struct web_head h;
     struct object *o;
     struct dcm_head head;
     struct dcm_scan scan;
     bool head_done;
     int err;
+    struct fiber_group *group; /* of a batch */
 };
 
 /* Looks at what is there so far: 1 when it is enough, 0 when more is needed. */
 static int head_look(struct head_call *c)
 {
-    struct web_head *h = c->h;
+    struct web_head *h = &c->h;
     size_t at;
     int r;
 
@@ -201,7 +204,7 @@ static int head_look(struct head_call *c)
 
 static int head_grow(struct head_call *c, size_t want)
 {
-    struct web_head *h = c->h;
+    struct web_head *h = &c->h;
     size_t got;
     int r;
 
@@ -209,6 +212,8 @@ static int head_grow(struct head_call *c, size_t want)
         want = (size_t)h->bytes_total;
     if (want > OBJECT_HEADER_MAX)
         return ERR_TOOBIG;
+    if (want > HEAD_SMALL && c->group)
+        return ERR_AGAIN;
     if (want > HEAD_SMALL && !h->large) {
         fiber_sem_take(&c->w->large_heads, 1);
         h->large = true;
@@ -229,7 +234,7 @@ static int head_read(struct head_call *c)
     size_t want = HEAD_FIRST;
     int r;
 
-    c->h->bytes_total = row->bytes;
+    c->h.bytes_total = row->bytes;
     if (row->header_hint > 0 && row->header_hint < HEAD_SMALL)
         want = (size_t)row->header_hint;
     for (;; want *= 4) {
@@ -241,20 +246,9 @@ static int head_read(struct head_call *c)
     }
 }
 
-static void head_fiber(void *arg)
-{
-    struct head_call *c = arg;
-
-    c->err = object_open(c->w->os, c->study, c->series, c->instance, &c->o);
-    if (c->err < 0)
-        return;
-    c->err = head_read(c);
-    object_close(c->o);
-}
-
 static void head_finish(struct head_call *c)
 {
-    struct web_head *h = c->h;
+    struct web_head *h = &c->h;
     const struct dcm_scan *s = &c->scan;
 
     h->dataset_off = c->head.dataset_off;
@@ -272,22 +266,86 @@ static void head_finish(struct head_call *c)
     memcpy(h->syntax, c->head.transfer_syntax, sizeof(h->syntax));
 }
 
-int web_head_get(struct dicomweb *w, const char *study, const char *series, const char *instance,
+/* Of a head that came to nothing. */
+static void head_drop(struct head_call *c)
+{
+    mem_free(c->h.bytes);
+    if (c->h.large)
+        fiber_sem_give(&c->w->large_heads, 1);
+    c->h = (struct web_head){0};
+}
+
+static void head_fiber(void *arg)
+{
+    struct head_call *c = arg;
+    const struct web_item *it = c->item;
+    bool taken = false;
+
+    c->err = object_open(c->w->os, it->study, it->series, it->instance, &c->o);
+    if (c->err == 0)
+        c->err = head_read(c);
+    if (c->err == 0) {
+        head_finish(c);
+        if (c->then)
+            c->err = c->then(c->arg, c->o, &c->h);
+        taken = c->then && c->err == 0;
+    }
+    if (!taken)
+        object_close(c->o);
+    if (c->err < 0)
+        head_drop(c);
+    if (c->group)
+        fiber_group_done(c->group);
+}
+
+int web_head_get(struct dicomweb *w, const struct web_item *item, web_head_then then, void *arg,
                  struct web_head *ret_head)
 {
-    struct web_head h = {0};
-    struct head_call c = {.w = w, .study = study, .series = series, .instance = instance, .h = &h};
+    struct head_call c = {.w = w, .item = item, .then = then, .arg = arg};
     int r = env_call(w->env, "web-head", head_fiber, &c);
 
     if (r == 0)
         r = c.err;
-    if (r < 0) {
-        web_head_free(w, &h);
-        return r;
+    if (r == 0)
+        *ret_head = c.h;
+    return r;
+}
+
+struct heads_call {
+    struct head_call *calls;
+    size_t n;
+};
+
+static void heads_fiber(void *arg)
+{
+    struct heads_call *b = arg;
+    struct fiber_group group;
+
+    fiber_group_init(&group);
+    fiber_group_add(&group, b->n);
+    for (size_t i = 0; i < b->n; i++) {
+        b->calls[i].group = &group;
+        fiber_spawn(b->calls[i].w->env, "web-head", head_fiber, &b->calls[i]);
     }
-    head_finish(&c);
-    *ret_head = h;
-    return 0;
+    fiber_group_wait(&group);
+}
+
+void web_heads_get(struct dicomweb *w, const struct web_item *items, size_t n,
+                   struct web_head *ret_heads, int *ret_errs)
+{
+    struct heads_call b = {.calls = mem_calloc(n, sizeof(b.calls[0])), .n = n};
+    int r;
+
+    for (size_t i = 0; i < n; i++) {
+        b.calls[i].w = w;
+        b.calls[i].item = &items[i];
+    }
+    r = env_call(w->env, "web-heads", heads_fiber, &b);
+    for (size_t i = 0; i < n; i++) {
+        ret_errs[i] = r < 0 ? r : b.calls[i].err;
+        ret_heads[i] = b.calls[i].h;
+    }
+    mem_free(b.calls);
 }
 
 static void head_give(void *arg)

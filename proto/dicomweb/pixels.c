@@ -19,7 +19,8 @@
 
 #define SYNTAX_LITTLE "1.2.840.10008.1.2.1"
 #define SYNTAX_BIG    "1.2.840.10008.1.2.2"
-#define YIELD_EVERY   64 /* fragment heads read before others get a turn */
+#define SMALL         (1u << 20) /* bytes of an answer that is made before it is sent */
+#define YIELD_EVERY   64         /* fragment heads read before others get a turn */
 
 /* A text of `text`, or a range of the instance. */
 struct piece {
@@ -40,7 +41,8 @@ struct pixels {
     struct object *o; /* on the loop */
     uint32_t *wanted;
     size_t wanted_count, reads;
-    bool whole; /* native Pixel Data as one value, not by frames */
+    bool bulk;  /* Pixel Data as bulk data */
+    bool whole; /* native, as one value and not by frames */
     int err;
 };
 
@@ -80,9 +82,8 @@ static int read_all(void *arg, uint64_t off, void *buf, size_t len)
     return r < 0 ? r : got == len ? 0 : ERR_LOST;
 }
 
-static int find(struct pixels *p)
+static int find_frames(struct pixels *p, const struct web_head *h)
 {
-    const struct web_head *h = &p->head;
     struct frame_source src = {
         .read = read_all,
         .arg = p,
@@ -96,14 +97,12 @@ static int find(struct pixels *p)
         .bits_allocated = h->bits_allocated,
         .frames = h->frames,
     };
-    int r = object_open(p->w->os, p->route->study, p->route->series, p->route->instance, &p->o);
 
-    if (r < 0)
-        return r;
-    if (object_get_row(p->o)->bytes != h->bytes_total)
-        return ERR_BUSY; /* replaced since its head was read */
-    if (!p->whole)
-        return frames_find(&src, p->wanted, p->wanted_count, &p->list);
+    return frames_find(&src, p->wanted, p->wanted_count, &p->list);
+}
+
+static int find_whole(struct pixels *p, const struct web_head *h)
+{
     if (h->pixel_off > h->bytes_total || h->pixel_len > h->bytes_total - h->pixel_off)
         return ERR_FORMAT;
     p->list.segments = mem_zalloc(sizeof(p->list.segments[0]));
@@ -112,7 +111,9 @@ static int find(struct pixels *p)
     return 0;
 }
 
-static void find_fiber(void *arg)
+/* Goes on with the head that was read: where are the frames? What it finds, or that it finds
+ * nothing, goes to p->err; the instance stays open for reading them. */
+static int find(void *arg, struct object *o, const struct web_head *h)
 {
     struct pixels *p = arg;
     uint8_t raw[16];
@@ -120,19 +121,23 @@ static void find_fiber(void *arg)
     env_random(p->w->env, raw, sizeof(raw));
     for (size_t i = 0; i < sizeof(raw); i++)
         snprintf(p->boundary + 2 * i, 3, "%02x", raw[i]);
-    p->err = find(p);
+    p->o = o;
+    p->whole = p->bulk && !h->encapsulated;
+    if (h->has_pixels && strcmp(h->syntax, SYNTAX_BIG) != 0)
+        p->err = p->whole ? find_whole(p, h) : find_frames(p, h);
+    return 0;
 }
 
 struct fill {
     struct pixels *p;
     uint8_t *buf;
     size_t len, done;
+    bool last; /* there will be no other fill: close the instance */
     int err;
 };
 
-static void fill_fiber(void *arg)
+static void fill(struct fill *f)
 {
-    struct fill *f = arg;
     struct pixels *p = f->p;
 
     while (f->done < f->len && p->next < p->piece_count) {
@@ -156,15 +161,34 @@ static void fill_fiber(void *arg)
     }
 }
 
-static int64_t pixels_read(void *arg, uint64_t off, void *buf, size_t len)
+static void fill_fiber(void *arg)
 {
-    struct fill f = {.p = arg, .buf = buf, .len = len};
-    int r = env_call(f.p->w->env, "web-frames", fill_fiber, &f);
+    struct fill *f = arg;
 
-    (void)off;
+    fill(f);
+    if (f->last)
+        close_fiber(f->p);
+}
+
+static int64_t pixels_fill(struct pixels *p, void *buf, size_t len, bool last)
+{
+    struct fill f = {.p = p, .buf = buf, .len = len, .last = last};
+    int r = env_call(p->w->env, "web-frames", fill_fiber, &f);
+
     if (r == 0)
         r = f.err;
     return r < 0 ? r : (int64_t)f.done;
+}
+
+static int64_t pixels_read(void *arg, uint64_t off, void *buf, size_t len)
+{
+    int64_t n = pixels_fill(arg, buf, len, false);
+
+    (void)off;
+    if (n < 0)
+        log_warn("dicomweb", "frames cut short error=%s text=%s", err_name((int)n),
+                 log_q(err_text((int)n)));
+    return n;
 }
 
 /* ---- The answer ------------------------------------------------------------------------------ */
@@ -240,6 +264,8 @@ static void send_frames(struct pixels *p, struct httpd_req *r)
     struct mime_offer offers[4];
     size_t count = make_offers(media, &syntax, native, one, offers);
     int chosen = web_choose(r, offers, count);
+    char *buf;
+    int64_t n;
 
     if (chosen < 0) {
         pixels_close(p);
@@ -251,51 +277,63 @@ static void send_frames(struct pixels *p, struct httpd_req *r)
                     p->boundary);
     else
         strbuf_addf(&type, "%s; transfer-syntax=%s", offers[chosen].type, syntax);
-    httpd_reply_stream(r, 200, type.data, p->total, &stream, p);
+    if (p->total > SMALL || strcmp(httpd_method(r), "HEAD") == 0) {
+        httpd_reply_stream(r, 200, type.data, p->total, &stream, p);
+        return;
+    }
+    buf = mem_alloc((size_t)p->total);
+    n = pixels_fill(p, buf, (size_t)p->total, true);
+    if (n == (int64_t)p->total) {
+        httpd_reply(r, 200, type.data, buf, (size_t)n);
+        buf = NULL;
+    } else {
+        web_fail(r, n < 0 ? (int)n : ERR_LOST);
+    }
+    mem_free(buf);
+    pixels_close(p);
 }
 
-/* Finds the frames and answers; takes p over. */
+/* Answers with the frames that were found; takes p over. */
 static void pixels_reply(struct pixels *p, struct httpd_req *r)
 {
-    int err;
-
-    if (!p->head.has_pixels && !p->head.deflated) {
+    web_head_free(p->w, &p->head); /* its bytes: a slow client shall not hold them */
+    if (!p->head.has_pixels && !p->head.deflated)
         httpd_reply_text(r, 404, "The instance has no Pixel Data.");
-    } else if (p->head.deflated || strcmp(p->head.syntax, SYNTAX_BIG) == 0) {
+    else if (p->head.deflated || strcmp(p->head.syntax, SYNTAX_BIG) == 0)
         httpd_reply_text(r, 406,
-                         "Frames of transfer syntax %s are not converted: retrieve the "
-                         "instance as application/dicom.",
+                         "Frames of transfer syntax %s are not converted: retrieve the instance "
+                         "as application/dicom.",
                          p->head.syntax);
-    } else {
-        err = env_call(p->w->env, "web-find", find_fiber, p);
-        if (err == 0)
-            err = p->err;
-        if (err == 0) {
-            send_frames(p, r);
-            return;
-        }
-        if (err == ERR_NOENT)
-            httpd_reply_text(r, 404, "There is no such frame or instance.");
-        else if (err == ERR_UNSUPPORTED)
-            httpd_reply_text(r, 406,
-                             "The frames cannot be told apart: retrieve the instance as "
-                             "application/dicom.");
-        else
-            web_fail(r, err);
+    else if (p->err == ERR_NOENT)
+        httpd_reply_text(r, 404, "There is no such frame.");
+    else if (p->err == ERR_UNSUPPORTED)
+        httpd_reply_text(r, 406,
+                         "The frames cannot be told apart: retrieve the instance as "
+                         "application/dicom.");
+    else if (p->err < 0)
+        web_fail(r, p->err);
+    else {
+        send_frames(p, r);
+        return;
     }
     pixels_close(p);
 }
 
-/* Reads the head; NULL when it has answered. */
-static struct pixels *pixels_new(struct dicomweb *w, struct httpd_req *r, const struct route *route)
+/* Reads the head, and goes on by `then`; NULL when it has answered. Takes `wanted` over. */
+static struct pixels *pixels_new(struct dicomweb *w, struct httpd_req *r, const struct route *route,
+                                 web_head_then then, bool bulk, uint32_t *wanted, size_t count)
 {
+    struct web_item item = {route->study, route->series, route->instance, NULL, 0};
     struct pixels *p = mem_zalloc(sizeof(*p));
     int err;
 
     p->w = w;
     p->route = route;
+    p->bulk = bulk;
+    p->wanted = wanted;
+    p->wanted_count = count;
     web_base(r, &p->base);
-    err = web_head_get(w, route->study, route->series, route->instance, &p->head);
+    err = web_head_get(w, &item, then, p, &p->head);
     if (err == 0)
         return p;
     web_fail(r, err);
@@ -308,22 +346,16 @@ void frames_reply(struct dicomweb *w, struct httpd_req *r, const struct route *r
     uint32_t *frames = mem_calloc(ROUTE_FRAMES_MAX, sizeof(frames[0]));
     struct pixels *p;
     size_t count;
-    int err = route_frames(route->rest[0], frames, &count);
 
-    if (err < 0) {
+    if (route_frames(route->rest[0], frames, &count) < 0) {
         mem_free(frames);
         httpd_reply_text(r, 400, "Frames are numbers from 1, joined by commas, at most %d.",
                          ROUTE_FRAMES_MAX);
         return;
     }
-    p = pixels_new(w, r, route);
-    if (!p) {
-        mem_free(frames);
-        return;
-    }
-    p->wanted = frames;
-    p->wanted_count = count;
-    pixels_reply(p, r);
+    p = pixels_new(w, r, route, find, false, frames, count);
+    if (p)
+        pixels_reply(p, r);
 }
 
 /* ---- Other bulk data ------------------------------------------------------------------------- */
@@ -363,12 +395,12 @@ static void value_reply(struct pixels *p, struct httpd_req *r)
 
 void bulkdata_reply(struct dicomweb *w, struct httpd_req *r, const struct route *route)
 {
-    struct pixels *p = pixels_new(w, r, route);
+    bool pixels = is_pixel_data(route);
+    struct pixels *p = pixels_new(w, r, route, pixels ? find : NULL, true, NULL, 0);
 
     if (!p)
         return;
-    if (is_pixel_data(route)) {
-        p->whole = !p->head.encapsulated;
+    if (pixels) {
         pixels_reply(p, r);
         return;
     }

@@ -295,11 +295,15 @@ void retrieve_reply(struct dicomweb *w, struct httpd_req *r, const struct route 
 
 /* ---- Metadata -------------------------------------------------------------------------------- */
 
+/* Heads are fetched WEB_HEADS_MAX at a time. */
 struct metadata {
     struct dicomweb *w;
     struct web_list list;
-    size_t next;
+    size_t next, fetched;
     struct strbuf base;
+    struct web_head heads[WEB_HEADS_MAX]; /* of the items fetched - count .. fetched - 1 */
+    int errs[WEB_HEADS_MAX];
+    size_t first; /* the item of heads[0] */
 };
 
 /* DCMTK's parsing needs a thread's stack, and its time is not the loop's. */
@@ -321,24 +325,41 @@ static int head_json(const struct web_head *h, const char *bulk_base, struct str
     return r;
 }
 
+static void metadata_fetch(struct metadata *m)
+{
+    size_t n = m->list.count - m->fetched;
+
+    if (n > WEB_HEADS_MAX)
+        n = WEB_HEADS_MAX;
+    m->first = m->fetched;
+    web_heads_get(m->w, m->list.items + m->first, n, m->heads, m->errs);
+    m->fetched += n;
+}
+
 static int metadata_next(void *arg, struct strbuf *out)
 {
     struct metadata *m = arg;
     STRBUF_AUTO struct strbuf bulk = STRBUF_INIT;
     const struct web_item *it;
-    struct web_head h;
+    struct web_head *h;
     int r;
 
     if (m->next == m->list.count)
         return 0;
-    it = &m->list.items[m->next++];
-    r = web_head_get(m->w, it->study, it->series, it->instance, &h);
+    if (m->next == m->fetched)
+        metadata_fetch(m);
+    it = &m->list.items[m->next];
+    h = &m->heads[m->next - m->first];
+    r = m->errs[m->next - m->first];
+    m->next++;
+    if (r == ERR_AGAIN)
+        r = web_head_get(m->w, it, NULL, NULL, h);
     if (r < 0)
         return r;
     qido_url(&bulk, m->base.data, it->study, it->series, it->instance);
     strbuf_adds(&bulk, "/bulkdata");
-    r = head_json(&h, bulk.data, out);
-    web_head_free(m->w, &h);
+    r = head_json(h, bulk.data, out);
+    web_head_free(m->w, h);
     return r < 0 ? r : 1;
 }
 
@@ -346,6 +367,8 @@ static void metadata_free(void *arg)
 {
     struct metadata *m = arg;
 
+    for (size_t i = m->next - m->first; i < m->fetched - m->first; i++)
+        web_head_free(m->w, &m->heads[i]);
     web_list_free(&m->list);
     strbuf_free(&m->base);
     mem_free(m);

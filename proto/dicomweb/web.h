@@ -79,9 +79,21 @@ struct web_head {
     char syntax[OBJECT_UID_MAX + 1];
     bool large; /* holds one of large_heads */
 };
-/* From a connection's thread. */
-int web_head_get(struct dicomweb *w, const char *study, const char *series, const char *instance,
+/* Called on the loop with the open instance and its head. On 0 it has taken the object over. */
+typedef int (*web_head_then)(void *arg, struct object *o, const struct web_head *h);
+
+/* The head of one instance; `then` (may be NULL) goes on with it in the same round trip. On an
+ * error there is nothing to free. From a connection's thread. */
+int web_head_get(struct dicomweb *w, const struct web_item *item, web_head_then then, void *arg,
                  struct web_head *ret_head);
+
+/* The heads of n instances, read side by side; ret_errs tells of each. ERR_AGAIN: get it singly (a
+ * large one: a batch that holds some of large_heads while it waits for more could wait for ever).
+ */
+#define WEB_HEADS_MAX 8
+void web_heads_get(struct dicomweb *w, const struct web_item *items, size_t n,
+                   struct web_head *ret_heads, int *ret_errs);
+
 void web_head_free(struct dicomweb *w, struct web_head *h);
 
 /* ---- The services: each answers -------------------------------------------------------------- */
