@@ -125,6 +125,12 @@ static bool dcm_walk_settle(struct dcm_walk_state *s)
     return s->frames[s->depth].end - s->pos >= 8;
 }
 
+/* DCMTK knows VRs of its own making ("ox", "px") by name, even when a stream says them. */
+static bool dcm_walk_internal(const char *vr)
+{
+    return (vr[0] >= 'a' && vr[0] <= 'z') || (vr[0] && vr[1] >= 'a' && vr[1] <= 'z');
+}
+
 static bool dcm_walk_step(struct dcm_walk_state *s)
 {
     const struct dcm_walk_frame *f = &s->frames[s->depth];
@@ -133,8 +139,8 @@ static bool dcm_walk_step(struct dcm_walk_state *s)
     size_t have = f->end - s->pos;
     struct dcm_element e = dcm_element_read(s->p + s->pos, have, implicit_vr, big_endian);
 
-    if (e.head_len > have || (s->depth == 0 && dcm_tag_is_pixels(e.tag)) ||
-        ++s->w->count > DCM_WALK_ELEMENTS_MAX)
+    if (e.head_len > have || dcm_walk_internal(e.vr) ||
+        (s->depth == 0 && dcm_tag_is_pixels(e.tag)) || ++s->w->count > DCM_WALK_ELEMENTS_MAX)
         return false;
     s->pos += e.head_len;
     return s->depth & 1 ? dcm_walk_in_sequence(s, &e) : dcm_walk_in_item(s, &e);
