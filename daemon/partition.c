@@ -97,8 +97,6 @@ static int apply_dispatch(struct partition *p, uint16_t type, const struct apply
     case RECORD_SEGMENT_FREE:
         return a->kv ? segment_apply_free(p->segments, a->body, a->length, apply_segment_gone, a->kv)
                      : 0;
-    case RECORD_CHUNK_FREE:
-        return a->kv ? chunkstore_apply_free(p->chunks, a->body, a->length, a->kv) : 0;
     case RECORD_VOLUME_CREATE:
     case RECORD_VOLUME_RESIZE:
     case RECORD_VOLUME_DELETE:
@@ -248,22 +246,15 @@ static int partition_checkpoint(struct partition *p)
     return rc;
 }
 
-/* Collects and sweeps until nothing more comes of it. */
+/* Gives back segments until there are none to give. */
 static int partition_reclaim(struct partition *p)
 {
-    for (unsigned round = 0; round < 1024 && !p->broken; round++) {
-        size_t chunks = 0;
-        unsigned segments = 0;
-        int rc = 0;
+    unsigned freed = 1;
+    int rc = 0;
 
-        if (chunkstore_collect_due(p->chunks))
-            rc = chunkstore_collect(p->chunks, &chunks);
-        if (rc == 0 && segment_sweep_due(p->segments))
-            rc = segment_sweep(p->segments, &segments);
-        if (rc < 0 || chunks + segments == 0)
-            return rc;
-    }
-    return 0;
+    while (rc == 0 && freed && segment_sweep_due(p->segments) && !p->broken)
+        rc = segment_sweep(p->segments, &freed);
+    return rc;
 }
 
 static void partition_maintain(void *arg)

@@ -10,7 +10,7 @@
  * never passes a write that is not drained. Applying is a function of state and record alone: what
  * a submitter knows (pins, waiters) must not decide what is applied.
  *
- * A checkpoint flushes the KV store and then trims the journal. Background work (drain, collector,
+ * A checkpoint flushes the KV store and then trims the journal. Background work (drain,
  * sweep, checkpoints) runs in fibers of the partition.
  */
 #pragma once

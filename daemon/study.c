@@ -144,13 +144,13 @@ static int study_read(struct object *o, uint64_t off, void *buf, size_t len, siz
 
             if (take > len - done)
                 take = (uint32_t)(len - done);
-            reads[n] = (struct chunk_read){.id = so->recipe.chunks[pc->chunk].id,
+            reads[n] = (struct chunk_read){.id = pc->chunk,
                                            .off = pc->off + skip,
                                            .len = take,
                                            .dst = (uint8_t *)buf + done};
             done += take;
         }
-        rc = chunkstore_read(so->ss->p->chunks, reads, n);
+        rc = chunkstore_read_pinned(so->pins, reads, n);
     }
     if (rc < 0)
         return rc;

@@ -1,6 +1,6 @@
 /* Studies: the records that change the catalogue, and applying these.
  *
- *   PUT:    new chunks (chunk_batch_encode), replace u8, study / series / instance UID (u8 length and
+ *   PUT:    its chunks (chunk_batch_encode), replace u8, study / series / instance UID (u8 length and
  *           text each), instance row length u32, instance row, study attributes, series attributes,
  *           recipe
  *   DELETE: study / series / instance UID
@@ -378,7 +378,7 @@ static int apply_put(struct studies *ss, const struct apply *a)
     p->ss = ss;
     p->a = a;
     p->txn = chunk_txn_begin(ss->p->chunks);
-    rc = chunk_txn_take_new(p->txn, a->body, a->length, &used);
+    rc = chunk_txn_take(p->txn, a->body, a->length, &used);
     if (rc == 0)
         rc = put_decode(p, used);
     if (rc == 0)

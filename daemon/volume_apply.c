@@ -3,7 +3,7 @@
  *   CREATE: size u64, created u64, durability u32, name length u32, name
  *   RESIZE, DELETE, REAP: volume u64, size u64 (RESIZE)
  *   WRITE:  volume u64, first block u64, count u32, reserved u32, count x 4096 bytes
- *   MAP:    new chunks (chunk_batch_encode), count u32, reserved u32, count x volume_mapping
+ *   MAP:    its chunks (chunk_batch_encode), count u32, reserved u32, count x volume_mapping
  *   ZERO:   volume u64, first block u64, count u32, reserved u32
  *
  * WRITE changes the overlay alone. MAP and ZERO change map and overlay together: a mapping drained from
@@ -322,7 +322,7 @@ static int map_apply(struct map_apply *m, const uint8_t *chunks, size_t len)
     m->leaves = mem_calloc(m->count, sizeof(struct leaf *));
     m->txn = chunk_txn_begin(m->vs->p->chunks);
     if (chunks)
-        rc = chunk_txn_take_new(m->txn, chunks, len, &used);
+        rc = chunk_txn_take(m->txn, chunks, len, &used);
     if (rc == 0)
         rc = map_load(m);
     if (rc == 0) {
@@ -343,7 +343,7 @@ static int apply_map(struct volumes *vs, const struct apply *a)
     struct codec_reader r;
     size_t used = 0;
     uint32_t n;
-    int rc = chunk_new_length(a->body, a->length, &used);
+    int rc = chunk_list_length(a->body, a->length, &used);
 
     if (rc < 0)
         return rc;

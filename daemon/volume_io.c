@@ -9,7 +9,7 @@
  * other freely: the journal's order decides.
  *
  * Reads look into the overlay first, then into the map. A chunk may be gone by the time it is read,
- * when its block was written again and the collector came by: the read then starts over with the
+ * when its block was written again meanwhile: the read then starts over with the
  * newer state.
  */
 #include <string.h>

@@ -1,5 +1,5 @@
-/* The chunk store's state, shared by chunktable.c (rows, cache, transactions), chunkbatch.c (ingest),
- * chunkread.c and chunkgc.c. */
+/* The chunk store's state, shared by chunktable.c (rows, cache, transactions), chunkbatch.c (ingest)
+ * and chunkread.c. */
 #pragma once
 
 #include "dedup/chunkstore.h"
@@ -17,8 +17,8 @@ struct chunk_row {
     uint32_t raw;
     uint8_t codec, fp_algorithm;
     bool registered; /* in the chunk table (a new chunk is not, until its record is applied) */
-    bool dying;      /* a record that frees it is on its way: must not be found again */
-    bool gone;       /* freed: stays only for those who still pin it */
+    bool gone;       /* was in it: stays for those who pin it, and for loads that bring old news */
+    bool holding;    /* holds its segment, while pinned */
     uint32_t pins;
     uint64_t changed; /* the load tick at its last change: see chunk_rows_get */
     uint64_t refs;
@@ -37,8 +37,6 @@ struct chunkstore {
     struct list loads; /* loads from the KV store under way, oldest first */
     uint64_t load_tick;
     uint64_t next_id;
-    uint64_t unreferenced; /* registered rows with no references: the collector's work */
-    uint64_t collect_from; /* the collector goes round from this id */
     struct chunkstore_stats stats;
 };
 
@@ -66,12 +64,8 @@ static inline uint64_t chunk_fp_hash(const uint8_t *fp)
 void chunk_row_encode(const struct chunk_row *r, uint8_t out[CHUNK_ROW_SIZE]);
 int chunk_row_decode(const void *p, size_t n, struct chunk_row *r);
 
-/* Takes a row out of the table: from now on it cannot be looked up. */
-void chunk_row_remove(struct chunkstore *cs, struct chunk_row *r);
 
-/* Counters in KV_META change with every record that touches chunks. */
-void chunk_stats_put(struct chunkstore *cs, struct kv_batch *batch);
-
-/* KV_INDEX key of an unreferenced chunk: 'Z' and the id. */
-#define CHUNK_ZERO_KEY 9u
-void chunk_zero_key(uint64_t id, uint8_t key[CHUNK_ZERO_KEY]);
+/* A chunk in a record's list. */
+#define CHUNK_LISTED_SIZE 78u
+#define CHUNK_LISTED_NEW  1u /* flag: it cannot be in the table yet */
+void chunk_listed_encode(const struct chunk_row *r, uint32_t flags, uint8_t out[CHUNK_LISTED_SIZE]);

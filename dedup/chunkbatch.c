@@ -150,7 +150,7 @@ static int group_look_up(struct group *g, const size_t *ask, size_t n)
         rc = chunk_rows_get(cs, ids, count, rows);
     for (size_t i = 0; rc == 0 && i < count; i++) {
         /* Found rows are in the cache now; which item wanted which is settled by fingerprint. */
-        if (rows[i] && (rows[i]->dying || batch_find(g->batch, rows[i]->fp)))
+        if (rows[i] && batch_find(g->batch, rows[i]->fp))
             chunk_row_unpin(cs, rows[i]);
         else if (rows[i])
             batch_add_chunk(g->batch, rows[i], &g->batch->found);
@@ -384,35 +384,30 @@ int chunk_batch_finish(struct chunk_batch *b)
     return b->error;
 }
 
+static void batch_encode_list(const struct list *chunks, uint32_t flags, struct strbuf *out)
+{
+    uint8_t bytes[CHUNK_LISTED_SIZE];
+
+    list_for_each (it, chunks) {
+        chunk_listed_encode(LIST_ENTRY(it, struct batch_chunk, link)->row, flags, bytes);
+        strbuf_add(out, bytes, sizeof(bytes));
+    }
+}
+
 void chunk_batch_encode(const struct chunk_batch *b, struct strbuf *out)
 {
-    uint8_t bytes[78];
+    uint8_t count[4];
     uint32_t n = 0;
 
     CHECK(list_empty(&b->gathered) && !b->error);
-    list_for_each(it, &b->written) n++;
-    codec_put_le32(bytes, n);
-    strbuf_add(out, bytes, 4);
-    list_for_each(it, &b->written)
-    {
-        const struct chunk_row *r = LIST_ENTRY(it, struct batch_chunk, link)->row;
-        struct codec_writer w = codec_writer_on(bytes, sizeof(bytes));
-
-        codec_write_le64(&w, r->id);
-        codec_write_le64(&w, r->loc.stripe.segment);
-        codec_write_le32(&w, r->loc.stripe.offset);
-        codec_write_le32(&w, r->loc.stripe.width);
-        codec_write_le32(&w, r->loc.position);
-        codec_write_le32(&w, r->loc.stored);
-        codec_write_le32(&w, r->loc.crc);
-        codec_write_le32(&w, r->raw);
-        codec_write_u8(&w, r->codec);
-        codec_write_u8(&w, r->fp_algorithm);
-        codec_write_bytes(&w, r->fp, FINGERPRINT_SIZE);
-        codec_write_le32(&w, 0);
-        CHECK(codec_writer_ok(&w) && codec_written(&w) == sizeof(bytes));
-        strbuf_add(out, bytes, sizeof(bytes));
-    }
+    list_for_each (it, &b->written)
+        n++;
+    list_for_each (it, &b->found)
+        n++;
+    codec_put_le32(count, n);
+    strbuf_add(out, count, sizeof(count));
+    batch_encode_list(&b->written, CHUNK_LISTED_NEW, out);
+    batch_encode_list(&b->found, 0, out);
 }
 
 void chunk_batch_free(struct chunk_batch *b)

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "dedup/chunk_priv.h"
+#include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
@@ -145,35 +146,44 @@ static size_t drop_failed(struct unpack *units, size_t n)
     return good;
 }
 
+/* Reads from rows that the caller has pinned (NULL: gone). */
+static int read_rows(struct chunkstore *cs, struct chunk_read *reads, size_t n,
+                     struct chunk_row **rows)
+{
+    struct unpack *units = mem_calloc(n, sizeof(*units));
+    struct segment_read *stored = mem_calloc(n, sizeof(*stored));
+    size_t count = plan_units(reads, n, rows, units, stored), good;
+    int rc = 0;
+
+    (void)segment_read(cs->segments, stored, count); /* results are looked at one by one */
+    good = drop_failed(units, count);
+    unpack_all(cs, units, good);
+    for (size_t i = 0; i < count; i++)
+        buf_unref(stored[i].buf);
+    for (size_t i = 0; i < n; i++)
+        if (reads[i].result < 0 && rc == 0)
+            rc = reads[i].result;
+    mem_free(units);
+    mem_free(stored);
+    return rc;
+}
+
 int chunkstore_read(struct chunkstore *cs, struct chunk_read *reads, size_t n)
 {
     uint64_t *ids = mem_calloc(n, sizeof(*ids));
     struct chunk_row **rows = mem_calloc(n, sizeof(struct chunk_row *));
-    struct unpack *units = mem_calloc(n, sizeof(*units));
-    struct segment_read *stored = mem_calloc(n, sizeof(*stored));
     int rc;
 
     for (size_t i = 0; i < n; i++)
         ids[i] = reads[i].id;
     rc = chunk_rows_get(cs, ids, n, rows);
     if (rc == 0) {
-        size_t count = plan_units(reads, n, rows, units, stored), good;
-
-        (void)segment_read(cs->segments, stored, count); /* results are looked at one by one */
-        good = drop_failed(units, count);
-        unpack_all(cs, units, good);
-        for (size_t i = 0; i < count; i++)
-            buf_unref(stored[i].buf);
-        for (size_t i = 0; i < n; i++) {
+        rc = read_rows(cs, reads, n, rows);
+        for (size_t i = 0; i < n; i++)
             chunk_row_unpin(cs, rows[i]);
-            if (reads[i].result < 0 && rc == 0)
-                rc = reads[i].result;
-        }
     }
     mem_free(ids);
     mem_free(rows);
-    mem_free(units);
-    mem_free(stored);
     return rc;
 }
 
@@ -215,4 +225,18 @@ void chunkstore_unpin(struct chunk_pins *pins)
     for (size_t i = 0; i < pins->count; i++)
         chunk_row_unpin(pins->cs, pins->rows[i]);
     mem_free(pins);
+}
+
+int chunkstore_read_pinned(struct chunk_pins *pins, struct chunk_read *reads, size_t n)
+{
+    struct chunk_row **rows = mem_calloc(n, sizeof(struct chunk_row *));
+    int rc;
+
+    for (size_t i = 0; i < n; i++) {
+        CHECK(reads[i].id < pins->count);
+        rows[i] = pins->rows[reads[i].id];
+    }
+    rc = read_rows(pins->cs, reads, n, rows);
+    mem_free(rows);
+    return rc;
 }

@@ -5,11 +5,11 @@
  * CRC, the fingerprint, and how many references volume maps and recipes hold. Ids never come back.
  *
  * Changes of state are made by the records of those who use chunks. A record carries the list of the
- * new chunks it brings (chunk_batch_encode); applying it registers them and moves reference counts
- * within a chunk_txn. A chunk without references stays until the collector removes it by a record of
- * its own, and meanwhile may be found and referenced again. What a batch in flight has found or
- * written is pinned in memory, and the collector leaves it alone: so a record never refers to a chunk
- * that is gone.
+ * chunks it relies on (chunk_batch_encode), new ones and found ones; applying it registers them and
+ * moves reference counts within a chunk_txn. A chunk leaves the table with its last reference, at
+ * once. A record in flight may rely on a chunk that an earlier record frees before it is applied: then it
+ * brings the chunk back from its own list. The bytes are still there, for whoever pins a chunk (a
+ * batch, a reader) holds its segment.
  *
  * All calls are made on the loop; those that suspend say so.
  */
@@ -69,7 +69,7 @@ int chunk_batch_add_wait(struct chunk_batch *b, struct chunk_item *items, size_t
  * freeing. Suspends. */
 int chunk_batch_finish(struct chunk_batch *b);
 
-/* Appends the list of the batch's new chunks, for a record's body. */
+/* Appends the list of the batch's chunks, new and found, for a record's body. */
 void chunk_batch_encode(const struct chunk_batch *b, struct strbuf *out);
 
 /* After the record was applied, or the batch given up: drops pins. Suspends when groups are still at
@@ -95,12 +95,14 @@ struct chunk_read {
  * error. Suspends. */
 int chunkstore_read(struct chunkstore *cs, struct chunk_read *reads, size_t n);
 
-/* Keeps chunks readable, whatever happens to their references, until unpinned. ERR_NOENT when one is
- * gone already. Suspends. */
+/* Keeps chunks readable (by chunkstore_read_pinned), whatever happens to their references, until
+ * unpinned. ERR_NOENT when one is gone already. Suspends. */
 struct chunk_pins;
 int chunkstore_pin(struct chunkstore *cs, const uint64_t *ids, size_t n,
                    struct chunk_pins **ret_pins);
 void chunkstore_unpin(struct chunk_pins *pins); /* NULL is fine; does not suspend */
+/* As chunkstore_read, with `id` an index into the pins. Suspends. */
+int chunkstore_read_pinned(struct chunk_pins *pins, struct chunk_read *reads, size_t n);
 
 /* ---- Applying records ---- */
 
@@ -109,30 +111,23 @@ struct chunk_txn;
 /* A transaction for one record. First the needs are told, then loaded, then everything changes at once
  * without suspension, then the changed rows go into the KV batch. */
 struct chunk_txn *chunk_txn_begin(struct chunkstore *cs);
-/* Takes the list of new chunks at the front of a record's body; sets *ret_used to its length. Their
- * rows appear at chunk_txn_commit. ERR_FORMAT. Does not suspend. */
-int chunk_txn_take_new(struct chunk_txn *t, const uint8_t *body, size_t len, size_t *ret_used);
-/* Only the length of that list: for records whose chunks are in the table already (replay). ERR_FORMAT. */
-int chunk_new_length(const uint8_t *body, size_t len, size_t *ret_used);
+/* Takes the list of chunks at the front of a record's body; sets *ret_used to its length. ERR_FORMAT.
+ * Does not suspend. */
+int chunk_txn_take(struct chunk_txn *t, const uint8_t *body, size_t len, size_t *ret_used);
+/* Only the length of that list. ERR_FORMAT. */
+int chunk_list_length(const uint8_t *body, size_t len, size_t *ret_used);
 /* The row of this id will be changed. Does not suspend. */
 void chunk_txn_need(struct chunk_txn *t, uint64_t id);
-/* Loads what is needed. ERR_FORMAT when a row does not exist. Suspends. */
+/* Loads what is needed. ERR_FORMAT when a chunk neither exists nor is listed. Suspends. */
 int chunk_txn_load(struct chunk_txn *t);
-/* Changes the references of a needed or new chunk. Does not suspend. */
+/* Changes the references of a needed or listed chunk. Does not suspend. */
 void chunk_txn_ref(struct chunk_txn *t, uint64_t id, int64_t delta);
-/* Puts all changes into the batch and ends the transaction. Does not suspend. */
+/* Puts all changes into the batch and ends the transaction: chunks without references are gone, listed
+ * ones that got none never came to be. Does not suspend. */
 void chunk_txn_commit(struct chunk_txn *t, struct kv_batch *batch);
 void chunk_txn_abort(struct chunk_txn *t); /* before any chunk_txn_ref; NULL is fine */
 
-/* Applies RECORD_CHUNK_FREE. Suspends. */
-int chunkstore_apply_free(struct chunkstore *cs, const uint8_t *body, size_t len,
-                          struct kv_batch *batch);
-
 /* ---- Space ---- */
-
-/* Removes up to a bounded number of chunks without references; returns how many. Suspends. */
-int chunkstore_collect(struct chunkstore *cs, size_t *ret_freed);
-bool chunkstore_collect_due(const struct chunkstore *cs);
 
 /* ERR_NOSPC when a user's write of `bytes` may not be accepted any more. Does not suspend. */
 int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes);

@@ -18,8 +18,7 @@
 
 #define CHUNK_CACHE_DEFAULT (256u * 1024)
 #define CHUNK_ID_GAP        (1u << 20) /* ids skipped at start: those handed out but never journaled */
-#define CHUNK_NEW_SIZE      78u        /* one new chunk in a record */
-#define CHUNK_NEW_MAX       65536u     /* new chunks in one record */
+#define CHUNK_LISTED_MAX    65536u     /* chunks in one record's list */
 
 static const struct kv_slice chunk_stats_key = {"chunks", 6};
 
@@ -114,12 +113,6 @@ int chunk_row_decode(const void *p, size_t n, struct chunk_row *r)
     return 0;
 }
 
-void chunk_zero_key(uint64_t id, uint8_t key[CHUNK_ZERO_KEY])
-{
-    key[0] = 'Z';
-    codec_put_be64(key + 1, id);
-}
-
 /* ---- The cache ---- */
 
 struct chunk_row *chunk_row_cached(struct chunkstore *cs, uint64_t id)
@@ -138,7 +131,7 @@ struct chunk_row *chunk_row_by_fp(struct chunkstore *cs, const uint8_t fp[FINGER
     for (struct hmap_node *n = hmap_first(&cs->by_fp, chunk_fp_hash(fp)); n; n = hmap_next(n)) {
         struct chunk_row *r = HMAP_ENTRY(n, struct chunk_row, by_fp);
 
-        if (!r->dying && memcmp(r->fp, fp, FINGERPRINT_SIZE) == 0)
+        if (memcmp(r->fp, fp, FINGERPRINT_SIZE) == 0)
             return r;
     }
     return NULL;
@@ -148,7 +141,7 @@ static void chunk_row_forget(struct chunkstore *cs, struct chunk_row *r)
 {
     list_del(&r->lru);
     hmap_remove(&cs->by_id, &r->by_id);
-    if (r->registered && !r->gone)
+    if (r->registered)
         hmap_remove(&cs->by_fp, &r->by_fp);
     cs->rows--;
     mem_free(r);
@@ -169,11 +162,20 @@ static void chunk_cache_trim(struct chunkstore *cs)
     }
 }
 
+/* A pinned row keeps its segment: the bytes stay where it says. */
+static void chunk_row_hold(struct chunkstore *cs, struct chunk_row *r)
+{
+    if (r->holding || !r->registered || r->pins == 0)
+        return;
+    r->holding = true;
+    segment_hold(cs->segments, r->loc.stripe.segment);
+}
+
 void chunk_row_pin(struct chunkstore *cs, struct chunk_row *r)
 {
-    (void)cs;
     if (r->pins++ == 0)
         list_del(&r->lru);
+    chunk_row_hold(cs, r);
 }
 
 void chunk_row_unpin(struct chunkstore *cs, struct chunk_row *r)
@@ -183,8 +185,12 @@ void chunk_row_unpin(struct chunkstore *cs, struct chunk_row *r)
     CHECK(r->pins > 0);
     if (--r->pins > 0)
         return;
+    if (r->holding) {
+        r->holding = false;
+        segment_release(cs->segments, r->loc.stripe.segment);
+    }
     list_push_back(&cs->lru, &r->lru);
-    if (!r->registered)
+    if (!r->registered && !r->gone)
         chunk_row_forget(cs, r); /* its record never came: nobody can ask for it */
     else
         chunk_cache_trim(cs);
@@ -210,12 +216,16 @@ struct chunk_row *chunk_row_new(struct chunkstore *cs)
 static void chunk_row_register(struct chunkstore *cs, struct chunk_row *r)
 {
     r->registered = true;
+    r->gone = false;
     hmap_insert(&cs->by_fp, &r->by_fp, chunk_fp_hash(r->fp));
+    chunk_row_hold(cs, r);
 }
 
-void chunk_row_remove(struct chunkstore *cs, struct chunk_row *r)
+/* Out of the table: from now on it cannot be looked up. */
+static void chunk_row_unregister(struct chunkstore *cs, struct chunk_row *r)
 {
     hmap_remove(&cs->by_fp, &r->by_fp);
+    r->registered = false;
     r->gone = true;
     r->changed = cs->load_tick;
 }
@@ -227,7 +237,7 @@ static int chunk_row_take(struct chunkstore *cs, uint64_t id, const void *value,
     struct chunk_row *r = chunk_row_cached(cs, id);
 
     if (r) {
-        *ret_row = r->gone || !r->registered ? NULL : r;
+        *ret_row = r->registered ? r : NULL;
         if (*ret_row)
             chunk_row_pin(cs, r);
         return 0;
@@ -288,7 +298,7 @@ int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct 
         rows[i] = NULL;
         if (!r)
             missing[count++] = i;
-        else if (!r->gone && r->registered) {
+        else if (r->registered) {
             chunk_row_pin(cs, r);
             rows[i] = r;
         }
@@ -304,16 +314,15 @@ int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct 
 
 /* ---- Counters ---- */
 
-void chunk_stats_put(struct chunkstore *cs, struct kv_batch *batch)
+static void chunk_stats_put(struct chunkstore *cs, struct kv_batch *batch)
 {
-    uint8_t bytes[48];
+    uint8_t bytes[40];
 
     codec_put_le64(bytes, cs->next_id);
     codec_put_le64(bytes + 8, cs->stats.chunks);
     codec_put_le64(bytes + 16, cs->stats.raw_bytes);
     codec_put_le64(bytes + 24, cs->stats.stored_bytes);
     codec_put_le64(bytes + 32, cs->stats.referenced_bytes);
-    codec_put_le64(bytes + 40, cs->unreferenced);
     kv_batch_put(batch, KV_META, chunk_stats_key, (struct kv_slice){bytes, sizeof(bytes)});
 }
 
@@ -334,7 +343,6 @@ int chunkstore_load(struct chunkstore *cs)
     cs->stats.raw_bytes = codec_read_le64(&r);
     cs->stats.stored_bytes = codec_read_le64(&r);
     cs->stats.referenced_bytes = codec_read_le64(&r);
-    cs->unreferenced = codec_read_le64(&r);
     return codec_reader_ok(&r) ? 0 : ERR_FORMAT;
 }
 
@@ -348,17 +356,18 @@ void chunkstore_get_stats(const struct chunkstore *cs, struct chunkstore_stats *
 
 struct chunk_touch {
     struct hmap_node node;
-    struct chunk_row *row; /* pinned; NULL until loaded */
+    struct chunk_row *row;          /* pinned; NULL until loaded or brought in */
+    const struct chunk_row *listed; /* as the record's list describes it; NULL: not listed */
     uint64_t id;
     uint64_t refs_before;
-    bool fresh; /* brought by this record */
+    bool is_new, brought; /* listed as new; brought into the table by this record */
 };
 
 struct chunk_txn {
     struct chunkstore *cs;
     struct hmap touched;
-    struct chunk_row *fresh; /* new chunks as the record describes them */
-    size_t fresh_count;
+    struct chunk_row *listed;
+    size_t listed_count;
 };
 
 struct chunk_txn *chunk_txn_begin(struct chunkstore *cs)
@@ -394,7 +403,26 @@ void chunk_txn_need(struct chunk_txn *t, uint64_t id)
     (void)chunk_txn_touch(t, id);
 }
 
-static bool chunk_new_decode(struct codec_reader *r, struct chunk_row *row)
+void chunk_listed_encode(const struct chunk_row *r, uint32_t flags, uint8_t out[CHUNK_LISTED_SIZE])
+{
+    struct codec_writer w = codec_writer_on(out, CHUNK_LISTED_SIZE);
+
+    codec_write_le64(&w, r->id);
+    codec_write_le64(&w, r->loc.stripe.segment);
+    codec_write_le32(&w, r->loc.stripe.offset);
+    codec_write_le32(&w, r->loc.stripe.width);
+    codec_write_le32(&w, r->loc.position);
+    codec_write_le32(&w, r->loc.stored);
+    codec_write_le32(&w, r->loc.crc);
+    codec_write_le32(&w, r->raw);
+    codec_write_u8(&w, r->codec);
+    codec_write_u8(&w, r->fp_algorithm);
+    codec_write_bytes(&w, r->fp, FINGERPRINT_SIZE);
+    codec_write_le32(&w, flags);
+    CHECK(codec_writer_ok(&w) && codec_written(&w) == CHUNK_LISTED_SIZE);
+}
+
+static bool chunk_listed_decode(struct codec_reader *r, struct chunk_row *row, uint32_t *ret_flags)
 {
     const uint8_t *fp;
 
@@ -409,43 +437,44 @@ static bool chunk_new_decode(struct codec_reader *r, struct chunk_row *row)
     row->codec = codec_read_u8(r);
     row->fp_algorithm = codec_read_u8(r);
     fp = codec_read_bytes(r, FINGERPRINT_SIZE);
-    (void)codec_read_le32(r);
+    *ret_flags = codec_read_le32(r);
     if (!codec_reader_ok(r) || row->raw == 0 || row->raw > CHUNK_MAX || row->id == 0)
         return false;
     memcpy(row->fp, fp, FINGERPRINT_SIZE);
     return true;
 }
 
-int chunk_new_length(const uint8_t *body, size_t len, size_t *ret_used)
+int chunk_list_length(const uint8_t *body, size_t len, size_t *ret_used)
 {
     struct codec_reader r = codec_reader_on(body, len);
     uint32_t n = codec_read_le32(&r);
 
-    if (!codec_reader_ok(&r) || n > CHUNK_NEW_MAX || codec_left(&r) / CHUNK_NEW_SIZE < n)
+    if (!codec_reader_ok(&r) || n > CHUNK_LISTED_MAX || codec_left(&r) / CHUNK_LISTED_SIZE < n)
         return ERR_FORMAT;
-    *ret_used = 4 + (size_t)n * CHUNK_NEW_SIZE;
+    *ret_used = 4 + (size_t)n * CHUNK_LISTED_SIZE;
     return 0;
 }
 
-int chunk_txn_take_new(struct chunk_txn *t, const uint8_t *body, size_t len, size_t *ret_used)
+int chunk_txn_take(struct chunk_txn *t, const uint8_t *body, size_t len, size_t *ret_used)
 {
     struct codec_reader r = codec_reader_on(body, len);
-    uint32_t n = codec_read_le32(&r);
-    int rc = chunk_new_length(body, len, ret_used);
+    uint32_t n = codec_read_le32(&r), flags;
+    int rc = chunk_list_length(body, len, ret_used);
 
     if (rc < 0)
         return rc;
-    t->fresh = mem_calloc(n, sizeof(*t->fresh));
-    for (; t->fresh_count < n; t->fresh_count++) {
-        struct chunk_row *row = &t->fresh[t->fresh_count];
+    t->listed = mem_calloc(n, sizeof(*t->listed));
+    for (; t->listed_count < n; t->listed_count++) {
+        struct chunk_row *row = &t->listed[t->listed_count];
         struct chunk_touch *c;
 
-        if (!chunk_new_decode(&r, row))
+        if (!chunk_listed_decode(&r, row, &flags))
             return ERR_FORMAT;
         c = chunk_txn_touch(t, row->id);
-        if (c->fresh)
+        if (c->listed)
             return ERR_FORMAT;
-        c->fresh = true;
+        c->listed = row;
+        c->is_new = flags & CHUNK_LISTED_NEW;
     }
     return 0;
 }
@@ -461,7 +490,7 @@ int chunk_txn_load(struct chunk_txn *t)
     for (struct hmap_node *it = hmap_walk(&t->touched, NULL); it; it = hmap_walk(&t->touched, it)) {
         struct chunk_touch *c = HMAP_ENTRY(it, struct chunk_touch, node);
 
-        if (c->fresh || c->row)
+        if (c->is_new || c->row)
             continue;
         ids[count] = c->id;
         touches[count++] = c;
@@ -472,92 +501,86 @@ int chunk_txn_load(struct chunk_txn *t)
         touches[i]->row = rows[i];
         if (rows[i])
             touches[i]->refs_before = rows[i]->refs;
-        else
-            rc = ERR_FORMAT;
     }
+    for (size_t i = 0; rc >= 0 && i < count; i++)
+        if (!touches[i]->row && !touches[i]->listed)
+            rc = ERR_FORMAT;
     mem_free(ids);
     mem_free(touches);
     mem_free(rows);
     return rc;
 }
 
-/* The row of a new chunk: the one its batch has made, or in replay one made here. */
-static struct chunk_row *chunk_fresh_row(struct chunkstore *cs, const struct chunk_row *desc)
+/* Brings a listed chunk into the table: the row that its batch has pinned, or in replay one made here. */
+static void chunk_touch_bring(struct chunkstore *cs, struct chunk_touch *c)
 {
-    struct chunk_row *r = chunk_row_cached(cs, desc->id);
+    struct chunk_row *r = chunk_row_cached(cs, c->id);
 
     if (r) {
         CHECK(!r->registered);
         chunk_row_pin(cs, r);
     } else {
-        r = chunk_row_insert(cs, desc->id);
+        r = chunk_row_insert(cs, c->id);
     }
-    r->loc = desc->loc;
-    r->raw = desc->raw;
-    r->codec = desc->codec;
-    r->fp_algorithm = desc->fp_algorithm;
-    memcpy(r->fp, desc->fp, FINGERPRINT_SIZE);
-    if (desc->id >= cs->next_id)
-        cs->next_id = desc->id + 1;
-    return r;
-}
-
-/* Brings the new chunks into the table, unless that was done. */
-static void chunk_txn_register(struct chunk_txn *t)
-{
-    struct chunkstore *cs = t->cs;
-
-    for (size_t i = 0; i < t->fresh_count; i++) {
-        struct chunk_touch *c = chunk_txn_find(t, t->fresh[i].id);
-        struct chunk_row *r;
-
-        if (c->row)
-            return;
-        c->row = r = chunk_fresh_row(cs, &t->fresh[i]);
-        chunk_row_register(cs, r);
-        segment_account(cs->segments, &r->loc, true);
-        cs->stats.chunks++;
-        cs->stats.raw_bytes += r->raw;
-        cs->stats.stored_bytes += r->loc.stored;
-        cs->unreferenced++;
-    }
+    r->loc = c->listed->loc;
+    r->raw = c->listed->raw;
+    r->codec = c->listed->codec;
+    r->fp_algorithm = c->listed->fp_algorithm;
+    r->refs = 0;
+    memcpy(r->fp, c->listed->fp, FINGERPRINT_SIZE);
+    if (c->id >= cs->next_id)
+        cs->next_id = c->id + 1;
+    c->row = r;
+    c->brought = true;
+    chunk_row_register(cs, r);
+    segment_account(cs->segments, &r->loc, true);
+    cs->stats.chunks++;
+    cs->stats.raw_bytes += r->raw;
+    cs->stats.stored_bytes += r->loc.stored;
 }
 
 void chunk_txn_ref(struct chunk_txn *t, uint64_t id, int64_t delta)
 {
     struct chunk_touch *c = chunk_txn_find(t, id);
-    struct chunk_row *r;
-    uint64_t before;
 
-    CHECK(c != NULL);
+    CHECK(c != NULL && (c->row || c->listed));
     if (!c->row)
-        chunk_txn_register(t);
-    r = c->row;
-    CHECK(r && !r->gone);
-    before = r->refs;
-    CHECK(delta >= 0 || r->refs >= (uint64_t)-delta);
-    r->refs += (uint64_t)delta;
-    t->cs->stats.referenced_bytes += (uint64_t)delta * r->raw;
-    t->cs->unreferenced += (r->refs == 0) - (uint64_t)(before == 0);
+        chunk_touch_bring(t->cs, c);
+    CHECK(delta >= 0 || c->row->refs >= (uint64_t)-delta);
+    c->row->refs += (uint64_t)delta;
+    t->cs->stats.referenced_bytes += (uint64_t)delta * c->row->raw;
+}
+
+/* Without references: it leaves the table. Of chunks of equal content stored at the same time one is
+ * in the fingerprint index; if another takes its entry along, that one is merely not found again. */
+static void chunk_touch_drop(struct chunkstore *cs, struct chunk_touch *c, struct kv_batch *batch)
+{
+    struct chunk_row *r = c->row;
+    uint8_t key[8];
+
+    if (!c->brought) {
+        codec_put_be64(key, r->id);
+        kv_batch_delete(batch, KV_CHUNK, (struct kv_slice){key, 8});
+        kv_batch_delete(batch, KV_FPRINT, (struct kv_slice){r->fp, FINGERPRINT_SIZE});
+    }
+    segment_account(cs->segments, &r->loc, false);
+    cs->stats.chunks--;
+    cs->stats.raw_bytes -= r->raw;
+    cs->stats.stored_bytes -= r->loc.stored;
+    chunk_row_unregister(cs, r);
 }
 
 static void chunk_touch_put(struct chunkstore *cs, struct chunk_touch *c, struct kv_batch *batch)
 {
     struct chunk_row *r = c->row;
-    uint8_t row[CHUNK_ROW_SIZE], key[8], zero[CHUNK_ZERO_KEY];
+    uint8_t row[CHUNK_ROW_SIZE], key[8];
 
     codec_put_be64(key, r->id);
     chunk_row_encode(r, row);
     kv_batch_put(batch, KV_CHUNK, (struct kv_slice){key, 8}, (struct kv_slice){row, sizeof(row)});
-    if (c->fresh)
+    if (c->brought)
         kv_batch_put(batch, KV_FPRINT, (struct kv_slice){r->fp, FINGERPRINT_SIZE},
                      (struct kv_slice){key, 8});
-    chunk_zero_key(r->id, zero);
-    if (r->refs == 0)
-        kv_batch_put(batch, KV_INDEX, (struct kv_slice){zero, sizeof(zero)},
-                     (struct kv_slice){"", 0});
-    else if (!c->fresh && c->refs_before == 0)
-        kv_batch_delete(batch, KV_INDEX, (struct kv_slice){zero, sizeof(zero)});
     r->changed = cs->load_tick;
 }
 
@@ -573,17 +596,20 @@ static void chunk_txn_end(struct chunk_txn *t)
         mem_free(c);
     }
     hmap_free(&t->touched);
-    mem_free(t->fresh);
+    mem_free(t->listed);
     mem_free(t);
 }
 
 void chunk_txn_commit(struct chunk_txn *t, struct kv_batch *batch)
 {
-    chunk_txn_register(t);
     for (struct hmap_node *it = hmap_walk(&t->touched, NULL); it; it = hmap_walk(&t->touched, it)) {
         struct chunk_touch *c = HMAP_ENTRY(it, struct chunk_touch, node);
 
-        if (c->fresh || c->row->refs != c->refs_before)
+        if (!c->row)
+            continue;
+        if (c->row->refs == 0)
+            chunk_touch_drop(t->cs, c, batch);
+        else if (c->brought || c->row->refs != c->refs_before)
             chunk_touch_put(t->cs, c, batch);
     }
     chunk_stats_put(t->cs, batch);
@@ -594,4 +620,15 @@ void chunk_txn_abort(struct chunk_txn *t)
 {
     if (t)
         chunk_txn_end(t);
+}
+
+/* ---- Admission ---- */
+
+int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes)
+{
+    struct segment_space sp;
+
+    segment_get_space(cs->segments, &sp);
+    return sp.free < cs->options.space_kept || sp.free - cs->options.space_kept < bytes ? ERR_NOSPC
+                                                                                        : 0;
 }

@@ -10,6 +10,7 @@
 #include "lib/base/mem.h"
 
 #define DRIVE_WIPE_PIECE (1u << 20)
+#define DRIVE_SLOTS_MAX  (1u << 28) /* a petabyte: bounds the table of slots taken */
 
 void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m)
 {
@@ -49,6 +50,14 @@ static uint32_t super_crc(const struct format_super *s)
     return crc32c(0, &copy, sizeof(copy));
 }
 
+static bool super_members_valid(const struct format_super *s)
+{
+    for (uint32_t i = 0; i < s->drive_count; i++)
+        if (s->members[i].slot_count < 1 || s->members[i].slot_count > DRIVE_SLOTS_MAX)
+            return false;
+    return true;
+}
+
 static bool super_valid(const struct format_super *s)
 {
     uint64_t end;
@@ -57,10 +66,13 @@ static bool super_valid(const struct format_super *s)
            s->crc == super_crc(s) && s->drive_count >= 1 && s->drive_count <= FORMAT_DRIVES_MAX &&
            s->drive_index < s->drive_count && s->data_columns >= 1 &&
            s->data_columns + s->parity_columns <= FORMAT_COLS_MAX &&
+           s->data_columns + s->parity_columns <= (int)s->drive_count &&
            s->slot_size == FORMAT_SLOT_SIZE && s->journal_off == FORMAT_JOURNAL_OFF &&
            s->journal_len % FORMAT_UNIT == 0 && s->journal_len >= FORMAT_JOURNAL_MIN &&
-           s->replay_off < s->journal_len && s->replay_off % FORMAT_UNIT == 0 &&
-           !__builtin_add_overflow(s->journal_off, s->journal_len, &end) && s->slots_off >= end;
+           /* The point behind a batch that fills the area to its end is the end. */
+           s->replay_off <= s->journal_len && s->replay_off % FORMAT_UNIT == 0 &&
+           !__builtin_add_overflow(s->journal_off, s->journal_len, &end) && s->slots_off >= end &&
+           s->slots_off % FORMAT_UNIT == 0 && s->slots_off <= INT64_MAX && super_members_valid(s);
 }
 
 /* The better of a drive's two superblocks; ERR_FORMAT when neither is valid. */
@@ -258,7 +270,7 @@ int driveset_format(struct env *env, const struct driveset_params *p)
 
     if (p->count < 1 || p->count > FORMAT_DRIVES_MAX || p->k < 1 || p->k + p->m > p->count ||
         p->k + p->m > FORMAT_COLS_MAX || p->journal_len % FORMAT_UNIT ||
-        p->journal_len < FORMAT_JOURNAL_MIN || p->slot_count < 1 || p->slot_count > UINT32_MAX)
+        p->journal_len < FORMAT_JOURNAL_MIN || p->slot_count < 1 || p->slot_count > DRIVE_SLOTS_MAX)
         return ERR_INVAL;
     ds = driveset_alloc(env, p->paths, p->count);
     ds->super = (struct format_super){
@@ -307,23 +319,57 @@ static bool member_matches(const struct driveset *ds, unsigned i, const struct f
            memcmp(s->drive_uuid, ds->super.members[i].uuid, 16) == 0;
 }
 
+/* How many drives stand where this superblock's store put them. */
+static unsigned elect_votes(const struct driveset *ds, const struct format_super *supers,
+                            const struct format_super *of)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < ds->count; i++)
+        n += supers[i].magic && supers[i].drive_index == i &&
+             memcmp(supers[i].store_uuid, of->store_uuid, 16) == 0;
+    return n;
+}
+
+/* Which store this is: the one that most drives belong to, in its newest state (F2). A drive of another
+ * store may have seen more epochs than ours. */
 static int elect(struct driveset *ds, const struct format_super *supers)
 {
     const struct format_super *best = NULL;
+    unsigned best_votes = 0;
+    bool any = false, tie = false;
 
     for (unsigned i = 0; i < ds->count; i++) {
         const struct format_super *s = &supers[i];
+        unsigned votes;
 
-        if (s->magic && (!best || s->epoch > best->epoch ||
-                         (s->epoch == best->epoch && s->generation > best->generation)))
+        any |= s->magic != 0;
+        if (!s->magic || s->drive_index != i || s->drive_count != ds->count)
+            continue;
+        votes = elect_votes(ds, supers, s);
+        if (best && votes == best_votes && memcmp(s->store_uuid, best->store_uuid, 16) == 0) {
+            if (s->epoch > best->epoch ||
+                (s->epoch == best->epoch && s->generation > best->generation))
+                best = s;
+        } else if (!best || votes >= best_votes) {
+            tie = best && votes == best_votes;
             best = s;
+            best_votes = votes;
+        }
     }
-    if (!best)
+    if (!any)
         return ERR_LOST;
-    if (best->drive_count != ds->count)
-        return ERR_CONFIG;
+    if (!best || tie)
+        return ERR_CONFIG; /* not as the store knows its drives, or as many of one store as of another */
     ds->super = *best;
     return 0;
+}
+
+static bool drive_large_enough(const struct driveset *ds, const struct drive *d)
+{
+    uint64_t size;
+
+    return env_file_size(d->file, &size) == 0 && size >= drive_slot_off(ds, (uint32_t)d->slot_count);
 }
 
 static void admit(struct driveset *ds, const struct format_super *supers)
@@ -334,7 +380,10 @@ static void admit(struct driveset *ds, const struct format_super *supers)
         memcpy(d->uuid, ds->super.members[i].uuid, 16);
         d->slot_count = ds->super.members[i].slot_count;
         if (supers[i].magic && member_matches(ds, i, &supers[i])) {
-            d->state = DRIVE_OK;
+            if (drive_large_enough(ds, d))
+                d->state = DRIVE_OK;
+            else
+                d->reason = "is smaller than it was";
         } else if (supers[i].magic) {
             d->reason = "belongs to another store or place";
             env_close(d->file);

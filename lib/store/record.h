@@ -11,7 +11,6 @@
 enum record_type {
     RECORD_SEGMENT_OPEN = 1,  /* lib/store/segment.c */
     RECORD_SEGMENT_FREE = 2,
-    RECORD_CHUNK_FREE = 10,   /* dedup/chunkstore.c */
     RECORD_VOLUME_CREATE = 20, /* daemon/volume*.c */
     RECORD_VOLUME_RESIZE = 21,
     RECORD_VOLUME_DELETE = 22,

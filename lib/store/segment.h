@@ -45,7 +45,7 @@ struct segment {
     /* In memory only: */
     uint32_t next;      /* units reserved; >= used */
     uint32_t readers;   /* reads in flight */
-    uint32_t writers;   /* stripes written whose record is not applied yet */
+    uint32_t holds;     /* of stripes whose record is not applied yet, and of pinned chunks */
     bool freeing;       /* a record that frees it is on its way */
     bool dirty;         /* its row changed in the record being applied */
     struct hmap_node node;
@@ -88,6 +88,8 @@ struct segment_chunk {
  * the record that names the chunks was applied or given up. ERR_NOSPC, ERR_IO. Suspends. */
 int segment_write(struct segments *ss, enum segment_stream stream, struct segment_chunk *chunks,
                   size_t n, struct segment_stripe *ret_stripe);
+/* Keeps a segment from being freed, until as many segment_release. Does not suspend. */
+void segment_hold(struct segments *ss, uint64_t segment);
 void segment_release(struct segments *ss, uint64_t segment);
 
 /* ---- Reading ---- */

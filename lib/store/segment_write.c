@@ -131,7 +131,7 @@ static int stripe_reserve(struct segments *ss, enum segment_stream stream,
         *ret_segment = s;
         *ret_stripe = (struct segment_stripe){s->id, s->next, width};
         s->next += width;
-        s->writers++;
+        s->holds++;
     }
     fiber_mutex_unlock(&ss->stream_lock[stream]);
     return rc;
@@ -210,10 +210,18 @@ int segment_write(struct segments *ss, enum segment_stream stream, struct segmen
     return ERR_IO;
 }
 
+void segment_hold(struct segments *ss, uint64_t segment)
+{
+    struct segment *s = segment_find(ss, segment);
+
+    CHECK(s != NULL);
+    s->holds++;
+}
+
 void segment_release(struct segments *ss, uint64_t segment)
 {
     struct segment *s = segment_find(ss, segment);
 
-    CHECK(s && s->writers > 0);
-    s->writers--;
+    CHECK(s && s->holds > 0);
+    s->holds--;
 }
