@@ -1,10 +1,11 @@
 /* WADO-RS: instances as they are stored, singly or as parts; metadata as DICOM JSON.
  *
  * An answer is a sequence of texts (part headers) and instances' bytes of known lengths, so its own
- * length is known before the first byte is read. Each read of the connection's thread becomes one
- * env_call that fills the whole buffer, over the border of parts where need be. The first PREFETCH
- * bytes are read before the answer begins: data that cannot be served is then a clear 500, and a
- * small answer needs no stream at all. Later failures cut the connection; a client sees that by the
+ * length is known before the first byte is read. It is read AHEAD bytes at a time, in one env_call
+ * each: instances that lie wholly in that window are read side by side, one that reaches over its
+ * end stays open until it is sent, so that its bytes are all of one version. The first window is
+ * read before the answer begins: data that cannot be served is then a clear 500, and a small answer
+ * needs no stream at all. Later failures cut the connection; a client sees that by the
  * Content-Length.
  */
 #include "proto/dicomweb/web.h"
@@ -19,7 +20,8 @@
 #include "lib/dicom/dcm.h"
 #include "proto/dicomweb/qido.h"
 
-#define PREFETCH (1u << 20)
+#define AHEAD      (2u << 20)
+#define AHEAD_JOBS 32 /* instances read side by side */
 
 struct retrieve {
     struct dicomweb *w;
@@ -29,6 +31,7 @@ struct retrieve {
     struct strbuf base;
 
     /* Where the output stands. */
+    uint64_t total;
     size_t next;        /* item that comes next */
     struct strbuf text; /* a part's header, or the end */
     size_t text_given;
@@ -36,8 +39,9 @@ struct retrieve {
     uint64_t o_off, o_len;
     bool ended;
 
-    char *ahead; /* the first bytes */
+    char *ahead; /* the window: bytes ahead_off .. ahead_off + ahead_len - 1 of the answer */
     size_t ahead_len;
+    uint64_t ahead_off;
 };
 
 /* ---- The pieces ------------------------------------------------------------------------------ */
@@ -76,12 +80,67 @@ static uint64_t total_length(struct retrieve *v)
 
 /* ---- On the loop ----------------------------------------------------------------------------- */
 
+/* A whole instance, read into its place in the window. */
+struct fill_job {
+    struct dicomweb *w;
+    const struct web_item *item;
+    uint8_t *dst;
+    int err;
+    struct fiber_group *group;
+};
+
 struct fill {
     struct retrieve *v;
     uint8_t *buf;
     size_t len, done;
     int err;
+    struct fiber_group group;
+    size_t job_count;
+    struct fill_job jobs[AHEAD_JOBS];
 };
+
+/* Opens an instance of the list; ERR_BUSY when it was replaced since: its announced length would be
+ * wrong. */
+static int open_item(struct dicomweb *w, const struct web_item *it, struct object **ret_object)
+{
+    struct object *o;
+    int r = object_open(w->os, it->study, it->series, it->instance, &o);
+
+    if (r < 0)
+        return r;
+    if (object_get_row(o)->bytes != it->bytes) {
+        object_close(o);
+        return ERR_BUSY;
+    }
+    *ret_object = o;
+    return 0;
+}
+
+static void job_fiber(void *arg)
+{
+    struct fill_job *j = arg;
+    struct object *o;
+    size_t got;
+
+    j->err = open_item(j->w, j->item, &o);
+    if (j->err == 0) {
+        j->err = object_read(o, 0, j->dst, (size_t)j->item->bytes, &got);
+        if (j->err == 0 && got != j->item->bytes)
+            j->err = ERR_LOST;
+        object_close(o);
+    }
+    fiber_group_done(j->group);
+}
+
+static void start_job(struct fill *f, const struct web_item *it)
+{
+    struct fill_job *j = &f->jobs[f->job_count++];
+
+    *j = (struct fill_job){f->v->w, it, f->buf + f->done, 0, &f->group};
+    f->done += (size_t)it->bytes;
+    fiber_group_add(&f->group, 1);
+    fiber_spawn(f->v->w->env, "web-read", job_fiber, j);
+}
 
 static void fill_text(struct fill *f)
 {
@@ -117,10 +176,11 @@ static int fill_object(struct fill *f)
     return 0;
 }
 
-static int next_piece(struct retrieve *v)
+static int next_piece(struct fill *f)
 {
+    struct retrieve *v = f->v;
     const struct web_item *it;
-    int r;
+    size_t left = f->len - f->done;
 
     strbuf_reset(&v->text);
     v->text_given = 0;
@@ -133,13 +193,15 @@ static int next_piece(struct retrieve *v)
     it = &v->list.items[v->next++];
     if (v->multipart)
         part_header(v, it, &v->text);
-    r = object_open(v->w->os, it->study, it->series, it->instance, &v->o);
-    if (r < 0)
-        return r;
+    if (f->job_count < AHEAD_JOBS && v->text.len <= left && it->bytes <= left - v->text.len) {
+        if (v->text.len)
+            fill_text(f);
+        start_job(f, it);
+        return 0;
+    }
     v->o_off = 0;
     v->o_len = it->bytes;
-    /* Replaced since it was listed: the announced length would be wrong. */
-    return object_get_row(v->o)->bytes == it->bytes ? 0 : ERR_BUSY;
+    return open_item(v->w, it, &v->o);
 }
 
 static void fill_fiber(void *arg)
@@ -147,6 +209,7 @@ static void fill_fiber(void *arg)
     struct fill *f = arg;
     struct retrieve *v = f->v;
 
+    fiber_group_init(&f->group);
     while (f->done < f->len && f->err == 0) {
         if (v->text_given < v->text.len)
             fill_text(f);
@@ -155,8 +218,11 @@ static void fill_fiber(void *arg)
         else if (v->ended)
             break;
         else
-            f->err = next_piece(v);
+            f->err = next_piece(f);
     }
+    fiber_group_wait(&f->group);
+    for (size_t i = 0; i < f->job_count && f->err == 0; i++)
+        f->err = f->jobs[i].err;
 }
 
 static void close_fiber(void *arg)
@@ -169,36 +235,47 @@ static void close_fiber(void *arg)
 
 /* ---- On the connection's thread -------------------------------------------------------------- */
 
-static int64_t retrieve_fill(struct retrieve *v, void *buf, size_t len)
+/* Reads the window at off. */
+static int retrieve_fill(struct retrieve *v, uint64_t off)
 {
-    struct fill f = {.v = v, .buf = buf, .len = len};
-    int r = env_call(v->w->env, "web-read", fill_fiber, &f);
+    struct fill f = {.v = v, .buf = (uint8_t *)v->ahead, .len = AHEAD};
+    int r;
 
+    if (f.len > v->total - off)
+        f.len = (size_t)(v->total - off);
+    r = env_call(v->w->env, "web-retrieve", fill_fiber, &f);
     if (r == 0)
         r = f.err;
-    return r < 0 ? r : (int64_t)f.done;
+    if (r == 0 && f.done != f.len)
+        r = ERR_LOST;
+    v->ahead_off = off;
+    v->ahead_len = r < 0 ? 0 : f.len;
+    return r;
 }
 
 static int64_t retrieve_read(void *arg, uint64_t off, void *buf, size_t len)
 {
     struct retrieve *v = arg;
-    int64_t n;
+    uint64_t end = v->ahead_off + v->ahead_len;
+    int r;
 
-    if (off < v->ahead_len) {
-        if (len > v->ahead_len - off)
-            len = (size_t)(v->ahead_len - off);
-        memcpy(buf, v->ahead + off, len);
-        return (int64_t)len;
+    if (off == v->total)
+        return 0;
+    if (off == end) {
+        r = retrieve_fill(v, off);
+        if (r < 0) {
+            log_warn("dicomweb", "retrieve cut short instance=%s error=%s text=%s",
+                     v->next ? v->list.items[v->next - 1].instance : "-", err_name(r),
+                     log_q(err_text(r)));
+            return r;
+        }
+        end = off + v->ahead_len;
     }
-    mem_free(v->ahead);
-    v->ahead = NULL;
-    v->ahead_len = 0;
-    n = retrieve_fill(v, buf, len);
-    if (n < 0)
-        log_warn("dicomweb", "retrieve cut short instance=%s error=%s text=%s",
-                 v->next ? v->list.items[v->next - 1].instance : "-", err_name((int)n),
-                 log_q(err_text((int)n)));
-    return n;
+    CHECK(off >= v->ahead_off && off < end);
+    if (len > end - off)
+        len = (size_t)(end - off);
+    memcpy(buf, v->ahead + (off - v->ahead_off), len);
+    return (int64_t)len;
 }
 
 static void retrieve_close(void *arg)
@@ -224,29 +301,28 @@ static void boundary_fiber(void *arg)
         snprintf(v->boundary + 2 * i, 3, "%02x", raw[i]);
 }
 
-/* Reads the first bytes, answers, and hands over or frees v. */
+/* Reads the first window, answers, and hands over or frees v. */
 static void retrieve_send(struct retrieve *v, struct httpd_req *r, const char *type)
 {
     static const struct httpd_stream stream = {retrieve_read, retrieve_close};
-    uint64_t total = total_length(v);
-    int64_t n;
+    int err;
 
+    v->total = total_length(v);
     if (strcmp(httpd_method(r), "HEAD") == 0) {
-        httpd_reply_stream(r, 200, type, total, &stream, v);
+        httpd_reply_stream(r, 200, type, v->total, &stream, v);
         return;
     }
-    v->ahead_len = total < PREFETCH ? (size_t)total : PREFETCH;
-    v->ahead = mem_alloc(v->ahead_len);
-    n = retrieve_fill(v, v->ahead, v->ahead_len);
-    if (n == (int64_t)v->ahead_len && v->ahead_len < total) {
-        httpd_reply_stream(r, 200, type, total, &stream, v);
+    v->ahead = mem_alloc(v->total < AHEAD ? (size_t)v->total : AHEAD);
+    err = retrieve_fill(v, 0);
+    if (err == 0 && v->ahead_len < v->total) {
+        httpd_reply_stream(r, 200, type, v->total, &stream, v);
         return;
     }
-    if (n == (int64_t)v->ahead_len) {
+    if (err == 0) {
         httpd_reply(r, 200, type, v->ahead, v->ahead_len);
         v->ahead = NULL;
     } else {
-        web_fail(r, n < 0 ? (int)n : ERR_LOST);
+        web_fail(r, err);
     }
     retrieve_close(v);
 }

@@ -75,7 +75,7 @@ static struct answer ask(const char *method, const char *path, const char *accep
     static CURL *c;
     struct answer a = {0};
     struct curl_slist *h = NULL;
-    char url[2000], line[1000], *got = NULL;
+    char url[4000], line[1000], *got = NULL;
     curl_off_t cl;
 
     if (!c)
@@ -253,7 +253,7 @@ static void file_free(struct file *f)
 
 static const char *path_of(const struct file *f, int level, const char *rest)
 {
-    static char path[4][600];
+    static char path[4][2600];
     static unsigned next;
     char *p = path[next++ % 4];
 
@@ -532,17 +532,46 @@ static void test_study(void)
         file_free(&f[i]);
 }
 
-/* A part's header that lies across the border of two reads: the first one is of 1 MiB. */
+/* Frames and bulk data of more than is made in memory before it is sent. */
+static void test_long_frames(void)
+{
+    struct file f = file_make("1.3", "1.3.1", "1.3.1.3", "Long", 300);
+    const char *pixels = f.bytes.data + f.bytes.len - 300 * 8192;
+    struct strbuf list = STRBUF_INIT;
+    struct answer a;
+
+    expect_stow("/studies", &f, 200, 1, 0);
+    a = get(path_of(&f, 2, "/bulkdata/7FE00010"), "application/octet-stream");
+    EXPECT(a.body.len == 300 * 8192 && memcmp(a.body.data, pixels, a.body.len) == 0);
+    answer_free(&a);
+    strbuf_adds(&list, "/frames/300");
+    for (int i = 299; i > 0; i--)
+        strbuf_addf(&list, ",%d", i);
+    a = get(path_of(&f, 2, list.data), "multipart/related; type=\"application/octet-stream\"");
+    EXPECT(a.status == 200 && a.length == (double)a.body.len, "%ld", a.status);
+    for (int i = 300, at = 0; i > 0 && a.status == 200; i--) {
+        const char *p = strstr(a.body.data + at, "\r\n\r\n");
+
+        EXPECT(p && memcmp(p + 4, pixels + (i - 1) * 8192, 8192) == 0, "frame %d", i);
+        at = (int)(p + 4 + 8192 - a.body.data);
+    }
+    answer_free(&a);
+    strbuf_free(&list);
+    delete ("/studies/1.3", 204);
+    file_free(&f);
+}
+
+/* A part's header that lies across the border of two reads: a window is 2 MiB. */
 static void test_border(void)
 {
-    size_t want = (1u << 20) - 117 - 235; /* the second header, of some 235 bytes, is then cut */
-    struct file probe = file_make("1.3", "1.3.1", "1.3.1.1", "", 127), f[2];
+    size_t want = (2u << 20) - 117 - 235; /* the second header, of some 235 bytes, is then cut */
+    struct file probe = file_make("1.3", "1.3.1", "1.3.1.1", "", 255), f[2];
     char *name = mem_zalloc(want - probe.bytes.len + 1);
     const struct file *all[] = {&f[0], &f[1], NULL};
     struct answer a;
 
     memset(name, 'n', (want - probe.bytes.len) & ~(size_t)1);
-    f[0] = file_make("1.3", "1.3.1", "1.3.1.1", name, 127);
+    f[0] = file_make("1.3", "1.3.1", "1.3.1.1", name, 255);
     f[1] = file_make("1.3", "1.3.1", "1.3.1.2", "Border", 300);
     a = stow("/studies", all, 2);
     EXPECT(a.status == 200, "%ld", a.status);
@@ -762,6 +791,7 @@ static void client(void *arg)
 
     test_study();
     test_border();
+    test_long_frames();
     test_frames();
     test_stow_failures();
     test_stow_broken();
@@ -798,12 +828,13 @@ static void loop_main(void *arg)
 int main(void)
 {
     struct env_uring_options options = {0};
+    const char *data = getenv("FILMROOM_DICOM_DATA");
 
     log_set_level(LOG_ERROR);
     CHECK_OK(dcm_init());
     curl_global_init(CURL_GLOBAL_DEFAULT);
     CHECK_OK(env_uring_new(&options, &env));
-    env_run(env, loop_main, getenv("FILMROOM_DICOM_DATA"));
+    env_run(env, loop_main, (void *)(uintptr_t)(data ? data : DICOM_DATA_DEFAULT));
     env_free(env);
     strbuf_free(&part_bytes);
     printf("%d failures\n", failures);
