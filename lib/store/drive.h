@@ -16,7 +16,7 @@
 
 enum drive_state {
     DRIVE_OK,
-    DRIVE_MISSING, /* no such file or device, or its superblock is not this store's */
+    DRIVE_MISSING, /* no such file or device, too small, or its superblock is not this store's */
     DRIVE_FAILED,  /* put out after an I/O error */
 };
 
@@ -62,7 +62,8 @@ int driveset_format(struct env *env, const struct driveset_params *params);
 
 /* Opens the drives of a store, whichever are there. Drives that were put out and are back and whole
  * count again (every fragment on them was complete when they left; see segment.h). The set is locked
- * against other daemons drive by drive. ERR_LOST when no superblock can be read, ERR_FORMAT,
+ * against other daemons drive by drive. ERR_LOST when no superblock can be read, ERR_CONFIG when the
+ * paths are not the store's drives in their order (a single foreign or misplaced one is just missing),
  * ERR_LOCKED. Membership changes found are in memory until driveset_commit. Suspends. */
 int driveset_open(struct env *env, const char *const *paths, unsigned count,
                   struct driveset **ret_set);
