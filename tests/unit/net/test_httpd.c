@@ -334,8 +334,8 @@ static void test_garbage(void **state)
         "\r\n\r\n\r\n",
         "GET / HTTP/9.9\r\n\r\n",
         "GET / HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
-        "POST / HTTP/1.1\r\nHost: x\r\n"
-        "Transfer-Encoding: chunked\r\n\r\nzzz\r\n",
+        ("POST / HTTP/1.1\r\nHost: x\r\n"
+         "Transfer-Encoding: chunked\r\n\r\nzzz\r\n"),
         "GET / HTTP/1.1\r\n: x\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: x",
