@@ -1,4 +1,4 @@
-/* zstd with a context per thread, and a cheap probe that spares incompressible data the attempt.
+/* zstd with contexts kept for reuse, and a cheap probe that spares incompressible data the attempt.
  *
  * The probe counts the values of sampled bytes. Encrypted or compressed data uses all 256 about equally
  * often; trying zstd on it would cost thirty times what the probe does. Data with evenly spread
@@ -11,6 +11,7 @@
 
 #include "lib/base/check.h"
 #include "lib/base/err.h"
+#include "lib/base/slots.h"
 
 #define COMPRESS_LEVEL   1
 #define COMPRESS_SAMPLES 1024u
@@ -20,13 +21,15 @@
 
 static size_t compress_try(const void *p, size_t n, void *out, size_t room)
 {
-    static _Thread_local ZSTD_CCtx *ctx;
+    static struct slots contexts;
+    ZSTD_CCtx *ctx = slots_take(&contexts);
     size_t got;
 
     if (!ctx)
         ctx = ZSTD_createCCtx();
     CHECK(ctx != NULL);
     got = ZSTD_compressCCtx(ctx, out, room, p, n, COMPRESS_LEVEL);
+    ZSTD_freeCCtx(slots_put(&contexts, ctx));
     return ZSTD_isError(got) ? 0 : got; /* the only error here is: it does not fit in room */
 }
 
@@ -72,7 +75,9 @@ size_t compress_pack(const void *p, size_t n, void *out, enum compress_codec *re
 
 int compress_unpack(enum compress_codec codec, const void *p, size_t stored, void *out, size_t raw)
 {
-    static _Thread_local ZSTD_DCtx *ctx;
+    static struct slots contexts;
+    ZSTD_DCtx *ctx;
+    size_t got;
 
     if (codec == COMPRESS_RAW) {
         if (stored != raw)
@@ -82,10 +87,13 @@ int compress_unpack(enum compress_codec codec, const void *p, size_t stored, voi
     }
     if (codec != COMPRESS_ZSTD)
         return ERR_FORMAT;
+    ctx = slots_take(&contexts);
     if (!ctx)
         ctx = ZSTD_createDCtx();
     CHECK(ctx != NULL);
-    return ZSTD_decompressDCtx(ctx, out, raw, p, stored) == raw ? 0 : ERR_CODEC;
+    got = ZSTD_decompressDCtx(ctx, out, raw, p, stored);
+    ZSTD_freeDCtx(slots_put(&contexts, ctx));
+    return got == raw ? 0 : ERR_CODEC;
 }
 
 bool compress_is_zero(const void *p, size_t n)
