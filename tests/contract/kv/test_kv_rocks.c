@@ -14,7 +14,9 @@
 #include <cmocka.h>
 
 #include "lib/base/check.h"
+#include "lib/base/codec.h"
 #include "lib/base/err.h"
+#include "lib/base/mem.h"
 #include "lib/rt/env.h"
 #include "lib/rt/env_uring.h"
 #include "tests/contract/kv/crash.h"
@@ -187,6 +189,83 @@ static void test_kills(void **state)
     munmap(k.progress, sizeof(*k.progress));
 }
 
+/* ---- Several at once, partly in the cache ---------------------------------------------------- */
+
+#define COLD_ROWS  20000u
+#define COLD_BATCH 64u
+#define COLD_BYTES 82u
+
+static void test_cold_row(uint32_t i, uint8_t key[8], uint8_t value[COLD_BYTES])
+{
+    codec_put_be64(key, i);
+    memset(value, (int)(i & 0xff), COLD_BYTES);
+    codec_put_le32(value, i);
+}
+
+static void test_cold_ask(struct kv *kv, uint64_t *random)
+{
+    uint8_t keys[COLD_BATCH][8], want[COLD_BYTES];
+    struct kv_slice slices[COLD_BATCH];
+    void *values[COLD_BATCH];
+    size_t lens[COLD_BATCH];
+    uint32_t which[COLD_BATCH];
+
+    for (unsigned i = 0; i < COLD_BATCH; i++) {
+        which[i] = (uint32_t)(suite_random(random) % COLD_ROWS);
+        codec_put_be64(keys[i], which[i]);
+        slices[i] = (struct kv_slice){keys[i], 8};
+    }
+    CHECK_OK(kv_multi_get(kv, KV_CHUNK, slices, COLD_BATCH, values, lens));
+    for (unsigned i = 0; i < COLD_BATCH; i++) {
+        test_cold_row(which[i], keys[i], want);
+        CHECK(values[i] && lens[i] == COLD_BYTES && memcmp(values[i], want, COLD_BYTES) == 0);
+        mem_free(values[i]);
+    }
+}
+
+static void test_cold_put(struct kv *kv, uint32_t i)
+{
+    struct kv_batch *b = kv_batch_new();
+    uint8_t key[8], value[COLD_BYTES];
+
+    test_cold_row(i, key, value);
+    kv_batch_put(b, KV_CHUNK, (struct kv_slice){key, 8}, (struct kv_slice){value, COLD_BYTES});
+    CHECK_OK(kv_write(kv, b));
+    kv_batch_free(b);
+}
+
+/* With a cache far smaller than the data, and table files that come and go, every call finds some
+ * rows in memory and others not: none may be taken for an empty value. */
+static void test_cold_main(void *arg)
+{
+    struct env *env = arg;
+    struct kv *kv = test_open(env);
+    uint64_t random = 99;
+
+    for (uint32_t i = 0; i < COLD_ROWS; i++)
+        test_cold_put(kv, i);
+    CHECK_OK(kv_close(kv));
+    for (unsigned reopen = 0; reopen < 5; reopen++) {
+        kv = test_open(env);
+        for (unsigned round = 0; round < 300; round++) {
+            test_cold_ask(kv, &random);
+            for (unsigned i = 0; i < 20; i++)
+                test_cold_put(kv, (uint32_t)(suite_random(&random) % COLD_ROWS));
+            if (round % 10 == 0)
+                CHECK_OK(kv_flush(kv));
+        }
+        CHECK_OK(kv_close(kv));
+    }
+}
+
+static void test_cold_multi_get(void **state)
+{
+    struct env *env = test_env();
+
+    (void)state;
+    test_run(env, test_cold_main, env);
+}
+
 /* ---- Opening -------------------------------------------------------------------------------- */
 
 static void test_open_errors_main(void *arg)
@@ -219,8 +298,9 @@ int main(void)
     struct CMUnitTest tests[32] = {
         cmocka_unit_test_setup_teardown(test_kills, test_setup, test_teardown),
         cmocka_unit_test_setup_teardown(test_open_errors, test_setup, test_teardown),
+        cmocka_unit_test_setup_teardown(test_cold_multi_get, test_setup, test_teardown),
     };
-    size_t n = 2;
+    size_t n = 3;
 
     for (size_t i = 0; i < suite_case_count; i++)
         tests[n++] = (struct CMUnitTest){suite_cases[i].name, test_suite, test_suite_setup,
