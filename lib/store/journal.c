@@ -10,8 +10,7 @@
 #include "lib/base/mem.h"
 #include "lib/store/journal_priv.h"
 
-#define JOURNAL_SOFT_BATCH (1u << 20) /* a pending batch over this takes no more records */
-#define JOURNAL_COPY_PIECE (1u << 20)
+#define JOURNAL_SOFT_BATCH (1u << 20) /* a pending batch does not grow over this (or batch_max) */
 
 static size_t journal_record_span(size_t body)
 {
@@ -34,6 +33,7 @@ int journal_open(struct driveset *ds, const struct journal_ops *ops, void *arg,
     j->cap = ds->super.journal_len;
     j->batch_max = j->cap / 8 < FORMAT_BATCH_MAX ? j->cap / 8 : FORMAT_BATCH_MAX;
     j->batch_max &= ~(uint64_t)(FORMAT_UNIT - 1);
+    j->batch_soft = j->batch_max < JOURNAL_SOFT_BATCH ? (size_t)j->batch_max : JOURNAL_SOFT_BATCH;
     j->mirrors = ds->super.journal_mirrors;
     j->head_off = ds->super.replay_off;
     j->head_seq = ds->super.replay_seq;
@@ -113,7 +113,7 @@ static bool journal_has_room(const struct journal *j, size_t span, unsigned flag
 {
     uint64_t load = journal_used(j) + j->writing_len + j->pending_len + span;
 
-    if (j->pending && j->pending_len + span > JOURNAL_SOFT_BATCH)
+    if (j->pending && j->pending_len + span > j->batch_soft)
         return false;
     /* Internal records are few and small against the reserve of three batches. */
     return (flags & JOURNAL_INTERNAL) || load <= j->cap - 3 * j->batch_max;
@@ -201,12 +201,12 @@ static void journal_sign(struct journal *j, struct buf *b, size_t length)
     memset(b->data + length, 0, journal_span(length) - length);
 }
 
-/* Writes a batch to every mirror; puts out those that fail. Returns the number that have it. */
-static unsigned journal_write_mirrors(struct journal *j, const struct buf *b, size_t span,
+/* Writes a batch to every mirror; puts out those that fail. */
+static void journal_write_mirrors(struct journal *j, const struct buf *b, size_t span,
                                       uint64_t off)
 {
     struct env_io ios[FORMAT_DRIVES_MAX];
-    unsigned at[FORMAT_DRIVES_MAX], n = 0, good = 0;
+    unsigned at[FORMAT_DRIVES_MAX], n = 0;
 
     for (unsigned i = 0; i < j->ds->count; i++) {
         if (!(j->mirrors >> i & 1) || !drive_usable(&j->ds->drives[i]))
@@ -221,10 +221,7 @@ static unsigned journal_write_mirrors(struct journal *j, const struct buf *b, si
         drive_io_done(&j->ds->drives[at[k]], &ios[k]);
         if (ios[k].result < 0)
             driveset_put_out(j->ds, at[k], "journal write failed");
-        else
-            good++;
     }
-    return good;
 }
 
 static unsigned journal_mirrors_wanted(const struct journal *j)
@@ -244,48 +241,76 @@ static bool journal_mirrors_whole(const struct journal *j)
                 return false;
             good++;
         }
-    return good >= journal_mirrors_wanted(j);
+    return good > 0 && good >= journal_mirrors_wanted(j);
 }
 
-/* Copies all live batches from one drive's area to another's. */
-static int journal_copy(struct journal *j, struct drive *from, struct drive *to)
+/* A live batch, whole, from a mirror, or from whatever other drive happens to have it. Suspends. */
+static int journal_fetch(struct journal *j, const struct journal_extent *e, struct buf *b)
 {
-    struct buf *b = buf_new(JOURNAL_COPY_PIECE);
-    uint64_t base = j->ds->super.journal_off;
-    int rc = 0;
+    for (int mirror = 1; mirror >= 0; mirror--) {
+        for (unsigned i = 0; i < j->ds->count; i++) {
+            struct drive *d = &j->ds->drives[i];
 
-    list_for_each(it, &j->extents) {
-        struct journal_extent *e = LIST_ENTRY(it, struct journal_extent, link);
-
-        for (size_t done = 0; rc == 0 && done < e->span;) {
-            size_t n = e->span - done < JOURNAL_COPY_PIECE ? e->span - done : JOURNAL_COPY_PIECE;
-
-            rc = env_pread(from->file, b->data, n, base + e->off + done);
-            if (rc == 0)
-                rc = env_pwrite(to->file, b->data, n, base + e->off + done, false);
-            done += n;
+            if (!drive_readable(d) || (int)(j->mirrors >> i & 1) != mirror)
+                continue;
+            if (env_pread(d->file, b->data, e->span, j->ds->super.journal_off + e->off) < 0)
+                d->read_errors++;
+            else if (journal_batch_whole(j, b->data, e->span, e->seq))
+                return 0;
         }
     }
-    buf_unref(b);
-    return rc == 0 ? env_sync(to->file) : rc;
+    return ERR_LOST;
 }
 
-/* Brings one more drive in as a mirror; puts it out when it fails. */
-static void journal_add_mirror(struct journal *j, unsigned source, unsigned i,
-                               const struct buf *extra, size_t extra_span, uint64_t extra_off)
+/* Copies all live batches to a drive's area. The extents must not be trimmed away under it. Suspends. */
+static int journal_copy(struct journal *j, struct drive *to, bool *ret_target_failed)
+{
+    struct buf *b = buf_new((size_t)j->batch_max);
+    int rc = 0;
+
+    fiber_mutex_lock(&j->trim_lock);
+    list_for_each(it, &j->extents)
+    {
+        struct journal_extent *e = LIST_ENTRY(it, struct journal_extent, link);
+
+        rc = journal_fetch(j, e, b);
+        if (rc < 0)
+            break;
+        rc = env_pwrite(to->file, b->data, e->span, j->ds->super.journal_off + e->off, false);
+        *ret_target_failed = rc < 0;
+        if (rc < 0)
+            break;
+    }
+    fiber_mutex_unlock(&j->trim_lock);
+    buf_unref(b);
+    return rc;
+}
+
+/* Brings one more drive in as a mirror; puts it out when it fails. ERR_LOST when a live batch cannot be
+ * had from anywhere: to go on would mean fewer copies than promised. Suspends. */
+static int journal_add_mirror(struct journal *j, unsigned i, const struct buf *extra,
+                              size_t extra_span, uint64_t extra_off)
 {
     struct drive *to = &j->ds->drives[i];
+    bool target_failed = true;
     int rc = drive_wipe_journal(j->ds, to);
 
-    if (rc == 0 && !list_empty(&j->extents))
-        rc = journal_copy(j, &j->ds->drives[source], to);
+    if (rc == 0) {
+        target_failed = false;
+        rc = journal_copy(j, to, &target_failed);
+    }
+    if (rc < 0 && !target_failed)
+        return rc;
     if (rc == 0 && extra)
         rc = env_pwrite(to->file, extra->data, extra_span, j->ds->super.journal_off + extra_off,
                         true);
     if (rc == 0)
+        rc = env_sync(to->file);
+    if (rc == 0)
         j->mirrors |= 1ull << i;
     else
         driveset_put_out(j->ds, i, "could not take a copy of the journal");
+    return 0;
 }
 
 static void journal_set_mirrors(struct format_super *super, void *arg)
@@ -299,28 +324,23 @@ static void journal_set_mirrors(struct format_super *super, void *arg)
 int journal_remirror(struct journal *j, const struct buf *extra, size_t extra_span,
                      uint64_t extra_off)
 {
-    bool empty = list_empty(&j->extents) && !extra;
-
     for (;;) {
-        unsigned source = j->ds->count, have = 0;
-        int rc;
+        unsigned have = 0;
+        int rc = 0;
 
         for (unsigned i = 0; i < j->ds->count; i++) {
             if (!drive_usable(&j->ds->drives[i]))
                 j->mirrors &= ~(1ull << i);
-            if (j->mirrors >> i & 1) {
-                source = i;
-                have++;
-            }
-        }
-        if (have == 0 && !empty)
-            return ERR_LOST; /* nobody to copy from */
-        for (unsigned i = 0; i < j->ds->count && have < journal_mirrors_wanted(j); i++) {
-            if (!drive_usable(&j->ds->drives[i]) || (j->mirrors >> i & 1))
-                continue;
-            journal_add_mirror(j, source, i, extra, extra_span, extra_off);
             have += (unsigned)(j->mirrors >> i & 1);
         }
+        for (unsigned i = 0; rc == 0 && i < j->ds->count && have < journal_mirrors_wanted(j); i++) {
+            if (!drive_usable(&j->ds->drives[i]) || (j->mirrors >> i & 1))
+                continue;
+            rc = journal_add_mirror(j, i, extra, extra_span, extra_off);
+            have += (unsigned)(j->mirrors >> i & 1);
+        }
+        if (rc < 0)
+            return rc;
         rc = driveset_commit(j->ds, true, journal_set_mirrors, j);
         if (rc < 0 || journal_mirrors_whole(j))
             return rc;
@@ -338,8 +358,7 @@ static int journal_write_batch(struct journal *j, struct buf *b, size_t length, 
         if (rc < 0)
             return rc;
     }
-    if (journal_write_mirrors(j, b, span, off) == 0)
-        return ERR_IO;
+    journal_write_mirrors(j, b, span, off);
     if (!journal_mirrors_whole(j))
         return journal_remirror(j, b, span, off);
     return 0;
@@ -369,14 +388,19 @@ static void journal_hand_on(struct journal *j, struct buf *b, size_t length, uin
 /* Takes the pending batch and makes it durable. */
 static void journal_commit_pending(struct journal *j)
 {
-    struct buf *b = j->pending;
-    size_t length = j->pending_len;
-    uint32_t records = j->pending_records;
-    uint64_t first = j->pending_first, off;
+    struct buf *b;
+    size_t length;
+    uint32_t records;
+    uint64_t first, off;
     int rc;
 
-    while (!journal_place(j, journal_span(length), &off))
+    /* While it waits for room the batch goes on growing. */
+    while (!journal_place(j, journal_span(j->pending_len), &off))
         fiber_cond_wait(&j->space);
+    b = j->pending;
+    length = j->pending_len;
+    records = j->pending_records;
+    first = j->pending_first;
     journal_sign(j, b, length);
     j->pending = NULL;
     j->pending_len = 0;

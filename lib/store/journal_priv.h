@@ -17,6 +17,7 @@ struct journal {
     const struct journal_ops *ops;
     void *arg;
     uint64_t cap, batch_max;
+    size_t batch_soft; /* a pending batch takes records up to this */
     uint64_t mirrors; /* bit per drive */
 
     struct list extents; /* live batches, oldest first */
@@ -50,6 +51,8 @@ static inline size_t journal_span(size_t length)
     return (length + FORMAT_UNIT - 1) & ~(size_t)(FORMAT_UNIT - 1);
 }
 uint64_t journal_store_id(const struct journal *j);
+/* Are these `span` bytes the batch `seq` of this store, whole? */
+bool journal_batch_whole(const struct journal *j, const uint8_t *p, size_t span, uint64_t seq);
 
 /* Makes the mirror set whole again: as many of the drives that count as the profile wants, each
  * with all live batches, committed. `extra` is a batch in flight at extra_off that new mirrors need

@@ -107,6 +107,15 @@ static bool batch_records_valid(const uint8_t *p, const struct format_batch *h)
     return pos == h->length;
 }
 
+bool journal_batch_whole(const struct journal *j, const uint8_t *p, size_t span, uint64_t seq)
+{
+    struct format_batch h;
+
+    return batch_head_valid(j, p, &h) && h.seq == seq && journal_span(h.length) == span &&
+           crc32c(0, p + sizeof(h), h.length - sizeof(h)) == h.payload_crc &&
+           batch_records_valid(p, &h);
+}
+
 /* The batch `seq` at `off` of one mirror; NULL when it is not there, whole. */
 static const uint8_t *replay_batch_at(struct replay *r, struct replay_mirror *m, uint64_t off,
                                       uint64_t seq, struct format_batch *ret_head)

@@ -93,7 +93,8 @@ void sim_case_init(struct sim_case *c, uint64_t seed)
 
 void sim_case_free(struct sim_case *c)
 {
-    sim_free(c->sim);
+    if (!c->running) /* a test that failed inside a fiber leaves it all as it is */
+        sim_free(c->sim);
     c->sim = NULL;
 }
 
@@ -101,8 +102,10 @@ void sim_case_run(struct sim_case *c, fiber_fn fn, void *arg)
 {
     c->env = sim_process(c->sim, "test", fn, arg);
     env_wrap_files(c->env, sim_case_wrap, c);
+    c->running = true;
     CHECK(sim_run(c->sim, ENV_FOREVER));
     CHECK(sim_process_ended(c->env));
+    c->running = false;
     sim_kill(c->env, false); /* ended: checks that nothing is left */
     c->env = NULL;
 }
@@ -111,8 +114,10 @@ void sim_case_run_and_kill(struct sim_case *c, fiber_fn fn, void *arg, bool powe
 {
     c->env = sim_process(c->sim, "test", fn, arg);
     env_wrap_files(c->env, sim_case_wrap, c);
+    c->running = true;
     CHECK(!sim_run(c->sim, ENV_FOREVER));
     CHECK(!sim_process_ended(c->env));
+    c->running = false;
     sim_kill(c->env, power);
     c->env = NULL;
 }

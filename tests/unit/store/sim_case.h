@@ -15,6 +15,7 @@ struct sim_case {
      * nothing happens on the medium. NULL: none. */
     int (*hook)(void *arg, const char *path, const struct env_io *io);
     void *hook_arg;
+    bool running; /* or left in the middle by a failed assertion */
 };
 
 void sim_case_init(struct sim_case *c, uint64_t seed);
