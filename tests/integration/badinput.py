@@ -25,7 +25,7 @@ class Witness(threading.Thread):
 
     def __init__(self, daemon, instances):
         super().__init__(daemon=True)
-        self.daemon_, self.instances = daemon, instances
+        self.store_, self.instances = daemon, instances
         self.done = threading.Event()
         self.rounds = 0
         self.slowest = 0.0
@@ -34,22 +34,24 @@ class Witness(threading.Thread):
     def run(self):
         rng = random.Random(99)
         try:
-            with nbd.Nbd(self.daemon_.nbd, "witness") as disk, dicom.Web(self.daemon_.http) as web:
+            offer = [(self.instances[0].sop_class, dicom.EXPLICIT_LE)]
+            with nbd.Nbd(self.store_.nbd, "witness") as disk, dicom.Web(self.store_.http) as web, \
+                    dicom.Association(self.store_.dicom, offer) as association:
                 while not self.done.is_set():
                     start = time.monotonic()
-                    self.once(rng, disk, web)
+                    self.once(rng, disk, web, association)
                     self.slowest = max(self.slowest, time.monotonic() - start)
                     self.rounds += 1
         except Exception as e:  # pylint: disable=broad-except
             self.error = e
 
-    def once(self, rng, disk, web):
+    def once(self, rng, disk, web, association):
         offset = rng.randrange(0, 16 * MIB - 65536, 512)
         data = rng.randbytes(rng.randrange(512, 65536, 512))
         disk.write(offset, data)
         check(disk.read(offset, len(data)) == data, "the witness read other bytes than it wrote")
         i = rng.choice(self.instances)
-        dicom.store_all(self.daemon_.dicom, [i])
+        check(association.store(i.sop_class, i.uid, i.dataset) == 0, "the witness was refused")
         check(dicom.dataset_of(web.instance(i.study, i.series, i.uid)) == i.dataset,
               "the witness got another data set than it stored")
 

@@ -71,7 +71,7 @@ def volumes(daemon):
     fails(daemon.cli("volume", "create", "a/b", "64M", ok=False), 1, "name")
     fails(daemon.cli("volume", "create", "x" * 300, "64M", ok=False), 1, "name")
     fails(daemon.cli("volume", "create", "vm3", "1M", "--durability", "maybe", ok=False), 1)
-    fails(daemon.cli("volume", "show", "nobody", ok=False), 1, "no such")
+    fails(daemon.cli("volume", "show", "nobody", ok=False), 1, "no volume")
 
 
 def resize_and_delete(daemon):
@@ -89,7 +89,7 @@ def resize_and_delete(daemon):
     daemon.cli("volume", "delete", "vm2", "--force")
     daemon.cli("volume", "delete", "vm1", "--force")
     check(daemon.cli_json("volume", "list")["volumes"] == [], "volumes are left")
-    fails(daemon.cli("volume", "delete", "vm1", "--force", ok=False), 1, "no such")
+    fails(daemon.cli("volume", "delete", "vm1", "--force", ok=False), 1, "no volume")
 
 
 def studies(daemon, folder):
@@ -115,12 +115,12 @@ def studies(daemon, folder):
     check("CLI-1" in text and "CT" in text, "study show:", text)
     check("CLI-1" in daemon.cli("study", "list").stdout, "study list as text")
     check(daemon.status()["studies"] == 2 and daemon.status()["instances"] == 5, "counts")
-    fails(daemon.cli("study", "show", "1.2.3", ok=False), 1, "no such")
+    fails(daemon.cli("study", "show", "1.2.3", ok=False), 1, "no study")
     fails(daemon.cli("study", "show", "not-a-uid", ok=False), 1)
     fails(daemon.cli("study", "delete", ct.study, ok=False, timeout=10), 2, "--yes")
     daemon.cli("study", "delete", ct.study, "--yes")
     check(daemon.status()["studies"] == 1, "the study is still there")
-    fails(daemon.cli("study", "show", ct.study, ok=False), 1, "no such")
+    fails(daemon.cli("study", "show", ct.study, ok=False), 1, "no study")
 
 
 def identical_and_other(daemon, folder):
