@@ -53,6 +53,11 @@ int env_file_size(struct env_file *f, uint64_t *ret_size)
     return f->ops->size(f, ret_size);
 }
 
+uint64_t env_file_cache(struct env_file *f)
+{
+    return f->ops->cache ? f->ops->cache(f) : 0;
+}
+
 int env_mkdir(struct env *env, const char *path)
 {
     return env->ops->mkdir(env, path);

@@ -306,6 +306,7 @@ static int open_one(struct driveset *ds, struct drive *d, struct format_super *r
         return rc;
     if (rc < 0)
         return rc == ERR_NOENT ? 0 : (d->reason = "cannot be opened", 0);
+    d->cache = env_file_cache(d->file);
     d->reason = "its superblock is damaged or not Filmroom's";
     if (super_read(d->file, ret_super) == 0)
         d->reason = "";

@@ -201,27 +201,69 @@ static void journal_sign(struct journal *j, struct buf *b, size_t length)
     memset(b->data + length, 0, journal_span(length) - length);
 }
 
-/* Writes a batch to every mirror; puts out those that fail. */
-static void journal_write_mirrors(struct journal *j, const struct buf *b, size_t span,
-                                      uint64_t off)
+/* The write of one batch to one mirror. */
+struct journal_target {
+    struct drive *drive;
+    bool shared; /* lies behind one cache with another target: one flush serves both */
+    bool good;
+};
+
+static unsigned journal_targets(struct journal *j, struct journal_target *t)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < j->ds->count; i++)
+        if ((j->mirrors >> i & 1) && drive_usable(&j->ds->drives[i]))
+            t[n++] = (struct journal_target){.drive = &j->ds->drives[i]};
+    for (unsigned i = 0; i < n; i++)
+        for (unsigned k = 0; k < n; k++)
+            t[i].shared |= k != i && t[i].drive->cache && t[i].drive->cache == t[k].drive->cache;
+    return n;
+}
+
+static void journal_target_done(struct journal *j, struct journal_target *t,
+                                const struct env_io *io)
+{
+    drive_io_done(t->drive, io);
+    t->good = io->result >= 0;
+    if (!t->good)
+        driveset_put_out(j->ds, t->drive->index, "journal write failed");
+}
+
+/* Flushes each cache that several targets share, once. Their space was written long ago
+ * (drive_wipe_journal), so that there is nothing else to be made durable. */
+static void journal_flush_shared(struct journal *j, struct journal_target *t, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        struct env_io io = {.kind = ENV_SYNC, .file = t[i].drive->file};
+
+        if (!t[i].shared || !t[i].good)
+            continue;
+        (void)env_io_run(&io, 1); /* the result is looked at */
+        journal_target_done(j, &t[i], &io);
+        for (unsigned k = i + 1; t[i].good && k < n; k++)
+            if (t[k].drive->cache == t[i].drive->cache)
+                t[k].shared = false; /* served */
+    }
+}
+
+/* Writes a batch to every mirror, durable; puts out those that fail. */
+static void journal_write_mirrors(struct journal *j, const struct buf *b, size_t span, uint64_t off)
 {
     struct env_io ios[FORMAT_DRIVES_MAX];
-    unsigned at[FORMAT_DRIVES_MAX], n = 0;
+    struct journal_target t[FORMAT_DRIVES_MAX];
+    unsigned n = journal_targets(j, t);
 
-    for (unsigned i = 0; i < j->ds->count; i++) {
-        if (!(j->mirrors >> i & 1) || !drive_usable(&j->ds->drives[i]))
-            continue;
-        drive_io_prepare(&j->ds->drives[i], &ios[n], ENV_WRITE, b->data, span,
+    for (unsigned i = 0; i < n; i++) {
+        drive_io_prepare(t[i].drive, &ios[i], ENV_WRITE, b->data, span,
                          j->ds->super.journal_off + off);
-        at[n++] = i;
+        ios[i].dsync = !t[i].shared;
     }
     if (n)
         (void)env_io_run(ios, n); /* each result is looked at */
-    for (unsigned k = 0; k < n; k++) {
-        drive_io_done(&j->ds->drives[at[k]], &ios[k]);
-        if (ios[k].result < 0)
-            driveset_put_out(j->ds, at[k], "journal write failed");
-    }
+    for (unsigned i = 0; i < n; i++)
+        journal_target_done(j, &t[i], &ios[i]);
+    journal_flush_shared(j, t, n);
 }
 
 static unsigned journal_mirrors_wanted(const struct journal *j)
