@@ -226,12 +226,27 @@ static bool slot_taken(const struct segments *ss, uint32_t drive, uint32_t slot)
     return ss->slots[drive][slot / 8] >> slot % 8 & 1;
 }
 
+/* Each column on a drive of its own that we have. */
+static bool columns_sane(const struct segments *ss, const struct segment *s)
+{
+    uint64_t seen = 0;
+
+    for (unsigned i = 0; i < s->k + s->m; i++) {
+        if (s->drive[i] >= ss->ds->count || s->slot[i] >= ss->ds->drives[s->drive[i]].slot_count ||
+            (seen >> s->drive[i] & 1))
+            return false;
+        seen |= 1ull << s->drive[i];
+    }
+    return s->used >= 1 && s->used <= ss->ds->super.slot_size / FORMAT_UNIT;
+}
+
 /* Puts a segment into the table; its slots are free, or `reserved` for it already. */
 static int segment_add(struct segments *ss, struct segment *s, bool reserved)
 {
+    if (!columns_sane(ss, s))
+        return ERR_FORMAT;
     for (unsigned i = 0; i < s->k + s->m; i++)
-        if (s->drive[i] >= ss->ds->count || s->slot[i] >= ss->ds->drives[s->drive[i]].slot_count ||
-            slot_taken(ss, s->drive[i], s->slot[i]) != reserved)
+        if (slot_taken(ss, s->drive[i], s->slot[i]) != reserved)
             return ERR_FORMAT;
     for (unsigned i = 0; !reserved && i < s->k + s->m; i++)
         slot_set(ss, s->drive[i], s->slot[i], true);

@@ -331,13 +331,18 @@ int segment_read(struct segments *ss, struct segment_read *reads, size_t n)
 
         reads[i].buf = NULL;
         reads[i].data = NULL;
-        if (!s || !loc_sane(ss, s, &reads[i].loc)) {
-            for (size_t j = 0; j < i; j++)
-                segment_find(ss, reads[j].loc.stripe.segment)->readers--;
-            return ERR_FORMAT;
-        }
-        s->readers++;
+        reads[i].result = s && loc_sane(ss, s, &reads[i].loc) ? 0 : ERR_FORMAT;
+        if (reads[i].result < 0)
+            rc = ERR_FORMAT;
     }
+    if (rc < 0) {
+        /* Damaged rows: whoever asks for them together with others gets nothing. */
+        for (size_t i = 0; i < n; i++)
+            reads[i].result = rc;
+        return rc;
+    }
+    for (size_t i = 0; i < n; i++)
+        segment_find(ss, reads[i].loc.stripe.segment)->readers++;
     for (size_t at = 0; at < n;)
         at += read_wave(ss, reads, n, at);
     for (size_t i = 0; i < n; i++) {
