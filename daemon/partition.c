@@ -162,6 +162,7 @@ static void partition_break(struct partition *p, int error)
         next = hmap_walk(&p->waiters, it);
         waiter_finish(p, HMAP_ENTRY(it, struct waiter, node), error);
     }
+    volumes_hurry(p->volumes, p->processed_lsn); /* the drainer tells those who wait for it */
 }
 
 static void partition_on_broken(void *arg, int error)
@@ -225,7 +226,7 @@ static void partition_applier(void *arg)
 static int partition_checkpoint(struct partition *p)
 {
     struct kv_batch *note = kv_batch_new();
-    uint64_t upto, oldest;
+    uint64_t upto, oldest, start = env_now(p->env);
     uint8_t value[8];
     int rc;
 
@@ -241,6 +242,8 @@ static int partition_checkpoint(struct partition *p)
         rc = kv_flush(p->kv);
     if (rc == 0)
         rc = journal_trim(p->journal, upto);
+    log_debug("partition", "checkpoint lsn=%llu us=%llu", (unsigned long long)upto,
+              (unsigned long long)((env_now(p->env) - start) / 1000));
     fiber_mutex_unlock(&p->checkpoint_lock);
     kv_batch_free(note);
     return rc;
@@ -268,7 +271,7 @@ static void partition_maintain(void *arg)
         if (p->stopping || p->broken)
             continue;
         if (journal_pressure(p->journal) >= PARTITION_PRESSURE) {
-            volumes_hurry(p->volumes);
+            volumes_hurry(p->volumes, p->processed_lsn);
             rc = partition_checkpoint(p);
         }
         if (rc == 0)

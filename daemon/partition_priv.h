@@ -51,8 +51,9 @@ struct block_store *volumes_blocks(struct volumes *vs);
 int volumes_apply(struct volumes *vs, uint16_t type, const struct apply *a);
 /* The oldest LSN whose write is not drained; UINT64_MAX when there is none. */
 uint64_t volumes_oldest_lsn(const struct volumes *vs);
-/* Asks for draining at once, or waits until all that was written before is drained. */
-void volumes_hurry(struct volumes *vs);
+/* Asks for the writes up to an LSN to be drained without delay. */
+void volumes_hurry(struct volumes *vs, uint64_t lsn);
+/* Drains everything and waits for it. */
 int volumes_drain_all(struct volumes *vs);
 void volumes_get_counts(const struct volumes *vs, uint64_t *ret_volumes, uint64_t *ret_mapped,
                         uint64_t *ret_overlay);

@@ -198,11 +198,11 @@ static int apply_write(struct volumes *vs, const struct apply *a)
         return ERR_FORMAT;
     if (a->context)
         vs->overlay_incoming -= n;
+    fiber_cond_signal(&vs->drain_work);
     if (!v || v->deleting)
         return 0; /* deleted by a record that the KV store has */
     for (uint32_t i = 0; i < n; i++)
         overlay_put(&vs->overlay, id, first + i, a->lsn, bytes + (size_t)i * BLOCK_SIZE);
-    fiber_cond_signal(&vs->drain_work);
     return 0;
 }
 

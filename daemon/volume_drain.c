@@ -84,7 +84,12 @@ static int drain_round(struct volumes *vs)
     struct chunk_item *items = mem_calloc(DRAIN_BLOCKS_MAX, sizeof(*items));
     struct volume_mapping *maps = mem_calloc(DRAIN_BLOCKS_MAX, sizeof(*maps));
     size_t n = drain_pick(vs, blocks);
+    uint64_t start = env_now(vs->p->env);
     int rc = drain_store(vs, blocks, n, items, maps);
+
+    log_debug("volumes", "drained blocks=%zu left=%llu us=%llu", n,
+              (unsigned long long)vs->overlay.count,
+              (unsigned long long)((env_now(vs->p->env) - start) / 1000));
 
     for (size_t i = 0; i < n; i++)
         overlay_data_unref(blocks[i].data);
@@ -94,17 +99,27 @@ static int drain_round(struct volumes *vs)
     return rc;
 }
 
-void volumes_hurry(struct volumes *vs)
+void volumes_hurry(struct volumes *vs, uint64_t lsn)
 {
-    vs->hurry = true;
+    if (lsn > vs->hurry_lsn)
+        vs->hurry_lsn = lsn;
     fiber_cond_signal(&vs->drain_work);
+}
+
+/* Is anything that was written before record `upto` not drained, or not even in the overlay yet? */
+static bool drain_owes(const struct volumes *vs, uint64_t upto)
+{
+    return overlay_oldest(&vs->overlay) < upto ||
+           (vs->overlay_incoming > 0 && vs->p->processed_lsn + 1 < upto);
 }
 
 int volumes_drain_all(struct volumes *vs)
 {
-    while (vs->overlay.count + vs->overlay_incoming > 0 && !vs->p->broken) {
+    uint64_t upto = journal_next_lsn(vs->p->journal);
+
+    while (drain_owes(vs, upto) && !vs->p->broken) {
         vs->drain_error = 0;
-        volumes_hurry(vs);
+        volumes_hurry(vs, vs->p->processed_lsn);
         fiber_cond_wait(&vs->drained);
         if (vs->drain_error)
             return vs->drain_error;
@@ -112,17 +127,25 @@ int volumes_drain_all(struct volumes *vs)
     return vs->p->broken;
 }
 
+/* Is there enough, or is somebody waiting for it? */
+static bool drain_due(const struct volumes *vs)
+{
+    uint64_t enough = vs->overlay_max / 2;
+
+    if (enough > DRAIN_BLOCKS_MIN)
+        enough = DRAIN_BLOCKS_MIN;
+    return vs->overlay.count >= enough || overlay_oldest(&vs->overlay) <= vs->hurry_lsn;
+}
+
 /* Waits until there is reason to drain. */
 static void drain_wait(struct volumes *vs)
 {
     uint64_t deadline = 0;
 
-    while (!vs->stopping && !(vs->hurry && vs->overlay.count) &&
-           vs->overlay.count < DRAIN_BLOCKS_MIN) {
+    while (!vs->stopping && !vs->p->broken && !drain_due(vs)) {
         uint64_t now = env_now(vs->p->env);
 
         if (vs->overlay.count == 0) {
-            vs->hurry = false;
             fiber_cond_broadcast(&vs->drained);
             deadline = 0;
             fiber_cond_wait(&vs->drain_work);
@@ -155,9 +178,9 @@ void volume_drainer(void *arg)
         }
         rc = drain_round(vs);
         vs->drain_error = rc;
+        fiber_cond_broadcast(&vs->drained);
         if (rc < 0 && !vs->stopping && !vs->p->broken) {
             log_error("volumes", "draining writes failed, will try again error=%s", err_name(rc));
-            fiber_cond_broadcast(&vs->drained);
             env_sleep(vs->p->env, DRAIN_RETRY);
         }
     }

@@ -177,10 +177,8 @@ static int write_small(struct volume *v, uint64_t first, const uint8_t *bytes, u
     if (rc < 0)
         return rc;
     while (vs->overlay.count + vs->overlay_incoming + blocks > vs->overlay_max && !vs->stopping &&
-           !vs->p->broken) {
-        volumes_hurry(vs);
+           !vs->p->broken)
         fiber_cond_wait(&vs->overlay_room);
-    }
     if (vs->stopping)
         return ERR_SHUTDOWN;
     codec_put_le64(head, v->info.id);
@@ -188,8 +186,11 @@ static int write_small(struct volume *v, uint64_t first, const uint8_t *bytes, u
     codec_put_le32(head + 16, blocks);
     vs->overlay_incoming += blocks;
     rc = record_submit(&vs->p->log, RECORD_VOLUME_WRITE, iov, 2, 0, vs);
-    if (rc < 0)
+    if (rc < 0) {
         vs->overlay_incoming -= blocks; /* it was not applied */
+        fiber_cond_signal(&vs->drain_work);
+        fiber_cond_broadcast(&vs->overlay_room);
+    }
     return rc;
 }
 

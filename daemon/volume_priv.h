@@ -39,7 +39,8 @@ struct volumes {
     struct leafmap leaves;
     struct fiber_cond drain_work, drained, reap_work;
     struct fiber_group fibers;
-    bool hurry, stopping;
+    uint64_t hurry_lsn; /* writes up to here are drained without waiting for company */
+    bool stopping;
     int drain_error;
 };
 
