@@ -1,0 +1,771 @@
+/* The clients: fibers that do random operations and tell the model of each before and after. */
+#include "tests/sim/run.h"
+
+#include <string.h>
+
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+
+#define READ_MAX (256u * 1024)
+
+/* ---- Data ---- */
+
+static void fill_noise(uint8_t *p, size_t n, uint64_t seed)
+{
+    for (size_t i = 0; i < n; i += 8) {
+        size_t take = n - i < 8 ? n - i : 8;
+
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        memcpy(p + i, &seed, take);
+        p[i] ^= (uint8_t)(seed >> 56);
+    }
+}
+
+static void fill_block(struct run *r, uint8_t *p, size_t n)
+{
+    uint64_t dice = run_random(r, 100), stamp;
+
+    if (dice < 10) {
+        memset(p, 0, n);
+    } else if (dice < 35) {
+        fill_noise(p, n, run_random(r, 8)); /* seen before: dedup */
+    } else if (dice < 60) {
+        stamp = run_random(r, UINT64_MAX);
+        for (size_t i = 0; i < n; i += 8)
+            memcpy(p + i, &stamp, n - i < 8 ? n - i : 8); /* compresses */
+    } else {
+        fill_noise(p, n, run_random(r, UINT64_MAX));
+    }
+}
+
+static uint8_t *make_data(struct run *r, uint64_t len)
+{
+    uint8_t *p = mem_alloc((size_t)len);
+
+    for (uint64_t at = 0; at < len; at += BLOCK_SIZE)
+        fill_block(r, p + at, len - at < BLOCK_SIZE ? (size_t)(len - at) : BLOCK_SIZE);
+    return p;
+}
+
+/* ---- Space ---- */
+
+/* Is it fair to say that the store is full? What is kept back is the overlay's and two segments;
+ * some more may be in other clients' hands. */
+static bool full_enough(struct run *r, uint64_t bytes)
+{
+    struct partition_status s;
+    uint64_t segment = r->slot_size * r->k;
+
+    partition_get_status(r->p, &s);
+    return s.free <= 4 * segment + 2 * r->partition.overlay_bytes + bytes;
+}
+
+/* ---- Volumes ---- */
+
+static struct model_volume *pick_volume(struct run *r)
+{
+    return &r->model.volumes[run_random(r, MODEL_VOLUMES)];
+}
+
+static uint64_t pick_size(struct run *r)
+{
+    uint64_t blocks = 1 + run_random(r, r->block_span);
+
+    return blocks * BLOCK_SIZE;
+}
+
+static void op_create(struct run *r)
+{
+    struct model_volume *v = pick_volume(r);
+    uint64_t size = pick_size(r);
+    int rc;
+
+    if (v->admin)
+        return;
+    v->admin = true;
+    if (v->exists == MODEL_ABSENT) {
+        v->exists = MODEL_UNSURE;
+        v->size = v->other_size = size;
+        rc = block_create(partition_blocks(r->p), v->name, size,
+                          run_chance(r, 50) ? BLOCK_EVERY_WRITE : BLOCK_ON_FLUSH);
+        if (rc < 0)
+            run_fail(r, "create %s: %s", v->name, err_name(rc));
+        v->exists = MODEL_PRESENT;
+        run_trace(r, "created %s size %llu", v->name, (unsigned long long)size);
+    } else {
+        rc = block_create(partition_blocks(r->p), v->name, size, BLOCK_EVERY_WRITE);
+        if (rc != ERR_EXIST)
+            run_fail(r, "create %s, which exists: %s", v->name, err_name(rc));
+    }
+    v->admin = false;
+}
+
+static void op_remove(struct run *r)
+{
+    struct model_volume *v = pick_volume(r);
+    bool used = v->users > 0;
+    int rc;
+
+    if (v->admin || (!used && v->exists == MODEL_PRESENT && run_chance(r, 60)))
+        return; /* not too often */
+    v->admin = true;
+    if (v->exists == MODEL_ABSENT || used) {
+        rc = block_remove(partition_blocks(r->p), v->name);
+        if (rc != (used ? ERR_BUSY : ERR_NOENT))
+            run_fail(r, "remove %s, %s: %s", v->name, used ? "open" : "absent", err_name(rc));
+    } else {
+        v->exists = MODEL_UNSURE;
+        rc = block_remove(partition_blocks(r->p), v->name);
+        if (rc < 0)
+            run_fail(r, "remove %s: %s", v->name, err_name(rc));
+        v->exists = MODEL_ABSENT;
+        model_volume_cut(&r->model, v, 0);
+        run_trace(r, "removed %s", v->name);
+    }
+    v->admin = false;
+}
+
+static void op_resize(struct run *r)
+{
+    struct model_volume *v = pick_volume(r);
+    struct model_write *w = NULL;
+    uint64_t size = pick_size(r);
+    int rc;
+
+    if (v->admin || v->exists != MODEL_PRESENT)
+        return;
+    if (size < v->size) {
+        w = model_write_begin(&r->model, v, size, v->size - size, NULL);
+        if (!w)
+            return;
+    }
+    v->admin = true;
+    v->users++;
+    v->other_size = size;
+    v->resizes++;
+    rc = block_resize(partition_blocks(r->p), v->name, size);
+    if (rc < 0)
+        run_fail(r, "resize %s: %s", v->name, err_name(rc));
+    v->size = size;
+    v->resizes++;
+    if (w)
+        model_write_end(&r->model, w, MODEL_DONE);
+    v->users--;
+    v->admin = false;
+    run_trace(r, "resized %s to %llu", v->name, (unsigned long long)size);
+}
+
+/* ---- Volume I/O ---- */
+
+struct io {
+    struct run *r;
+    struct model_volume *v;
+    struct block_volume *handle;
+    uint64_t off, len, resizes;
+    bool fits_not; /* it lies beyond the end, before or after */
+};
+
+static uint64_t volume_low(const struct model_volume *v)
+{
+    return v->size < v->other_size ? v->size : v->other_size;
+}
+
+/* Opens a volume and picks a range of at most `max` bytes in units of `unit`. False: nothing to do.
+ */
+static bool io_begin(struct run *r, struct io *io, uint64_t max, uint64_t unit)
+{
+    struct model_volume *v = pick_volume(r);
+    uint64_t span;
+    int rc;
+
+    *io = (struct io){.r = r, .v = v};
+    if (v->exists != MODEL_PRESENT)
+        return false;
+    rc = block_open(partition_blocks(r->p), v->name, &io->handle);
+    if (rc < 0)
+        run_fail(r, "open %s: %s", v->name, err_name(rc));
+    v->users++;
+    span = v->size > v->other_size ? v->size : v->other_size;
+    if (run_chance(r, 2))
+        span += 64 * BLOCK_SIZE; /* beyond the end */
+    if (span > MODEL_BLOCKS * (uint64_t)BLOCK_SIZE)
+        span = MODEL_BLOCKS * (uint64_t)BLOCK_SIZE;
+    io->off = run_random(r, span / unit) * unit;
+    io->len = (1 + run_random(r, max / unit)) * unit;
+    if (io->len > span - io->off)
+        io->len = span - io->off;
+    if (run_chance(r, 40) && io->len < span)
+        io->off =
+            run_random(r, (span - io->len) / unit + 1) * unit % (16 * BLOCK_SIZE); /* a hot spot */
+    io->resizes = v->resizes;
+    io->fits_not = io->off + io->len > volume_low(v);
+    return true;
+}
+
+static void io_end(struct io *io)
+{
+    io->v->users--;
+    block_close(io->handle);
+}
+
+/* Judges an I/O's result. True: it was done. */
+static bool io_done(struct io *io, const char *what, int rc)
+{
+    struct run *r = io->r;
+    bool resized = io->resizes != io->v->resizes;
+
+    if (rc == ERR_RANGE && (io->fits_not || resized))
+        return false;
+    if (rc == 0 && !(io->fits_not && !resized && io->v->size == io->v->other_size))
+        return true;
+    if (rc == ERR_NOSPC && full_enough(r, io->len)) {
+        r->nospc++;
+        return false;
+    }
+    if (r->options.lost && (rc == ERR_LOST || rc == ERR_IO || rc == ERR_JOURNAL || rc == ERR_NOSPC))
+        return false;
+    run_fail(r, "%s %s at %llu, %llu bytes: %s", what, io->v->name, (unsigned long long)io->off,
+             (unsigned long long)io->len, err_name(rc));
+}
+
+static void op_write(struct run *r, uint64_t max, uint64_t unit)
+{
+    struct io io;
+    struct model_write *w;
+    uint8_t *data;
+    int rc;
+
+    if (!io_begin(r, &io, max, unit))
+        return;
+    data = make_data(r, io.len);
+    w = model_write_begin(&r->model, io.v, io.off, io.len, data);
+    if (w) {
+        run_trace(r, "write %llu: %s at %llu, %llu bytes",
+                  (unsigned long long)model_write_origin(w), io.v->name, (unsigned long long)io.off,
+                  (unsigned long long)io.len);
+        rc = block_write(io.handle, io.off, data, io.len, run_chance(r, 20) ? BLOCK_FUA : 0);
+        run_trace(r, "write %llu: %s", (unsigned long long)model_write_origin(w), err_name(rc));
+        model_write_end(&r->model, w,
+                        io_done(&io, "write", rc) ? MODEL_DONE
+                        : rc == ERR_RANGE         ? MODEL_NOT
+                                                  : MODEL_MAYBE);
+    }
+    mem_free(data);
+    io_end(&io);
+}
+
+static void op_zero(struct run *r)
+{
+    struct io io;
+    struct model_write *w;
+    int rc;
+
+    if (!io_begin(r, &io, run_chance(r, 20) ? 8u << 20 : 96 * BLOCK_SIZE,
+                  run_chance(r, 70) ? BLOCK_SIZE : 1))
+        return;
+    w = model_write_begin(&r->model, io.v, io.off, io.len, NULL);
+    if (w) {
+        run_trace(r, "zero %llu: %s at %llu, %llu bytes", (unsigned long long)model_write_origin(w),
+                  io.v->name, (unsigned long long)io.off, (unsigned long long)io.len);
+        rc = run_chance(r, 50) ? block_zero(io.handle, io.off, io.len, 0)
+                               : block_discard(io.handle, io.off, io.len, 0);
+        run_trace(r, "zero %llu: %s", (unsigned long long)model_write_origin(w), err_name(rc));
+        model_write_end(&r->model, w, io_done(&io, "zero", rc) ? MODEL_DONE : MODEL_MAYBE);
+    }
+    io_end(&io);
+}
+
+static void op_read(struct run *r)
+{
+    struct io io;
+    uint8_t *buf;
+    char why[300];
+    uint64_t at;
+    int rc;
+
+    if (!io_begin(r, &io, READ_MAX, run_chance(r, 60) ? BLOCK_SIZE : 1))
+        return;
+    buf = mem_alloc((size_t)io.len);
+    model_read_begin(&r->model, io.v, io.off, io.len);
+    rc = block_read(io.handle, io.off, buf, io.len);
+    if (!io_done(&io, "read", rc))
+        model_read_drop(&r->model, io.v, io.off, io.len);
+    else if (!model_read_end(&r->model, io.v, io.off, io.len, buf, &at, why, sizeof(why)))
+        run_fail(r, "wrong bytes of %s at %llu: %s", io.v->name, (unsigned long long)at, why);
+    mem_free(buf);
+    io_end(&io);
+}
+
+/* Holes must not hide data. */
+static void check_extents(struct io *io, const struct block_extent *e, size_t n)
+{
+    uint64_t at = io->off;
+
+    for (size_t i = 0; i < n; i++) {
+        if (e[i].length == 0 || e[i].length > io->off + io->len - at ||
+            (i && e[i].hole == e[i - 1].hole))
+            run_fail(io->r, "extents of %s at %llu make no sense", io->v->name,
+                     (unsigned long long)at);
+        for (uint64_t b = at; e[i].hole && b < at + e[i].length; b += BLOCK_SIZE)
+            if (model_block_surely(&io->r->model, io->v, b / BLOCK_SIZE, false))
+                run_fail(io->r, "extents say that block %llu of %s is a hole",
+                         (unsigned long long)(b / BLOCK_SIZE), io->v->name);
+        at += e[i].length;
+    }
+}
+
+static void op_extents(struct run *r)
+{
+    struct block_extent extents[32];
+    struct io io;
+    size_t n = 0;
+    int rc;
+
+    if (!io_begin(r, &io, 8u << 20, BLOCK_SIZE))
+        return;
+    model_read_begin(&r->model, io.v, io.off, io.len);
+    rc = block_extents(io.handle, io.off, io.len, extents, 1 + run_random(r, 32), &n);
+    if (io_done(&io, "extents", rc))
+        check_extents(&io, extents, n);
+    model_read_drop(&r->model, io.v, io.off, io.len);
+    io_end(&io);
+}
+
+static void op_flush(struct run *r)
+{
+    struct io io;
+    int rc;
+
+    if (!io_begin(r, &io, BLOCK_SIZE, BLOCK_SIZE))
+        return;
+    rc = block_flush(io.handle);
+    if (rc < 0)
+        run_fail(r, "flush %s: %s", io.v->name, err_name(rc));
+    io_end(&io);
+}
+
+static void op_list(struct run *r)
+{
+    struct block_info *infos;
+    size_t n;
+    unsigned sure = 0, may = 0;
+    int rc = block_list(partition_blocks(r->p), &infos, &n);
+
+    if (rc < 0)
+        run_fail(r, "list: %s", err_name(rc));
+    for (unsigned i = 0; i < MODEL_VOLUMES; i++) {
+        sure += r->model.volumes[i].exists == MODEL_PRESENT;
+        may += r->model.volumes[i].exists != MODEL_ABSENT;
+    }
+    if (n < sure || n > may)
+        run_fail(r, "%zu volumes listed, %u to %u exist", n, sure, may);
+    mem_free(infos);
+}
+
+/* ---- Instances ---- */
+
+static bool is_refusal(int rc)
+{
+    return rc == ERR_DICOM || rc == ERR_DICOM_NO_UID || rc == ERR_DICOM_UID ||
+           rc == ERR_DICOM_MISMATCH;
+}
+
+/* Sends the stream in random pieces; the put is ended with an error where one came. */
+static int put_stream(struct run *r, const struct strbuf *s, size_t len,
+                      struct object_put **ret_put)
+{
+    struct object_put_info info = {.size_hint = run_chance(r, 50) ? len : 0};
+    struct object_put *put;
+    size_t at = 0;
+    int rc = object_put_begin(partition_objects(r->p), &info, &put);
+
+    while (rc == 0 && at < len) {
+        size_t n = 1 + (size_t)run_random(r, run_chance(r, 50) ? 64 * 1024 : 300);
+
+        n = n < len - at ? n : len - at;
+        rc = object_put_append(put, s->data + at, n);
+        at += n;
+        if (rc < 0)
+            object_put_abort(put);
+    }
+    if (rc == 0)
+        *ret_put = put;
+    return rc;
+}
+
+static enum model_put_result put_result_of(int rc, const struct object_put_result *result)
+{
+    if (rc == ERR_CONFLICT)
+        return MODEL_PUT_REFUSED;
+    switch (result->outcome) {
+    case OBJECT_STORED:
+        return MODEL_PUT_STORED;
+    case OBJECT_IDENTICAL:
+        return MODEL_PUT_SAME;
+    case OBJECT_REPLACED:
+        return MODEL_PUT_REPLACED;
+    }
+    return MODEL_PUT_NONE;
+}
+
+static void op_put(struct run *r)
+{
+    STRBUF_AUTO struct strbuf s = STRBUF_INIT;
+    unsigned index = (unsigned)run_random(r, INSTANCES);
+    int content = run_chance(r, 70) ? 1 : 1 + (int)run_random(r, INSTANCE_CONTENTS);
+    struct object_put_result result;
+    struct object_put *put;
+    int slot = model_instance_begin(&r->instances[index], content, &r->contents), rc;
+    bool fits;
+
+    if (slot < 0)
+        return;
+    instance_make(index, content, &s);
+    rc = put_stream(r, &s, s.len, &put);
+    if (rc == 0)
+        rc = object_put_commit(put, &result);
+    run_trace(r, "put of instance %u, content %d: %s", index, content, err_name(rc));
+    if (rc == ERR_NOSPC && full_enough(r, s.len)) {
+        r->nospc++;
+        fits = model_instance_end(&r->instances[index], slot, MODEL_PUT_NONE, MODEL_NOT);
+    } else if (rc == 0 || rc == ERR_CONFLICT) {
+        fits =
+            model_instance_end(&r->instances[index], slot, put_result_of(rc, &result), MODEL_DONE);
+    } else {
+        run_fail(r, "put of instance %u, content %d: %s", index, content, err_name(rc));
+    }
+    if (!fits)
+        run_fail(r, "put of instance %u, content %d: %s does not fit what was stored", index,
+                 content,
+                 rc < 0                               ? err_name(rc)
+                 : result.outcome == OBJECT_STORED    ? "stored"
+                 : result.outcome == OBJECT_IDENTICAL ? "identical"
+                                                      : "replaced");
+}
+
+static void op_put_bad(struct run *r)
+{
+    STRBUF_AUTO struct strbuf s = STRBUF_INIT;
+    unsigned kind = (unsigned)run_random(r, INSTANCE_BAD_KINDS);
+    struct object_put_result result;
+    struct object_put *put;
+    int rc;
+
+    instance_make_bad((unsigned)run_random(r, INSTANCES), kind, &s);
+    rc = put_stream(r, &s, s.len, &put);
+    if (rc == 0)
+        rc = object_put_commit(put, &result);
+    if (!is_refusal(rc) && !(rc == ERR_NOSPC && full_enough(r, s.len)))
+        run_fail(r, "put of a bad stream, kind %u: %s", kind, err_name(rc));
+}
+
+static void op_put_abort(struct run *r)
+{
+    STRBUF_AUTO struct strbuf s = STRBUF_INIT;
+    struct object_put *put;
+    int rc;
+
+    instance_make((unsigned)run_random(r, INSTANCES), 1, &s);
+    rc = put_stream(r, &s, (size_t)run_random(r, s.len), &put);
+    if (rc == 0)
+        object_put_abort(put);
+    else if (!(rc == ERR_NOSPC && full_enough(r, s.len)))
+        run_fail(r, "put to be aborted: %s", err_name(rc));
+}
+
+/* Which content the bytes are; ABSENT for none. */
+static int content_of(unsigned index, const uint8_t *bytes, size_t len)
+{
+    for (int c = 1; c <= INSTANCE_CONTENTS; c++) {
+        STRBUF_AUTO struct strbuf s = STRBUF_INIT;
+
+        instance_make(index, c, &s);
+        if (s.len == len && memcmp(s.data, bytes, len) == 0)
+            return c;
+    }
+    return MODEL_INSTANCE_ABSENT;
+}
+
+/* Reads the whole, in pieces, through an open object. */
+static int object_whole(struct run *r, struct object *o, uint8_t *buf, size_t len)
+{
+    size_t at = 0, got;
+
+    while (at < len) {
+        size_t n = 1 + (size_t)run_random(r, 200 * 1024);
+        int rc = object_read(o, at, buf + at, n < len - at ? n : len - at, &got);
+
+        if (rc < 0)
+            return rc;
+        if (got == 0)
+            return ERR_TRUNCATED;
+        at += got;
+    }
+    return object_read(o, len, buf, 1, &got) == 0 && got == 0 ? 0 : ERR_TOOBIG;
+}
+
+int client_read_instance(struct run *r, unsigned index, int *ret_content)
+{
+    char uid[OBJECT_UID_MAX + 1], study[OBJECT_UID_MAX + 1];
+    struct object *o;
+    uint8_t *buf;
+    size_t len;
+    int rc;
+
+    instance_uid(index, uid);
+    instance_study_uid(instance_study_of(index), study);
+    rc = object_open(partition_objects(r->p), run_chance(r, 50) ? study : NULL, NULL, uid, &o);
+    if (rc == ERR_NOENT) {
+        *ret_content = MODEL_INSTANCE_ABSENT;
+        return 0;
+    }
+    if (rc < 0)
+        return rc;
+    len = (size_t)object_get_row(o)->bytes;
+    if (strcmp(object_get_row(o)->instance_uid, uid) != 0 || len > (64u << 20))
+        run_fail(r, "the row of instance %u is not its own", index);
+    buf = mem_alloc(len + 1);
+    rc = object_whole(r, o, buf, len);
+    if (rc == 0 && run_chance(r, 20)) {
+        env_sleep(r->env, run_random(r, 50 * ENV_NS_PER_MS)); /* it stays readable while open */
+        rc = object_whole(r, o, buf, len);
+    }
+    object_close(o);
+    if (rc == 0) {
+        *ret_content = content_of(index, buf, len);
+        if (*ret_content == MODEL_INSTANCE_ABSENT)
+            run_fail(r, "wrong bytes of instance %u", index);
+    }
+    mem_free(buf);
+    return rc;
+}
+
+static void op_object_read(struct run *r)
+{
+    unsigned index = (unsigned)run_random(r, INSTANCES);
+    int content, rc;
+
+    model_instance_read_begin(&r->instances[index]);
+    rc = client_read_instance(r, index, &content);
+    if (rc < 0) {
+        if (!r->options.lost || (rc != ERR_LOST && rc != ERR_IO))
+            run_fail(r, "read of instance %u: %s", index, err_name(rc));
+        r->instances[index].readers--;
+        return;
+    }
+    if (!model_instance_read_end(&r->instances[index], content))
+        run_fail(r, "instance %u has content %d, which it cannot have", index, content);
+}
+
+/* Deletes instances by their level; the model sees a delete of each. */
+static void op_delete(struct run *r)
+{
+    char study[OBJECT_UID_MAX + 1], series[OBJECT_UID_MAX + 1], uid[OBJECT_UID_MAX + 1];
+    unsigned index = (unsigned)run_random(r, INSTANCES);
+    uint64_t level = run_chance(r, 60) ? 2 : run_random(r, 3);
+    struct object_delete_result result;
+    int slots[INSTANCES], rc;
+    bool busy = false;
+
+    for (unsigned i = 0; i < INSTANCES; i++) {
+        bool in = level == 2
+                      ? i == index
+                      : instance_study_of(i) == instance_study_of(index) &&
+                            (level == 0 || instance_series_of(i) == instance_series_of(index));
+
+        slots[i] =
+            in ? model_instance_begin(&r->instances[i], MODEL_INSTANCE_ABSENT, &r->contents) : -1;
+        busy |= in && slots[i] < 0;
+    }
+    instance_study_uid(instance_study_of(index), study);
+    instance_series_uid(instance_study_of(index), instance_series_of(index), series);
+    instance_uid(index, uid);
+    if (busy) { /* too much at once for the model */
+        for (unsigned i = 0; i < INSTANCES; i++)
+            if (slots[i] >= 0)
+                (void)model_instance_end(&r->instances[i], slots[i], MODEL_PUT_NONE, MODEL_NOT);
+        return;
+    }
+    rc = object_remove(partition_objects(r->p), study, level >= 1 ? series : NULL,
+                       level >= 2 ? uid : NULL, &result);
+    run_trace(r, "delete of instance %u, level %llu: %s", index, (unsigned long long)level,
+              err_name(rc));
+    if (rc < 0 && rc != ERR_NOENT)
+        run_fail(r, "delete at level %llu: %s", (unsigned long long)level, err_name(rc));
+    for (unsigned i = 0; i < INSTANCES; i++) {
+        enum model_put_result what = MODEL_PUT_NONE;
+
+        if (slots[i] < 0)
+            continue;
+        if (rc == ERR_NOENT)
+            what = MODEL_DELETED_NOTHING;
+        else if (level == 2)
+            what = MODEL_DELETED;
+        if (!model_instance_end(&r->instances[i], slots[i], what, MODEL_DONE))
+            run_fail(r, "delete of instance %u: it cannot have been %s", i,
+                     rc == 0 ? "there" : "missing");
+    }
+}
+
+static int find_instance(const char *uid)
+{
+    char text[OBJECT_UID_MAX + 1];
+
+    for (unsigned i = 0; i < INSTANCES; i++) {
+        instance_uid(i, text);
+        if (strcmp(text, uid) == 0)
+            return (int)i;
+    }
+    return -1;
+}
+
+static void op_query(struct run *r)
+{
+    char study[OBJECT_UID_MAX + 1];
+    unsigned of = (unsigned)run_random(r, INSTANCE_STUDIES);
+    struct object_query q = {.level = OBJECT_INSTANCE, .study_uid = study};
+    struct object_rows *rows;
+    bool sure[INSTANCES], found[INSTANCES] = {0};
+    int rc;
+
+    instance_study_uid(of, study);
+    for (unsigned i = 0; i < INSTANCES; i++) {
+        model_instance_read_begin(&r->instances[i]);
+        sure[i] = instance_study_of(i) == of && model_instance_surely_present(&r->instances[i]);
+    }
+    rc = object_query(partition_objects(r->p), &q, &rows);
+    if (rc < 0)
+        run_fail(r, "query: %s", err_name(rc));
+    for (size_t i = 0; i < rows->count; i++) {
+        int at = find_instance(rows->rows[i].instance_uid);
+
+        if (at < 0 || found[at] || instance_study_of((unsigned)at) != of)
+            run_fail(r, "query found %s", rows->rows[i].instance_uid);
+        found[at] = true;
+    }
+    mem_free(rows);
+    for (unsigned i = 0; i < INSTANCES; i++) {
+        struct model_instance *in = &r->instances[i];
+
+        if (found[i] && !(in->ghosts & ~1ull))
+            run_fail(r, "query found instance %u, which is not there", i);
+        if (sure[i] && !found[i] && !(in->ghosts & 1))
+            run_fail(r, "query did not find instance %u", i);
+        in->readers--;
+    }
+}
+
+/* ---- All ---- */
+
+static void op_settle(struct run *r)
+{
+    int rc = partition_settle(r->p);
+
+    if (rc < 0 && !(rc == ERR_NOSPC && full_enough(r, 0)) && !r->options.lost)
+        run_fail(r, "settle: %s", err_name(rc));
+}
+
+static void client_step(struct run *r)
+{
+    uint64_t dice = run_random(r, r->weight_sum);
+    unsigned kind = 0;
+
+    while (dice >= r->weights[kind])
+        dice -= r->weights[kind++];
+    r->ops++;
+    switch ((enum op_kind)kind) {
+    case OP_CREATE:
+        op_create(r);
+        break;
+    case OP_REMOVE:
+        op_remove(r);
+        break;
+    case OP_RESIZE:
+        op_resize(r);
+        break;
+    case OP_WRITE:
+        op_write(r, 15 * BLOCK_SIZE, BLOCK_SIZE);
+        break;
+    case OP_WRITE_PART:
+        op_write(r, run_chance(r, 90) ? 3 * BLOCK_SIZE : 200 * 1024, run_chance(r, 50) ? 512 : 1);
+        break;
+    case OP_WRITE_BULK:
+        op_write(r, run_chance(r, 95) ? 64 * BLOCK_SIZE : 2u << 20, BLOCK_SIZE);
+        break;
+    case OP_ZERO:
+        op_zero(r);
+        break;
+    case OP_READ:
+        op_read(r);
+        break;
+    case OP_EXTENTS:
+        op_extents(r);
+        break;
+    case OP_FLUSH:
+        op_flush(r);
+        break;
+    case OP_LIST:
+        op_list(r);
+        break;
+    case OP_PUT:
+        op_put(r);
+        break;
+    case OP_PUT_BAD:
+        op_put_bad(r);
+        break;
+    case OP_PUT_ABORT:
+        op_put_abort(r);
+        break;
+    case OP_OBJECT_READ:
+        op_object_read(r);
+        break;
+    case OP_DELETE:
+        op_delete(r);
+        break;
+    case OP_QUERY:
+        op_query(r);
+        break;
+    case OP_SETTLE:
+        op_settle(r);
+        break;
+    case OP_COUNT:
+        break;
+    }
+}
+
+void client_main(void *arg)
+{
+    struct run *r = arg;
+
+    while (r->ops_left) {
+        r->ops_left--;
+        client_step(r);
+        if (r->think_ns)
+            env_sleep(r->env, run_random(r, r->think_ns));
+    }
+    fiber_group_done(&r->group);
+}
+
+void clients_delete_all(struct run *r)
+{
+    char uid[OBJECT_UID_MAX + 1];
+    int rc;
+
+    for (unsigned i = 0; i < MODEL_VOLUMES; i++) {
+        struct model_volume *v = &r->model.volumes[i];
+
+        rc = block_remove(partition_blocks(r->p), v->name);
+        if (rc != (v->exists == MODEL_PRESENT ? 0 : ERR_NOENT))
+            run_fail(r, "remove %s at the end: %s", v->name, err_name(rc));
+        v->exists = MODEL_ABSENT;
+        model_volume_cut(&r->model, v, 0);
+    }
+    for (unsigned i = 0; i < INSTANCE_STUDIES; i++) {
+        struct object_delete_result result;
+
+        instance_study_uid(i, uid);
+        rc = object_remove(partition_objects(r->p), uid, NULL, NULL, &result);
+        if (rc < 0 && rc != ERR_NOENT)
+            run_fail(r, "delete of study %u at the end: %s", i, err_name(rc));
+    }
+}

@@ -1,0 +1,414 @@
+/* One run: a store made from a seed, then lives of the engine on it, each ended cleanly or by a
+ * kill, with drives that are lost or lie in and between them; at the end everything is deleted.
+ */
+#include "tests/sim/life.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "lib/base/check.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+#include "tests/sim/run.h"
+
+#define LIFE_MAX_NS (3600 * ENV_NS_PER_S) /* nothing takes that long, unless it hangs */
+
+/* ---- Failing ---- */
+
+static void print_fiber(void *arg, const char *name, const char *why)
+{
+    (void)arg;
+    fprintf(stderr, "  fiber %s: %s\n", name, why ? why : "running");
+}
+
+void run_fail(struct run *r, const char *fmt, ...)
+{
+    va_list ap;
+
+    fprintf(stderr, "seed %llu failed in life %u, %s, at %.3f ms, %u+%u on %u drives: ",
+            (unsigned long long)r->seed, r->life, r->phase, (double)sim_now(r->sim) / 1e6, r->k,
+            r->m, r->drives);
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, "\n");
+    fflush(stderr);
+    _exit(1);
+}
+
+void run_trace(struct run *r, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (!r->options.trace)
+        return;
+    fprintf(stderr, "[%u %12.3f ms] ", r->life, (double)sim_now(r->sim) / 1e6);
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, "\n");
+}
+
+/* ---- Setting up ---- */
+
+static void choose_geometry(struct run *r)
+{
+    static const char *const paths[RUN_DRIVES_MAX] = {"drive-0", "drive-1", "drive-2",
+                                                      "drive-3", "drive-4", "drive-5"};
+    static const uint8_t counts[] = {6, 6, 6, 6, 5, 4, 4, 3, 2, 1};
+
+    r->drives = counts[run_random(r, sizeof(counts))];
+    driveset_profile(r->drives, &r->k, &r->m);
+    memcpy(r->paths, paths, sizeof(paths));
+    r->slot_size = FORMAT_SLOT_SIZE;
+    r->slot_count = 5 + run_random(r, run_chance(r, 50) ? 3 : 20);
+    r->journal_len = FORMAT_JOURNAL_MIN +
+                     (run_chance(r, 60) ? run_random(r, 16) : run_random(r, 256)) * FORMAT_UNIT;
+    r->partition.cache_bytes = run_chance(r, 60) ? 40000 + (size_t)run_random(r, 200000) : 0;
+    r->partition.overlay_bytes = run_chance(r, 60) ? 1 + run_random(r, 2u << 20) : 0;
+    r->partition.ingest_bytes = (8u << 20) * (1 + run_random(r, 3));
+    r->partition.on_conflict = run_chance(r, 50) ? PARTITION_REPLACE : PARTITION_REFUSE;
+    r->contents = (struct model_contents){.same = instance_same,
+                                          .replace = r->partition.on_conflict == PARTITION_REPLACE};
+    r->faults_on = r->m > 0 && run_chance(r, 65);
+    r->damage_max = r->m;
+    r->block_span = run_chance(r, 50) ? 64 : 8 + run_random(r, MODEL_BLOCKS - 8);
+    r->slow_io_ns = run_chance(r, 80) ? 0 : 1 + run_random(r, 5 * ENV_NS_PER_MS);
+}
+
+/* What clients do is chosen for every life anew. */
+static void choose_work(struct run *r)
+{
+    static const uint8_t usual[OP_COUNT] = {
+        [OP_CREATE] = 6,      [OP_REMOVE] = 2,     [OP_RESIZE] = 2,      [OP_WRITE] = 14,
+        [OP_WRITE_PART] = 10, [OP_WRITE_BULK] = 8, [OP_ZERO] = 5,        [OP_READ] = 10,
+        [OP_EXTENTS] = 3,     [OP_FLUSH] = 2,      [OP_LIST] = 1,        [OP_PUT] = 10,
+        [OP_PUT_BAD] = 2,     [OP_PUT_ABORT] = 2,  [OP_OBJECT_READ] = 6, [OP_DELETE] = 5,
+        [OP_QUERY] = 3,       [OP_SETTLE] = 1,
+    };
+
+    r->weight_sum = 0;
+    for (unsigned i = 0; i < OP_COUNT; i++) {
+        bool off = i != OP_CREATE && run_chance(r, 25);
+
+        r->weights[i] = off ? 0 : (unsigned)(usual[i] * (1 + run_random(r, 4)));
+        r->weight_sum += r->weights[i];
+    }
+    r->clients = 1 + (unsigned)run_random(r, 8);
+    r->ops_left = 10 + run_random(r, run_chance(r, 85) ? 120 : 500);
+    r->think_ns = run_chance(r, 30) ? 0 : run_random(r, 10 * ENV_NS_PER_MS);
+    if (run_chance(r, 10))
+        r->think_ns = 200 * ENV_NS_PER_MS; /* time for background work */
+}
+
+/* ---- Processes ---- */
+
+static void format_main(void *arg)
+{
+    struct run *r = arg;
+    struct driveset_params params = {.count = r->drives,
+                                     .paths = r->paths,
+                                     .k = r->k,
+                                     .m = r->m,
+                                     .slot_count = r->slot_count,
+                                     .journal_len = r->journal_len,
+                                     .overwrite = r->life > 0};
+    bool exists = false;
+    int rc = kv_mem_open(r->env, r->image, &r->kv);
+
+    if (rc == 0)
+        rc = partition_exists(r->kv, &exists);
+    if (rc == 0 && !exists)
+        rc = partition_format(r->env, r->kv, &params);
+    if (rc == 0)
+        rc = kv_close(r->kv);
+    if (rc < 0)
+        run_fail(r, "format: %s", err_name(rc));
+    r->opened = true;
+}
+
+static void life_close(struct run *r)
+{
+    int rc;
+
+    r->phase = "closing";
+    rc = partition_close(r->p);
+    r->p = NULL;
+    if (rc < 0 && rc != ERR_NOSPC && !r->options.lost)
+        run_fail(r, "close: %s", err_name(rc));
+    r->phase = "recounting";
+    if (!r->options.lost)
+        recount_all(r);
+    rc = kv_close(r->kv);
+    if (rc < 0)
+        run_fail(r, "kv_close: %s", err_name(rc));
+    r->phase = "ended";
+}
+
+static void life_work(struct run *r)
+{
+    r->phase = "working";
+    fiber_group_init(&r->group);
+    fiber_group_add(&r->group, r->clients);
+    for (unsigned i = 0; i < r->clients; i++)
+        fiber_spawn(r->env, "client", client_main, r);
+    fiber_group_wait(&r->group);
+}
+
+/* The last life: all goes, and all space comes back. */
+static void life_finish(struct run *r)
+{
+    int rc;
+
+    r->phase = "deleting";
+    clients_delete_all(r);
+    r->phase = "settling";
+    for (unsigned i = 0; i < 3; i++) {
+        rc = partition_settle(r->p);
+        if (rc < 0)
+            run_fail(r, "settle at the end: %s", err_name(rc));
+        env_sleep(r->env, ENV_NS_PER_S);
+    }
+    verify_empty(r);
+}
+
+static void life_main(void *arg)
+{
+    struct run *r = arg;
+    struct partition_start start;
+    int rc = kv_mem_open(r->env, r->image, &r->kv);
+
+    r->phase = "opening";
+    if (rc == 0)
+        rc = partition_open(r->env, r->kv, r->paths, r->drives, &r->partition, &start, &r->p);
+    if (rc < 0 && r->options.lost) {
+        run_trace(r, "open: %s", err_name(rc));
+        (void)kv_close(r->kv);
+        return;
+    }
+    if (rc < 0)
+        run_fail(r, "open: %s", err_name(rc));
+    run_trace(r, "open, replayed %llu records", (unsigned long long)start.replay.records);
+    r->opened = true;
+    r->phase = "verifying";
+    verify_all(r);
+    if (r->last)
+        life_finish(r);
+    else
+        life_work(r);
+    life_close(r);
+}
+
+/* ---- Damage ---- */
+
+static void noise(struct run *r, const char *path)
+{
+    uint64_t size = sim_file_size(r->sim, path), off, len;
+
+    if (size == 0)
+        return;
+    if (run_chance(r, 15)) {
+        off = 0;
+        len = size;
+    } else {
+        /* Most of what there is lies at the front. */
+        off = run_random(r, run_chance(r, 70) && size > (8u << 20) ? 8u << 20 : size);
+        len = 1 + run_random(r, run_chance(r, 50) ? 4096 : 1u << 20);
+    }
+    if (len > size - off)
+        len = size - off;
+    run_trace(r, "noise on %s at %llu, %llu bytes", path, (unsigned long long)off,
+              (unsigned long long)len);
+    (void)sim_file_corrupt(r->sim, path, off, (size_t)len);
+}
+
+static void lie(struct run *r, const char *path)
+{
+    static const uint32_t rates[] = {0, 0, 3000, 30000, 200000};
+    struct sim_faults f = {.read_eio = rates[run_random(r, 5)],
+                           .write_eio = rates[run_random(r, 5)] / 4,
+                           .bit_flip = rates[run_random(r, 5)],
+                           .lost_write = rates[run_random(r, 5)],
+                           .misdirected_write = rates[run_random(r, 5)] / 2};
+
+    run_trace(r, "faults on %s: read_eio %u write_eio %u flip %u lost %u misdirected %u", path,
+              f.read_eio, f.write_eio, f.bit_flip, f.lost_write, f.misdirected_write);
+    sim_set_file_faults(r->sim, path, &f);
+}
+
+/* Something happens to a drive, to one more as long as the profile bears it. */
+static void damage(struct run *r)
+{
+    unsigned d = (unsigned)run_random(r, r->drives);
+
+    if (!r->faults_on)
+        return;
+    if ((unsigned)__builtin_popcount(r->damaged) >= r->damage_max)
+        while (!(r->damaged >> d & 1))
+            d = (d + 1) % r->drives;
+    if (r->deleted >> d & 1)
+        return;
+    r->damaged |= 1u << d;
+    if (r->options.lost || run_chance(r, 20)) {
+        run_trace(r, "lost %s", r->paths[d]);
+        (void)sim_file_delete(r->sim, r->paths[d]);
+        r->deleted |= 1u << d;
+    } else if (run_chance(r, 35)) {
+        noise(r, r->paths[d]);
+    } else if (run_chance(r, 60)) {
+        lie(r, r->paths[d]);
+    } else {
+        run_trace(r, "no more faults on %s", r->paths[d]);
+        sim_set_file_faults(r->sim, r->paths[d], NULL);
+    }
+}
+
+static void heal(struct run *r)
+{
+    for (unsigned d = 0; d < r->drives; d++)
+        sim_set_file_faults(r->sim, r->paths[d], NULL);
+}
+
+/* ---- Lives ---- */
+
+static void life_started(struct run *r, const char *name, fiber_fn fn)
+{
+    r->opened = false;
+    r->p = NULL;
+    r->env = sim_process(r->sim, name, fn, r);
+}
+
+static void life_over(struct run *r, bool power)
+{
+    bool ended = sim_process_ended(r->env);
+
+    if (ended && sim_process_memory(r->env))
+        run_fail(r, "%zu bytes leaked", sim_process_memory(r->env));
+    if (!ended) {
+        r->kills++;
+        run_trace(r, "killed while %s, power %d", r->phase, power);
+    }
+    sim_kill(r->env, power);
+    r->env = NULL;
+    model_crash(&r->model);
+    for (unsigned i = 0; i < INSTANCES; i++)
+        model_instance_crash(&r->instances[i]);
+}
+
+static void life_hangs(struct run *r)
+{
+    fiber_list(r->env, print_fiber, NULL);
+    run_fail(r, "it hangs");
+}
+
+/* Runs the process for a while, with things happening to drives. */
+static void life_run(struct run *r, uint64_t ns)
+{
+    uint64_t end = sim_now(r->sim) + ns;
+
+    while (!sim_process_ended(r->env) && sim_now(r->sim) < end) {
+        uint64_t at = end;
+
+        if (r->faults_on && run_chance(r, 70)) {
+            at = sim_now(r->sim) + run_random(r, ns < ENV_NS_PER_S ? ns : ENV_NS_PER_S);
+            if (at > end)
+                at = end;
+        }
+        if (sim_run(r->sim, at) && !sim_process_ended(r->env))
+            life_hangs(r);
+        if (at < end && !sim_process_ended(r->env) && run_chance(r, 40))
+            damage(r);
+    }
+}
+
+static uint64_t kill_time(struct run *r)
+{
+    if (run_chance(r, 25))
+        return run_random(r, 20 * ENV_NS_PER_MS); /* while it opens */
+    return run_random(r, run_chance(r, 50) ? 300 * ENV_NS_PER_MS : 2 * ENV_NS_PER_S);
+}
+
+static void live(struct run *r, bool to_the_end)
+{
+    choose_work(r);
+    life_started(r, "engine", life_main);
+    life_run(r, to_the_end ? LIFE_MAX_NS : kill_time(r));
+    if (to_the_end && !sim_process_ended(r->env))
+        life_hangs(r);
+    life_over(r, run_chance(r, 50));
+}
+
+static void make_store(struct run *r)
+{
+    r->phase = "formatting";
+    for (bool done = false; !done; r->life++) {
+        life_started(r, "format", format_main);
+        life_run(r, r->life == 0 && run_chance(r, 10) ? run_random(r, 10 * ENV_NS_PER_MS)
+                                                      : LIFE_MAX_NS);
+        done = r->opened;
+        life_over(r, true);
+    }
+}
+
+static void run_init(struct run *r, uint64_t seed, const struct run_options *options)
+{
+    struct sim_faults faults = {0};
+
+    memset(r, 0, sizeof(*r));
+    r->seed = seed;
+    r->options = *options;
+    r->sim = sim_new(seed);
+    r->image = kv_mem_image_new();
+    r->phase = "starting";
+    model_init(&r->model);
+    for (unsigned i = 0; i < INSTANCES; i++)
+        model_instance_init(&r->instances[i]);
+    choose_geometry(r);
+    faults.io_max_ns = r->slow_io_ns;
+    sim_set_faults(r->sim, &faults);
+    run_trace(r,
+              "seed %llu: %u drives %u+%u, %llu slots, journal %llu, cache %zu, overlay %llu, %s",
+              (unsigned long long)seed, r->drives, r->k, r->m, (unsigned long long)r->slot_count,
+              (unsigned long long)r->journal_len, r->partition.cache_bytes,
+              (unsigned long long)r->partition.overlay_bytes,
+              r->faults_on ? "with damage" : "drives stay whole");
+}
+
+static void run_free(struct run *r)
+{
+    sim_free(r->sim);
+    kv_mem_image_free(r->image);
+    for (unsigned i = 0; i < INSTANCES; i++)
+        model_instance_free(&r->instances[i]);
+    model_free(&r->model);
+    mem_free(r);
+}
+
+uint64_t run_seed(uint64_t seed, const struct run_options *options)
+{
+    struct run *r = mem_alloc(sizeof(*r));
+    uint64_t digest;
+    bool faults_on;
+
+    run_init(r, seed, options);
+    faults_on = r->faults_on;
+    r->faults_on = false; /* a store is made on sound drives */
+    make_store(r);
+    r->faults_on = faults_on;
+    for (uint64_t lives = 1 + run_random(r, 5); lives > 0; lives--, r->life++) {
+        live(r, run_chance(r, 35));
+        if (run_chance(r, 40))
+            damage(r);
+    }
+    heal(r);
+    r->faults_on = false;
+    r->last = true;
+    live(r, true);
+    digest = sim_digest(r->sim);
+    run_trace(r, "ended well: %llu operations, %llu without space, %llu kills",
+              (unsigned long long)r->ops, (unsigned long long)r->nospc,
+              (unsigned long long)r->kills);
+    run_free(r);
+    return digest;
+}

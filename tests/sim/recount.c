@@ -1,0 +1,301 @@
+/* Counts everything in the KV store again that the engine keeps counts of: references of chunks
+ * from maps and recipes, chunks and bytes of segments, blocks of volumes, the indexes.
+ *
+ * It reads the tables as they are, with the partition closed, and trusts nothing that it can
+ * derive.
+ */
+#include "tests/sim/run.h"
+
+#include <string.h>
+
+#include "daemon/catalog.h"
+#include "daemon/leafmap.h"
+#include "daemon/recipe.h"
+#include "dedup/chunk_priv.h"
+#include "lib/base/codec.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+
+#define RECOUNT_PAGE 512u
+
+struct count_chunk {
+    struct hmap_node node;
+    struct chunk_row row;
+    uint64_t refs; /* counted */
+};
+
+struct count_segment {
+    struct hmap_node node;
+    uint64_t id, live, chunks; /* as its row says */
+    uint64_t live_counted, chunks_counted;
+    uint32_t used;
+};
+
+struct count_volume {
+    struct hmap_node node;
+    uint64_t id, mapped, mapped_counted;
+};
+
+struct recount {
+    struct run *r;
+    struct hmap chunks, segments, volumes;
+    uint64_t instances, recipes, homes, fprints;
+    uint64_t raw, stored, referenced;
+};
+
+/* ---- Walking ---- */
+
+static void walk(struct recount *c, enum kv_table t,
+                 void (*row)(struct recount *c, struct kv_slice key, struct kv_slice value))
+{
+    uint8_t from[1100] = {0};
+    size_t from_len = 1, n;
+
+    do {
+        struct kv_rows *rows;
+        int rc = kv_scan(c->r->kv, t, (struct kv_slice){from, from_len}, (struct kv_slice){"", 0},
+                         RECOUNT_PAGE, 4u << 20, 0, &rows);
+
+        if (rc < 0)
+            run_fail(c->r, "recount: scan: %s", err_name(rc));
+        n = rows->count;
+        for (size_t i = 0; i < n; i++)
+            row(c, rows->rows[i].key, rows->rows[i].value);
+        if (n) {
+            memcpy(from, rows->rows[n - 1].key.data, rows->rows[n - 1].key.len);
+            from_len = rows->rows[n - 1].key.len;
+            from[from_len++] = 0;
+        }
+        kv_rows_free(rows);
+    } while (n);
+}
+
+static void *find(const struct hmap *m, uint64_t id)
+{
+    return hmap_first(m, hmap_mix(id)); /* the mix is one to one; the node comes first */
+}
+
+static uint64_t key_id(struct recount *c, struct kv_slice key)
+{
+    if (key.len != 8)
+        run_fail(c->r, "recount: a key of %zu bytes", key.len);
+    return codec_get_be64(key.data);
+}
+
+/* ---- Rows ---- */
+
+static void row_segment(struct recount *c, struct kv_slice key, struct kv_slice value)
+{
+    struct codec_reader r = codec_reader_on(value.data, value.len);
+    struct count_segment *s = mem_zalloc(sizeof(*s));
+
+    s->id = key_id(c, key);
+    (void)codec_read_le16(&r); /* version, state */
+    s->used = codec_read_le32(&r);
+    s->live = codec_read_le64(&r);
+    s->chunks = codec_read_le64(&r);
+    if (!codec_reader_ok(&r))
+        run_fail(c->r, "recount: a segment's row is short");
+    hmap_insert(&c->segments, &s->node, hmap_mix(s->id));
+}
+
+static void row_chunk(struct recount *c, struct kv_slice key, struct kv_slice value)
+{
+    struct count_chunk *ch = mem_zalloc(sizeof(*ch));
+    struct count_segment *s;
+
+    if (chunk_row_decode(value.data, value.len, &ch->row) < 0)
+        run_fail(c->r, "recount: a chunk's row is broken");
+    ch->row.id = key_id(c, key);
+    hmap_insert(&c->chunks, &ch->node, hmap_mix(ch->row.id));
+    c->raw += ch->row.raw;
+    c->stored += ch->row.loc.stored;
+    c->referenced += ch->row.raw * ch->row.refs;
+    s = find(&c->segments, ch->row.loc.stripe.segment);
+    if (!s)
+        run_fail(c->r, "recount: chunk %llu is in segment %llu, which is not there",
+                 (unsigned long long)ch->row.id, (unsigned long long)ch->row.loc.stripe.segment);
+    s->live_counted += ch->row.loc.stored;
+    s->chunks_counted++;
+    if (ch->row.loc.stripe.offset + ch->row.loc.stripe.width > s->used)
+        run_fail(c->r, "recount: chunk %llu lies behind the end of its segment",
+                 (unsigned long long)ch->row.id);
+}
+
+static void refer(struct recount *c, uint64_t id)
+{
+    struct count_chunk *ch = find(&c->chunks, id);
+
+    if (!ch)
+        run_fail(c->r, "recount: chunk %llu is referred to and not there", (unsigned long long)id);
+    ch->refs++;
+}
+
+static void row_volume(struct recount *c, struct kv_slice key, struct kv_slice value)
+{
+    struct count_volume *v = mem_zalloc(sizeof(*v));
+
+    v->id = key_id(c, key);
+    if (value.len < 28)
+        run_fail(c->r, "recount: a volume's row is short");
+    v->mapped = codec_get_le64((const uint8_t *)value.data + 20);
+    hmap_insert(&c->volumes, &v->node, hmap_mix(v->id));
+}
+
+static void row_leaf(struct recount *c, struct kv_slice key, struct kv_slice value)
+{
+    struct count_volume *v;
+    unsigned used = 0;
+
+    if (key.len != 16 || value.len != LEAF_BLOCKS * 8)
+        run_fail(c->r, "recount: a map leaf is broken");
+    v = find(&c->volumes, codec_get_be64(key.data));
+    if (!v)
+        run_fail(c->r, "recount: a map leaf belongs to no volume");
+    for (unsigned i = 0; i < LEAF_BLOCKS; i++) {
+        uint64_t entry = codec_get_le64((const uint8_t *)value.data + 8 * i);
+
+        if (!entry)
+            continue;
+        refer(c, LEAF_CHUNK(entry));
+        used++;
+    }
+    if (!used)
+        run_fail(c->r, "recount: an empty map leaf");
+    v->mapped_counted += used * (uint64_t)BLOCK_SIZE;
+}
+
+static void row_recipe(struct recount *c, struct kv_slice key, struct kv_slice value)
+{
+    struct recipe recipe;
+
+    (void)key;
+    if (recipe_decode(value.data, value.len, &recipe) < 0)
+        run_fail(c->r, "recount: a recipe is broken");
+    for (uint32_t i = 0; i < recipe.chunk_count; i++)
+        refer(c, recipe.chunks[i].id);
+    recipe_free(&recipe);
+    c->recipes++;
+}
+
+static void row_fprint(struct recount *c, struct kv_slice key, struct kv_slice value)
+{
+    struct count_chunk *ch;
+
+    if (value.len != 8 || key.len != FINGERPRINT_SIZE)
+        run_fail(c->r, "recount: a fingerprint's row is broken");
+    ch = find(&c->chunks, codec_get_be64(value.data));
+    if (!ch || memcmp(ch->row.fp, key.data, FINGERPRINT_SIZE) != 0)
+        run_fail(c->r, "recount: a fingerprint names chunk %llu, which %s",
+                 (unsigned long long)codec_get_be64(value.data),
+                 ch ? "has another" : "is not there");
+    c->fprints++;
+}
+
+static void row_catalog(struct recount *c, struct kv_slice key, struct kv_slice value)
+{
+    (void)value;
+    c->instances += *(const char *)key.data == 'I';
+}
+
+static void row_index(struct recount *c, struct kv_slice key, struct kv_slice value)
+{
+    (void)value;
+    c->homes += *(const char *)key.data == 'U';
+}
+
+/* ---- Sums ---- */
+
+static void sum_chunks(struct recount *c)
+{
+    struct hmap_node *it, *next;
+
+    for (it = hmap_walk(&c->chunks, NULL); it; it = next) {
+        struct count_chunk *ch = HMAP_ENTRY(it, struct count_chunk, node);
+
+        next = hmap_walk(&c->chunks, it);
+        if (ch->refs != ch->row.refs)
+            run_fail(c->r, "recount: chunk %llu has %llu references, its row says %llu",
+                     (unsigned long long)ch->row.id, (unsigned long long)ch->refs,
+                     (unsigned long long)ch->row.refs);
+        mem_free(ch);
+    }
+    hmap_free(&c->chunks);
+}
+
+static void sum_segments(struct recount *c)
+{
+    struct hmap_node *it, *next;
+
+    for (it = hmap_walk(&c->segments, NULL); it; it = next) {
+        struct count_segment *s = HMAP_ENTRY(it, struct count_segment, node);
+
+        next = hmap_walk(&c->segments, it);
+        if (s->live != s->live_counted || s->chunks != s->chunks_counted)
+            run_fail(c->r, "recount: segment %llu has %llu chunks, its row says %llu",
+                     (unsigned long long)s->id, (unsigned long long)s->chunks_counted,
+                     (unsigned long long)s->chunks);
+        mem_free(s);
+    }
+    hmap_free(&c->segments);
+}
+
+static void sum_volumes(struct recount *c)
+{
+    struct hmap_node *it, *next;
+
+    for (it = hmap_walk(&c->volumes, NULL); it; it = next) {
+        struct count_volume *v = HMAP_ENTRY(it, struct count_volume, node);
+
+        next = hmap_walk(&c->volumes, it);
+        if (v->mapped != v->mapped_counted)
+            run_fail(c->r, "recount: volume %llu maps %llu bytes, its row says %llu",
+                     (unsigned long long)v->id, (unsigned long long)v->mapped_counted,
+                     (unsigned long long)v->mapped);
+        mem_free(v);
+    }
+    hmap_free(&c->volumes);
+}
+
+/* The chunk store's own totals. */
+static void check_totals(struct recount *c)
+{
+    static const struct kv_slice name = {"chunks", 6};
+    uint8_t *value;
+    size_t len;
+    int rc = kv_get(c->r->kv, KV_META, name, (void **)&value, &len);
+
+    if (rc == ERR_NOENT && c->chunks.count == 0)
+        return;
+    if (rc < 0 || len < 40)
+        run_fail(c->r, "recount: the totals of chunks: %s", err_name(rc));
+    if (codec_get_le64(value + 8) != c->chunks.count || codec_get_le64(value + 16) != c->raw ||
+        codec_get_le64(value + 24) != c->stored || codec_get_le64(value + 32) != c->referenced)
+        run_fail(c->r, "recount: the totals of chunks are not their sums");
+    mem_free(value);
+}
+
+void recount_all(struct run *r)
+{
+    struct recount c = {.r = r};
+
+    hmap_init(&c.chunks);
+    hmap_init(&c.segments);
+    hmap_init(&c.volumes);
+    walk(&c, KV_SEGMENT, row_segment);
+    walk(&c, KV_CHUNK, row_chunk);
+    walk(&c, KV_VOLUME, row_volume);
+    walk(&c, KV_MAP, row_leaf);
+    walk(&c, KV_RECIPE, row_recipe);
+    walk(&c, KV_FPRINT, row_fprint);
+    walk(&c, KV_CATALOG, row_catalog);
+    walk(&c, KV_INDEX, row_index);
+    if (c.instances != c.recipes || c.instances != c.homes)
+        run_fail(r, "recount: %llu instances, %llu recipes, %llu homes",
+                 (unsigned long long)c.instances, (unsigned long long)c.recipes,
+                 (unsigned long long)c.homes);
+    check_totals(&c);
+    sum_chunks(&c);
+    sum_segments(&c);
+    sum_volumes(&c);
+}
