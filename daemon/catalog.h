@@ -18,9 +18,9 @@
 #include "lib/base/strbuf.h"
 #include "lib/kv/kv.h"
 
-#define CATALOG_ATTRS_MAX     128u
+#define CATALOG_ATTRS_MAX      128u
 #define CATALOG_MODALITIES_MAX 32u
-#define CATALOG_DIGEST        32u
+#define CATALOG_DIGEST         32u
 
 struct catalog_attrs {
     size_t count;

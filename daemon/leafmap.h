@@ -1,9 +1,9 @@
 /* The volume map: for each block the chunk, and the block within it, that holds its content.
  *
- * The map is kept in leaf pages of 512 entries (2 MiB of volume), rows of KV_MAP under (volume, leaf
- * number). Leaves are cached with a bound; the cache is the newest truth and follows the rule of the
- * chunk table's (dedup/chunktable.c): what changed during a load is not evicted before its end. Leaves
- * change only while records are applied.
+ * The map is kept in leaf pages of 512 entries (2 MiB of volume), rows of KV_MAP under (volume,
+ * leaf number). Leaves are cached with a bound; the cache is the newest truth and follows the rule
+ * of the chunk table's (dedup/chunktable.c): what changed during a load is not evicted before its
+ * end. Leaves change only while records are applied.
  */
 #pragma once
 

@@ -39,8 +39,9 @@ static int run_daemon(const struct config *config)
     int rc = env_uring_new(&options, &r.env);
 
     if (rc < 0) {
-        log_error("main", "io_uring is not to be had: a kernel of 5.19 or newer is needed, and "
-                          "kernel.io_uring_disabled must be 0 error=%s",
+        log_error("main",
+                  "io_uring is not to be had: a kernel of 5.19 or newer is needed, and "
+                  "kernel.io_uring_disabled must be 0 error=%s",
                   err_name(rc));
         return 1;
     }

@@ -24,7 +24,7 @@
 #define NODE_LOCK_TRIES 50u /* an earlier daemon may still be ending: wait up to 5 s */
 #define NODE_LOCK_WAIT  (100 * ENV_NS_PER_MS)
 /* Added to the capacity so that users get all of it: what internal writes keep for themselves. */
-#define NODE_SPARE      (112u << 20)
+#define NODE_SPARE (112u << 20)
 
 struct node {
     struct env *env;
@@ -83,8 +83,10 @@ static int node_plan(struct node *n, struct driveset_params *p)
     const struct config *c = n->config;
     uint64_t column = FORMAT_SLOT_SIZE - FORMAT_UNIT, least, segments;
 
-    *p = (struct driveset_params){.count = c->store.drives, .paths = (const char *const *)n->paths,
-                                  .journal_len = c->store.journal_size & ~(uint64_t)(FORMAT_UNIT - 1)};
+    *p = (struct driveset_params){.count = c->store.drives,
+                                  .paths = (const char *const *)n->paths,
+                                  .journal_len =
+                                      c->store.journal_size & ~(uint64_t)(FORMAT_UNIT - 1)};
     driveset_profile(p->count, &p->k, &p->m);
     if (c->store.data_columns) {
         p->k = c->store.data_columns;
@@ -104,7 +106,8 @@ static int node_plan(struct node *n, struct driveset_params *p)
     return 0;
 }
 
-/* Makes the store. A marker file tells an unfinished one, which nobody can have stored anything in. */
+/* Makes the store. A marker file tells an unfinished one, which nobody can have stored anything in.
+ */
 static int node_format(struct node *n)
 {
     MEM_AUTO char *marker = node_path(n, "formatting");
@@ -157,10 +160,10 @@ static int node_open_kv(struct node *n)
 
 static int node_open_partition(struct node *n)
 {
-    struct partition_options options = {
-        .cache_bytes = n->config->store.cache_size / 2,
-        .on_conflict =
-            n->config->on_conflict == CONFIG_REPLACE ? PARTITION_REPLACE : PARTITION_REFUSE};
+    struct partition_options options = {.cache_bytes = n->config->store.cache_size / 2,
+                                        .on_conflict = n->config->on_conflict == CONFIG_REPLACE
+                                                           ? PARTITION_REPLACE
+                                                           : PARTITION_REFUSE};
     struct partition_start start;
     int rc = ERR_LOCKED;
 
@@ -171,7 +174,8 @@ static int node_open_partition(struct node *n)
                             &options, &start, &n->partition);
     }
     if (rc == 0)
-        log_info("node", "store open ms=%llu replayed_records=%llu replayed_bytes=%llu replay_ms=%llu",
+        log_info("node",
+                 "store open ms=%llu replayed_records=%llu replayed_bytes=%llu replay_ms=%llu",
                  (unsigned long long)(start.total_ns / ENV_NS_PER_MS),
                  (unsigned long long)start.replay.records, (unsigned long long)start.replay.bytes,
                  (unsigned long long)(start.replay.ns / ENV_NS_PER_MS));
@@ -210,8 +214,8 @@ static int node_open_store(struct node *n)
     if (rc == 0)
         rc = node_open_partition(n);
     if (rc < 0)
-        log_error("node", "cannot open the store: %s error=%s dir=%s", node_advice(rc), err_name(rc),
-                  log_q(n->config->store.data));
+        log_error("node", "cannot open the store: %s error=%s dir=%s", node_advice(rc),
+                  err_name(rc), log_q(n->config->store.data));
     return rc;
 }
 
@@ -239,8 +243,10 @@ static int node_start_nbd(struct node *n)
     const struct config *c = n->config;
     MEM_AUTO char *path = node_path(n, "nbd.sock");
     struct env_addr addrs[2];
-    struct nbd_server_options options = {.env = n->env, .store = partition_blocks(n->partition),
-                                         .listen = addrs, .listen_count = 2,
+    struct nbd_server_options options = {.env = n->env,
+                                         .store = partition_blocks(n->partition),
+                                         .listen = addrs,
+                                         .listen_count = 2,
                                          .max_connections = c->nbd.max_connections};
     int rc = node_unix(c->nbd.socket[0] ? c->nbd.socket : path, &addrs[1]);
 
@@ -258,9 +264,11 @@ static int node_start_nbd(struct node *n)
 static int node_start_dimse(struct node *n)
 {
     const struct config *c = n->config;
-    struct dimse_options options = {.env = n->env, .store = partition_objects(n->partition),
+    struct dimse_options options = {.env = n->env,
+                                    .store = partition_objects(n->partition),
                                     .address = c->dicom.listen.host,
-                                    .port = (uint16_t)c->dicom.listen.port, .aet = c->dicom.aet,
+                                    .port = (uint16_t)c->dicom.listen.port,
+                                    .aet = c->dicom.aet,
                                     .max_associations = c->dicom.max_associations,
                                     .max_pdu = c->dicom.max_pdu};
     struct config_listen at = c->dicom.listen;

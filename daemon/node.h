@@ -6,8 +6,8 @@
 
 struct node;
 
-/* Makes the store on first start, opens it, starts every front door. Failures are logged with what to
- * do about them. Suspends. */
+/* Makes the store on first start, opens it, starts every front door. Failures are logged with what
+ * to do about them. Suspends. */
 int node_start(struct env *env, const struct config *config, struct node **ret_node);
 
 /* Stops the front doors, then the store, with nothing lost. NULL is fine. Suspends. */

@@ -47,9 +47,11 @@ static void status_health(struct node_status *s, const struct partition_status *
                    "cannot be read",
                    out, ps->m);
     if (out && ps->current_m < ps->m)
-        add_reason(st, ADMIN_DEGRADED, "new data is kept with %u parity columns only", ps->current_m);
+        add_reason(st, ADMIN_DEGRADED, "new data is kept with %u parity columns only",
+                   ps->current_m);
     if (ps->m == 0)
-        add_reason(st, ADMIN_DEGRADED, "one drive, no redundancy: its loss is the loss of all data");
+        add_reason(st, ADMIN_DEGRADED,
+                   "one drive, no redundancy: its loss is the loss of all data");
     if (ps->broken)
         add_reason(st, ADMIN_READONLY, "writes are stopped after an error (%s): restart the daemon",
                    err_text(ps->broken));
@@ -72,9 +74,12 @@ static int status_get(struct admin_source *a, struct admin_status *ret_status)
     st->drives = partition_drives(s->partition)->count;
     memcpy(st->listeners, s->listeners, sizeof(s->listeners));
     st->listener_count = s->listener_count;
-    st->capacity = (struct admin_capacity){.limit = ps.capacity, .logical = ps.logical,
-                                           .deduped = ps.unique, .stored = ps.stored,
-                                           .physical = ps.physical, .free = ps.free};
+    st->capacity = (struct admin_capacity){.limit = ps.capacity,
+                                           .logical = ps.logical,
+                                           .deduped = ps.unique,
+                                           .stored = ps.stored,
+                                           .physical = ps.physical,
+                                           .free = ps.free};
     st->journal_size = ps.journal.size;
     st->journal_used = ps.journal.used;
     st->volumes = ps.volumes;

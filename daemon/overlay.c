@@ -93,8 +93,7 @@ void overlay_remove_range(struct overlay *o, uint64_t volume, uint64_t first, ui
         }
         return;
     }
-    list_for_each_safe(it, &o->by_lsn)
-    {
+    list_for_each_safe (it, &o->by_lsn) {
         struct overlay_entry *e = LIST_ENTRY(it, struct overlay_entry, by_lsn);
 
         if (e->volume == volume && e->block >= first && e->block - first < count)

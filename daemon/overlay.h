@@ -1,8 +1,8 @@
 /* The overlay: volume blocks that are durable in the journal and not drained into segments yet.
  *
  * A block written again takes the place of its older version: overwrites cost no drain. Entries are
- * listed in LSN order, so that the oldest tells how far the journal may be trimmed. Changed only while
- * applying records, in their order, and thus rebuilt exactly by replay.
+ * listed in LSN order, so that the oldest tells how far the journal may be trimmed. Changed only
+ * while applying records, in their order, and thus rebuilt exactly by replay.
  */
 #pragma once
 

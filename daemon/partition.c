@@ -10,12 +10,12 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
-#define PARTITION_TICK        (100 * ENV_NS_PER_MS) /* background work looks around this often */
-#define PARTITION_PRESSURE    40u /* percent of the journal used at which a checkpoint is made */
+#define PARTITION_TICK         (100 * ENV_NS_PER_MS) /* background work looks around this often */
+#define PARTITION_PRESSURE     40u /* percent of the journal used at which a checkpoint is made */
 #define PARTITION_SEGMENT_PAGE 4096u
-#define PARTITION_CACHE       (96u << 20)
-#define PARTITION_OVERLAY     (48u << 20)
-#define PARTITION_INGEST      (128u << 20)
+#define PARTITION_CACHE        (96u << 20)
+#define PARTITION_OVERLAY      (48u << 20)
+#define PARTITION_INGEST       (128u << 20)
 
 static const struct kv_slice partition_lsn_key = {"lsn", 3};
 static const struct kv_slice partition_trim_key = {"trim", 4};
@@ -95,8 +95,9 @@ static int apply_dispatch(struct partition *p, uint16_t type, const struct apply
     case RECORD_SEGMENT_OPEN:
         return a->kv ? segment_apply_open(p->segments, a->body, a->length, a->context) : 0;
     case RECORD_SEGMENT_FREE:
-        return a->kv ? segment_apply_free(p->segments, a->body, a->length, apply_segment_gone, a->kv)
-                     : 0;
+        return a->kv
+                   ? segment_apply_free(p->segments, a->body, a->length, apply_segment_gone, a->kv)
+                   : 0;
     case RECORD_VOLUME_CREATE:
     case RECORD_VOLUME_RESIZE:
     case RECORD_VOLUME_DELETE:
@@ -135,8 +136,12 @@ static int apply_record(struct partition *p, const struct journal_record *r, voi
 {
     bool in_kv = r->lsn <= p->applied_lsn;
     struct kv_batch *batch = in_kv ? NULL : kv_batch_new();
-    struct apply a = {.p = p, .lsn = r->lsn, .body = r->body, .length = r->length,
-                      .context = context, .kv = batch};
+    struct apply a = {.p = p,
+                      .lsn = r->lsn,
+                      .body = r->body,
+                      .length = r->length,
+                      .context = context,
+                      .kv = batch};
     int rc = apply_dispatch(p, r->type, &a), wrote = 0;
 
     if (batch)
@@ -155,7 +160,8 @@ static void partition_break(struct partition *p, int error)
     struct hmap_node *it, *next;
 
     if (!p->broken)
-        log_error("partition", "writes stopped, restart the daemon once the cause is mended error=%s",
+        log_error("partition",
+                  "writes stopped, restart the daemon once the cause is mended error=%s",
                   err_name(error));
     p->broken = error;
     for (it = hmap_walk(&p->waiters, NULL); it; it = next) {
@@ -218,8 +224,8 @@ static void partition_applier(void *arg)
 /* Makes the state durable and lets go of the journal before it.
  *
  * How far is settled before the flush, the overlay's oldest write included. A write that is drained
- * while the flush runs leaves the overlay, but its mapping may have come too late for the flush: the
- * mapping's record is then replayed, and takes effect only if the write is replayed before it.
+ * while the flush runs leaves the overlay, but its mapping may have come too late for the flush:
+ * the mapping's record is then replayed, and takes effect only if the write is replayed before it.
  *
  * Not every record leaves a trace in the KV store (writes to the overlay do not), so the last LSN
  * found there does not tell how much of the journal may be missing: the note does. */
@@ -587,8 +593,8 @@ uint64_t partition_drive_used(const struct partition *p, unsigned drive)
 
 void partition_get_status(struct partition *p, struct partition_status *ret_status)
 {
-    struct partition_status s = {.broken = p->broken, .k = p->ds->super.data_columns,
-                                 .m = p->ds->super.parity_columns};
+    struct partition_status s = {
+        .broken = p->broken, .k = p->ds->super.data_columns, .m = p->ds->super.parity_columns};
     struct segment_space space;
     uint64_t mapped;
 

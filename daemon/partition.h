@@ -1,14 +1,15 @@
-/* The partition: one journal, one metadata state, one dedup domain, and the machine that moves the state.
+/* The partition: one journal, one metadata state, one dedup domain, and the machine that moves the
+ * state.
  *
  * State changes only by applying journal records, in the order of their LSNs, one at a time:
  *
  *   submit -> journal (durable on all mirrors) -> apply -> the submitter goes on
  *
- * Applying a record changes what is in memory and writes one KV batch that carries the record's LSN; so
- * after a crash each record takes effect exactly once, however often it is replayed. What lives only
- * in memory (the overlay of volume writes) is rebuilt by replay from the journal's trim point, which
- * never passes a write that is not drained. Applying is a function of state and record alone: what
- * a submitter knows (pins, waiters) must not decide what is applied.
+ * Applying a record changes what is in memory and writes one KV batch that carries the record's
+ * LSN; so after a crash each record takes effect exactly once, however often it is replayed. What
+ * lives only in memory (the overlay of volume writes) is rebuilt by replay from the journal's trim
+ * point, which never passes a write that is not drained. Applying is a function of state and record
+ * alone: what a submitter knows (pins, waiters) must not decide what is applied.
  *
  * A checkpoint flushes the KV store and then trims the journal. Background work (drain,
  * sweep, checkpoints) runs in fibers of the partition.
@@ -31,9 +32,9 @@ struct studies;
 enum partition_conflict { PARTITION_REFUSE, PARTITION_REPLACE };
 
 struct partition_options {
-    size_t cache_bytes;    /* for chunk rows and map leaves together; 0: 96 MiB */
-    uint64_t overlay_bytes; /* volume writes kept in memory until drained; 0: 48 MiB */
-    uint64_t ingest_bytes; /* instance bytes in flight; 0: 128 MiB */
+    size_t cache_bytes;                  /* for chunk rows and map leaves together; 0: 96 MiB */
+    uint64_t overlay_bytes;              /* volume writes kept in memory until drained; 0: 48 MiB */
+    uint64_t ingest_bytes;               /* instance bytes in flight; 0: 128 MiB */
     enum partition_conflict on_conflict; /* same SOP Instance UID, other content */
 };
 
@@ -42,16 +43,16 @@ struct partition_start {
     uint64_t total_ns;
 };
 
-/* Makes a store: formats the drives and marks the (empty) KV store as its. With `overwrite` drives that
- * hold superblocks are formatted too. ERR_EXIST where a store is. Suspends. */
+/* Makes a store: formats the drives and marks the (empty) KV store as its. With `overwrite` drives
+ * that hold superblocks are formatted too. ERR_EXIST where a store is. Suspends. */
 int partition_format(struct env *env, struct kv *kv, const struct driveset_params *params);
 
 /* Is there a finished store in the KV store? Suspends. */
 int partition_exists(struct kv *kv, bool *ret_exists);
 
 /* Opens the partition: drives, state, replay, background work. The KV store stays the caller's and
- * outlives the partition. ERR_JOURNAL, ERR_LOST, ERR_KV (the KV store is another's, or older than the
- * journal reaches back), ERR_LOCKED. Suspends. */
+ * outlives the partition. ERR_JOURNAL, ERR_LOST, ERR_KV (the KV store is another's, or older than
+ * the journal reaches back), ERR_LOCKED. Suspends. */
 int partition_open(struct env *env, struct kv *kv, const char *const *drive_paths, unsigned drives,
                    const struct partition_options *options, struct partition_start *ret_start,
                    struct partition **ret_partition);
@@ -64,21 +65,21 @@ struct block_store *partition_blocks(struct partition *p);
 struct object_store *partition_objects(struct partition *p);
 
 struct partition_study_counts {
-    uint64_t studies, instances, bytes;              /* in the catalogue */
-    uint64_t stored, replaced, identical, refused;   /* puts by outcome, since start */
+    uint64_t studies, instances, bytes;            /* in the catalogue */
+    uint64_t stored, replaced, identical, refused; /* puts by outcome, since start */
 };
 
 struct partition_status {
-    int broken; /* 0, or the error that stopped all writes */
-    uint64_t capacity, free;      /* bytes for chunks: all, and what users may still write */
-    uint64_t logical;             /* bytes that volumes map and instances have */
-    uint64_t unique;              /* raw bytes of chunks: after deduplication */
-    uint64_t stored;              /* after compression */
-    uint64_t physical;            /* slots taken, with parity */
+    int broken;              /* 0, or the error that stopped all writes */
+    uint64_t capacity, free; /* bytes for chunks: all, and what users may still write */
+    uint64_t logical;        /* bytes that volumes map and instances have */
+    uint64_t unique;         /* raw bytes of chunks: after deduplication */
+    uint64_t stored;         /* after compression */
+    uint64_t physical;       /* slots taken, with parity */
     uint64_t volumes;
     struct partition_study_counts studies;
     uint64_t overlay_bytes;
-    unsigned k, m;                /* the profile; new segments get at present ... */
+    unsigned k, m; /* the profile; new segments get at present ... */
     unsigned current_k, current_m;
     struct journal_stats journal;
     struct chunkstore_stats chunks;
@@ -87,6 +88,6 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
 struct driveset *partition_drives(struct partition *p);
 uint64_t partition_drive_used(const struct partition *p, unsigned drive); /* bytes of slots taken */
 
-/* Drains all volume writes and checkpoints: afterwards the journal holds nothing. For tests and clean
- * stops. Suspends. */
+/* Drains all volume writes and checkpoints: afterwards the journal holds nothing. For tests and
+ * clean stops. Suspends. */
 int partition_settle(struct partition *p);

@@ -1,5 +1,5 @@
-/* What the partition's parts share: the state machine (partition.c), volumes (volume*.c, overlay.c) and
- * studies (study*.c). */
+/* What the partition's parts share: the state machine (partition.c), volumes (volume*.c, overlay.c)
+ * and studies (study*.c). */
 #pragma once
 
 #include "daemon/partition.h"
@@ -30,8 +30,8 @@ struct partition {
     bool stopping, apply_stop;
 };
 
-/* Applying, as a module sees it. Where `kv` is NULL the record is in the KV store already and only what
- * lives in memory is to be done (replay). */
+/* Applying, as a module sees it. Where `kv` is NULL the record is in the KV store already and only
+ * what lives in memory is to be done (replay). */
 struct apply {
     struct partition *p;
     uint64_t lsn;
@@ -43,7 +43,7 @@ struct apply {
 
 /* ---- volume.c, volume_apply.c ---- */
 int volumes_new(struct partition *p, struct volumes **ret_volumes);
-int volumes_load(struct volumes *vs); /* at start, before replay; suspends */
+int volumes_load(struct volumes *vs);  /* at start, before replay; suspends */
 int volumes_start(struct volumes *vs); /* background fibers */
 void volumes_stop(struct volumes *vs); /* waits for them; suspends */
 void volumes_free(struct volumes *vs);

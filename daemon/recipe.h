@@ -1,7 +1,7 @@
 /* Recipes: how an instance's byte stream is made of chunks.
  *
- * Stored form: version u8, chunks u32, pieces u32, then chunks times { id u64, raw u32 }, then pieces
- * times { chunk index u32, offset u32, length u32 }. Pieces follow each other in the stream.
+ * Stored form: version u8, chunks u32, pieces u32, then chunks times { id u64, raw u32 }, then
+ * pieces times { chunk index u32, offset u32, length u32 }. Pieces follow each other in the stream.
  */
 #pragma once
 
@@ -30,7 +30,8 @@ struct recipe {
 };
 
 void recipe_encode(const struct recipe *r, struct strbuf *out);
-/* A copy in memory of its own; free with recipe_free. ERR_FORMAT where pieces and chunks do not fit. */
+/* A copy in memory of its own; free with recipe_free. ERR_FORMAT where pieces and chunks do not
+ * fit. */
 int recipe_decode(const void *p, size_t n, struct recipe *ret_recipe);
 void recipe_free(struct recipe *r); /* the arrays */
 

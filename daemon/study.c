@@ -77,8 +77,8 @@ static int study_load_recipe(struct study_object *so, const char *instance_uid)
     return chunkstore_pin(so->ss->p->chunks, ids, so->recipe.chunk_count, &so->pins);
 }
 
-/* The cutter keeps the Part 10 head and the header up to Pixel Data as one piece each; where that is
- * not so, the hint is wrong and no harm done. */
+/* The cutter keeps the Part 10 head and the header up to Pixel Data as one piece each; where that
+ * is not so, the hint is wrong and no harm done. */
 static uint64_t study_header_hint(const struct recipe *r)
 {
     return r->piece_count > 2 ? (uint64_t)r->pieces[0].len + r->pieces[1].len : 0;
@@ -144,10 +144,8 @@ static int study_read(struct object *o, uint64_t off, void *buf, size_t len, siz
 
             if (take > len - done)
                 take = (uint32_t)(len - done);
-            reads[n] = (struct chunk_read){.id = pc->chunk,
-                                           .off = pc->off + skip,
-                                           .len = take,
-                                           .dst = (uint8_t *)buf + done};
+            reads[n] = (struct chunk_read){
+                .id = pc->chunk, .off = pc->off + skip, .len = take, .dst = (uint8_t *)buf + done};
             done += take;
         }
         rc = chunkstore_read_pinned(so->pins, reads, n);
@@ -194,8 +192,11 @@ static int study_remove(struct object_store *os, const char *study_uid, const ch
 {
     struct studies *ss = (struct studies *)os;
     struct object_delete_result result = {0};
-    struct object_query q = {.level = OBJECT_INSTANCE, .study_uid = study_uid,
-                             .series_uid = series_uid, .instance_uid = instance_uid, .limit = 1000};
+    struct object_query q = {.level = OBJECT_INSTANCE,
+                             .study_uid = study_uid,
+                             .series_uid = series_uid,
+                             .instance_uid = instance_uid,
+                             .limit = 1000};
     int rc = 0;
 
     for (;;) {
@@ -286,8 +287,11 @@ struct object_store *studies_objects(struct studies *ss)
 
 void studies_get_counts(const struct studies *ss, struct partition_study_counts *ret_counts)
 {
-    *ret_counts = (struct partition_study_counts){
-        .studies = ss->studies, .instances = ss->instances, .bytes = ss->bytes,
-        .stored = ss->stored, .replaced = ss->replaced, .identical = ss->identical,
-        .refused = ss->refused};
+    *ret_counts = (struct partition_study_counts){.studies = ss->studies,
+                                                  .instances = ss->instances,
+                                                  .bytes = ss->bytes,
+                                                  .stored = ss->stored,
+                                                  .replaced = ss->replaced,
+                                                  .identical = ss->identical,
+                                                  .refused = ss->refused};
 }

@@ -1,12 +1,12 @@
 /* Studies: the records that change the catalogue, and applying these.
  *
- *   PUT:    its chunks (chunk_batch_encode), replace u8, study / series / instance UID (u8 length and
- *           text each), instance row length u32, instance row, study attributes, series attributes,
+ *   PUT:    its chunks (chunk_batch_encode), replace u8, study / series / instance UID (u8 length
+ * and text each), instance row length u32, instance row, study attributes, series attributes,
  *           recipe
  *   DELETE: study / series / instance UID
  *
- * Rows of a study and a series are made by the first instance and go with the last one. They keep the
- * attributes that the first instance had.
+ * Rows of a study and a series are made by the first instance and go with the last one. They keep
+ * the attributes that the first instance had.
  */
 #include <string.h>
 
@@ -205,7 +205,8 @@ static void upper_put(struct upper *u, const char *study, const char *series,
         kv_batch_delete(batch, KV_CATALOG, catalog_key_slice(&k));
     } else {
         catalog_study_encode(&u->study, &row);
-        kv_batch_put(batch, KV_CATALOG, catalog_key_slice(&k), (struct kv_slice){row.data, row.len});
+        kv_batch_put(batch, KV_CATALOG, catalog_key_slice(&k),
+                     (struct kv_slice){row.data, row.len});
     }
     strbuf_reset(&row);
     catalog_key_make(&k, 'S', study, series, NULL);
@@ -213,7 +214,8 @@ static void upper_put(struct upper *u, const char *study, const char *series,
         kv_batch_delete(batch, KV_CATALOG, catalog_key_slice(&k));
     } else {
         catalog_series_encode(&u->series, &row);
-        kv_batch_put(batch, KV_CATALOG, catalog_key_slice(&k), (struct kv_slice){row.data, row.len});
+        kv_batch_put(batch, KV_CATALOG, catalog_key_slice(&k),
+                     (struct kv_slice){row.data, row.len});
     }
 }
 
@@ -289,8 +291,8 @@ static void rows_put(struct put_apply *p, struct upper *u)
     p->ss->bytes += p->instance.bytes;
 }
 
-/* The old instance leaves first, in the rows in memory; where the new one has the same study or series
- * it goes on from there. Its rows come later in the batch and win. */
+/* The old instance leaves first, in the rows in memory; where the new one has the same study or
+ * series it goes on from there. Its rows come later in the batch and win. */
 static void rows_replace(struct put_apply *p, struct upper *u, struct old_instance *old)
 {
     bool same_study = strcmp(old->home.part[0], p->study_uid) == 0;

@@ -11,9 +11,9 @@
 struct studies {
     struct object_store face; /* first */
     struct partition *p;
-    struct fiber_sem ingest;  /* bytes of instances in flight */
-    uint64_t waiting;         /* puts that wait for it */
-    uint64_t studies, instances, bytes; /* in the catalogue */
+    struct fiber_sem ingest;                       /* bytes of instances in flight */
+    uint64_t waiting;                              /* puts that wait for it */
+    uint64_t studies, instances, bytes;            /* in the catalogue */
     uint64_t stored, replaced, identical, refused; /* since start */
 };
 
@@ -28,7 +28,7 @@ static inline void study_copy_uid(char to[OBJECT_UID_MAX + 1], const char *from)
 
 /* What RECORD_OBJECT_PUT says of the instance (study_apply.c encodes and decodes). */
 struct study_put_record {
-    bool replace; /* the policy, when another content is stored under the UID */
+    bool replace;                     /* the policy, when another content is stored under the UID */
     struct catalog_instance instance; /* with its attributes */
     struct catalog_attrs study, series;
     const char *study_uid, *series_uid, *instance_uid;
@@ -42,8 +42,8 @@ struct study_apply_result {
     uint64_t bytes;
 };
 
-/* The row of an instance by its UID alone. `ret_value` holds the bytes the row points into (mem_free).
- * ERR_NOENT. Suspends. */
+/* The row of an instance by its UID alone. `ret_value` holds the bytes the row points into
+ * (mem_free). ERR_NOENT. Suspends. */
 int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids *ret_uids,
                struct catalog_instance *ret_instance, void **ret_value);
 
@@ -58,6 +58,7 @@ void study_put_abort(struct object_put *op);
 
 int study_query(struct object_store *os, const struct object_query *q,
                 struct object_rows **ret_rows);
-/* The row of one instance with all its levels' attributes, as one allocation. ERR_NOENT. Suspends. */
+/* The row of one instance with all its levels' attributes, as one allocation. ERR_NOENT. Suspends.
+ */
 int study_instance_row(struct studies *ss, const char *study, const char *series,
                        const char *instance, struct object_rows **ret_rows);

@@ -1,9 +1,10 @@
-/* Ingest of an instance: cut the stream, store chunks while it arrives, journal the recipe at the end.
+/* Ingest of an instance: cut the stream, store chunks while it arrives, journal the recipe at the
+ * end.
  *
  * The Part 10 head, the rest of the header, and each frame (or piece of one) become chunks of their
- * own: a data set sent again in another wrapping, or the same pixels under another header, are found
- * again. The digest that tells identical from conflicting data sets is made of the fingerprints of the
- * data set's chunks and of how they are laid out; the head does not count.
+ * own: a data set sent again in another wrapping, or the same pixels under another header, are
+ * found again. The digest that tells identical from conflicting data sets is made of the
+ * fingerprints of the data set's chunks and of how they are laid out; the head does not count.
  *
  * Memory of a put is bounded: PUT_IN_FLIGHT bytes of chunks being worked on, and the first
  * PUT_PARSE_MAX bytes of the data set, from which the catalogue's attributes are read.
@@ -18,11 +19,11 @@
 #include "lib/base/mem.h"
 #include "lib/dicom/dcm.h"
 
-#define PUT_BUDGET     (8u << 20)  /* taken from the ingest budget by each put */
-#define PUT_IN_FLIGHT  (4u << 20)
-#define PUT_PARSE_MAX  (16u << 20)
-#define PUT_HEAD_MAX   (1u << 20)  /* a Part 10 head longer than this is not one */
-#define PUT_WAITERS    256u
+#define PUT_BUDGET      (8u << 20) /* taken from the ingest budget by each put */
+#define PUT_IN_FLIGHT   (4u << 20)
+#define PUT_PARSE_MAX   (16u << 20)
+#define PUT_HEAD_MAX    (1u << 20) /* a Part 10 head longer than this is not one */
+#define PUT_WAITERS     256u
 #define PUT_FIRST_PIECE 4096u
 
 /* A chunk of the instance, from its first byte until the put ends. */
@@ -31,7 +32,7 @@ struct put_chunk {
     struct chunk_item item;
     uint8_t *data; /* gone once stored */
     size_t cap;
-    bool head;     /* part of the Part 10 head: not in the digest */
+    bool head; /* part of the Part 10 head: not in the digest */
 };
 
 struct study_put {
@@ -133,8 +134,8 @@ static int put_piece(struct study_put *sp, uint32_t chunk, uint32_t off, uint32_
 }
 
 /* Appends bytes to the chunk at *index (begun if there is none), full ones are sent on. */
-static int put_bytes(struct study_put *sp, int64_t *index, bool opaque, bool head,
-                     const uint8_t *p, size_t n)
+static int put_bytes(struct study_put *sp, int64_t *index, bool opaque, bool head, const uint8_t *p,
+                     size_t n)
 {
     int rc = 0;
 
@@ -310,13 +311,13 @@ static void put_parse_run(void *arg)
     struct put_parse *pp = arg;
     struct dcm_header *h;
 
-    pp->result = dcm_header_parse(pp->sp->parse.data, pp->sp->parse.len,
-                                  pp->sp->head.transfer_syntax, &h);
+    pp->result =
+        dcm_header_parse(pp->sp->parse.data, pp->sp->parse.len, pp->sp->head.transfer_syntax, &h);
     if (pp->result < 0)
         return;
     for (int level = OBJECT_STUDY; level <= OBJECT_INSTANCE && pp->result == 0; level++)
-        pp->result = dcm_header_catalog(h, (enum object_level)level, &pp->attrs[level],
-                                        &pp->counts[level]);
+        pp->result =
+            dcm_header_catalog(h, (enum object_level)level, &pp->attrs[level], &pp->counts[level]);
     dcm_header_free(h);
 }
 
@@ -334,8 +335,7 @@ static int take_attrs(const struct put_parse *pp, enum object_level level,
         return ERR_DICOM;
     ret_attrs->count = pp->counts[level];
     if (pp->counts[level])
-        memcpy(ret_attrs->attrs, pp->attrs[level],
-               pp->counts[level] * sizeof(struct object_attr));
+        memcpy(ret_attrs->attrs, pp->attrs[level], pp->counts[level] * sizeof(struct object_attr));
     return 0;
 }
 
@@ -406,7 +406,8 @@ static void put_digest(const struct study_put *sp, uint8_t digest[CATALOG_DIGEST
     fingerprint_stream_end(f, digest);
 }
 
-/* Identical data is a cheap success: found before anything is journaled. True: the answer is in *rc. */
+/* Identical data is a cheap success: found before anything is journaled. True: the answer is in
+ * *rc. */
 static bool put_known(struct study_put *sp, const struct study_put_record *rec, int *rc)
 {
     struct studies *ss = sp->ss;
@@ -441,8 +442,8 @@ static int put_journal(struct study_put *sp, struct study_put_record *rec,
     int rc;
 
     for (uint32_t i = 0; i < sp->chunk_count; i++)
-        chunks[i] = (struct recipe_chunk){sp->chunks[i]->item.id,
-                                          (uint32_t)sp->chunks[i]->item.len};
+        chunks[i] =
+            (struct recipe_chunk){sp->chunks[i]->item.id, (uint32_t)sp->chunks[i]->item.len};
     rec->recipe = (struct recipe){chunks, sp->pieces, sp->chunk_count, sp->piece_count, sp->size};
     chunk_batch_encode(sp->batch, &body);
     study_put_encode(rec, &body);
@@ -462,7 +463,8 @@ static void put_result_uids(const struct study_put_record *rec, struct object_pu
     study_copy_uid(result->sop_class_uid, rec->instance.sop_class);
 }
 
-/* Nothing is silently dropped: what did not become a new instance is counted, conflicts are logged. */
+/* Nothing is silently dropped: what did not become a new instance is counted, conflicts are logged.
+ */
 static void put_count(const struct study_put *sp, int rc, const struct study_put_record *rec,
                       enum object_put_outcome outcome)
 {
@@ -470,7 +472,8 @@ static void put_count(const struct study_put *sp, int rc, const struct study_put
 
     if (rc == ERR_CONFLICT) {
         ss->refused++;
-        log_warn("studies", "refused an instance: other content is stored under its UID sop_instance=%s",
+        log_warn("studies",
+                 "refused an instance: other content is stored under its UID sop_instance=%s",
                  log_q(rec->instance_uid));
     }
     if (rc < 0)

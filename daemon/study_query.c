@@ -1,8 +1,9 @@
 /* The catalogue's queries: walk the rows of a level in key order, keep those that match.
  *
  * Rows are read page by page; with UIDs given only their part of the table is walked. A series or
- * instance row is joined with the rows above it, which come once per study and series because keys sort
- * that way. Results are gathered in one growing block with offsets, turned into pointers at the end.
+ * instance row is joined with the rows above it, which come once per study and series because keys
+ * sort that way. Results are gathered in one growing block with offsets, turned into pointers at
+ * the end.
  */
 #include <string.h>
 #include <strings.h>
@@ -12,15 +13,15 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-#define QUERY_PAGE      256u
+#define QUERY_PAGE       256u
 #define QUERY_PAGE_BYTES (1u << 20)
-#define QUERY_LIMIT_MAX 10000u
+#define QUERY_LIMIT_MAX  10000u
 
-#define TAG_MODALITIES        0x00080061u
-#define TAG_TRANSFER_SYNTAX   0x00083002u
-#define TAG_STUDY_SERIES      0x00201206u
-#define TAG_STUDY_INSTANCES   0x00201208u
-#define TAG_SERIES_INSTANCES  0x00201209u
+#define TAG_MODALITIES       0x00080061u
+#define TAG_TRANSFER_SYNTAX  0x00083002u
+#define TAG_STUDY_SERIES     0x00201206u
+#define TAG_STUDY_INSTANCES  0x00201208u
+#define TAG_SERIES_INSTANCES 0x00201209u
 
 /* ---- Matching (PS3.4 section C.2.2.2) ---- */
 
@@ -221,7 +222,7 @@ static struct object_rows *found_finish(struct found *f, bool more)
 struct join {
     struct studies *ss;
     const struct object_query *q;
-    struct catalog_uids uids; /* of the present row */
+    struct catalog_uids uids;         /* of the present row */
     void *study_value, *series_value; /* bytes of the rows above, as loaded last */
     char study_uid[OBJECT_UID_MAX + 1], series_uid[OBJECT_UID_MAX + 1]; /* which those are */
     struct catalog_study study;
@@ -528,8 +529,11 @@ int study_query(struct object_store *os, const struct object_query *q,
 int study_instance_row(struct studies *ss, const char *study, const char *series,
                        const char *instance, struct object_rows **ret_rows)
 {
-    struct object_query q = {.level = OBJECT_INSTANCE, .study_uid = study, .series_uid = series,
-                             .instance_uid = instance, .limit = 1};
+    struct object_query q = {.level = OBJECT_INSTANCE,
+                             .study_uid = study,
+                             .series_uid = series,
+                             .instance_uid = instance,
+                             .limit = 1};
     struct object_rows *rows;
     int rc = study_query(&ss->face, &q, &rows);
 

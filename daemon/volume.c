@@ -20,8 +20,7 @@ struct volume *volume_find(const struct volumes *vs, uint64_t id)
 
 struct volume *volume_find_name(const struct volumes *vs, const char *name)
 {
-    list_for_each(it, &vs->all)
-    {
+    list_for_each (it, &vs->all) {
         struct volume *v = LIST_ENTRY(it, struct volume, link);
 
         if (!v->deleting && strcmp(v->info.name, name) == 0)
@@ -79,8 +78,7 @@ static int volume_list(struct block_store *bs, struct block_info **ret_infos, si
     struct block_info *infos = mem_calloc(vs->count, sizeof(*infos));
     size_t n = 0;
 
-    list_for_each(it, &vs->all)
-    {
+    list_for_each (it, &vs->all) {
         struct volume *v = LIST_ENTRY(it, struct volume, link);
 
         if (!v->deleting)
@@ -141,7 +139,7 @@ static int volume_resize(struct block_store *bs, const char *name, uint64_t size
         return ERR_RANGE;
     if (v->size_limit != v->info.size || v->closed)
         return ERR_BUSY; /* another resize, or a delete, is under way */
-    v->info.openers++; /* it cannot be deleted meanwhile */
+    v->info.openers++;   /* it cannot be deleted meanwhile */
     if (size < v->info.size)
         rc = volume_shrink(v, size);
     else
@@ -286,7 +284,8 @@ void volumes_get_counts(const struct volumes *vs, uint64_t *ret_volumes, uint64_
 {
     uint64_t n = 0;
 
-    list_for_each(it, &vs->all) n += !LIST_ENTRY(it, struct volume, link)->deleting;
+    list_for_each (it, &vs->all)
+        n += !LIST_ENTRY(it, struct volume, link)->deleting;
     *ret_volumes = n;
     *ret_mapped = vs->mapped * BLOCK_SIZE;
     *ret_overlay = vs->overlay.count * BLOCK_SIZE;
@@ -321,8 +320,7 @@ void volume_reaper(void *arg)
         struct volume *found = NULL;
         int rc;
 
-        list_for_each(it, &vs->all)
-        {
+        list_for_each (it, &vs->all) {
             struct volume *v = LIST_ENTRY(it, struct volume, link);
 
             if (v->deleting && !found)

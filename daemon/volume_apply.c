@@ -6,10 +6,10 @@
  *   MAP:    its chunks (chunk_batch_encode), count u32, reserved u32, count x volume_mapping
  *   ZERO:   volume u64, first block u64, count u32, reserved u32
  *
- * WRITE changes the overlay alone. MAP and ZERO change map and overlay together: a mapping drained from
- * the overlay takes effect only if its source is still the newest version there; any other supersedes
- * what the overlay holds of the block. Which is which depends on the overlay, and replay rebuilds that
- * from a point before every entry that could matter; so it comes out the same.
+ * WRITE changes the overlay alone. MAP and ZERO change map and overlay together: a mapping drained
+ * from the overlay takes effect only if its source is still the newest version there; any other
+ * supersedes what the overlay holds of the block. Which is which depends on the overlay, and replay
+ * rebuilds that from a point before every entry that could matter; so it comes out the same.
  *
  * In replay, records that the KV store has already are applied to the overlay only.
  */
@@ -231,7 +231,8 @@ static bool mapping_holds(const struct map_apply *m, const struct volume_mapping
     return e && e->lsn == mp->src_lsn;
 }
 
-/* Pins the leaves of the mappings that hold and tells the transaction which chunks change. Suspends. */
+/* Pins the leaves of the mappings that hold and tells the transaction which chunks change.
+ * Suspends. */
 static int map_load(struct map_apply *m)
 {
     int rc = 0;

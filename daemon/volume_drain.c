@@ -1,8 +1,9 @@
-/* The drainer: takes the oldest blocks out of the overlay, stores them as chunks, journals the mappings.
+/* The drainer: takes the oldest blocks out of the overlay, stores them as chunks, journals the
+ * mappings.
  *
- * It runs when enough is gathered to fill stripes, when the journal or the overlay fill up, or when the
- * oldest block has waited for a while; until then overwrites are absorbed. Applying the mappings
- * removes from the overlay what was not written again meanwhile.
+ * It runs when enough is gathered to fill stripes, when the journal or the overlay fill up, or when
+ * the oldest block has waited for a while; until then overwrites are absorbed. Applying the
+ * mappings removes from the overlay what was not written again meanwhile.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +14,8 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
-#define DRAIN_BLOCKS_MAX 2048u /* blocks of one round: 8 MiB */
-#define DRAIN_BLOCKS_MIN 1024u /* gathered blocks that start a round */
+#define DRAIN_BLOCKS_MAX 2048u                 /* blocks of one round: 8 MiB */
+#define DRAIN_BLOCKS_MIN 1024u                 /* gathered blocks that start a round */
 #define DRAIN_WAIT       (500 * ENV_NS_PER_MS) /* longest that a block waits for company */
 #define DRAIN_RETRY      ENV_NS_PER_S
 
@@ -37,8 +38,7 @@ static size_t drain_pick(struct volumes *vs, struct drain_block *blocks)
 {
     size_t n = 0;
 
-    list_for_each(it, &vs->overlay.by_lsn)
-    {
+    list_for_each (it, &vs->overlay.by_lsn) {
         struct overlay_entry *e = LIST_ENTRY(it, struct overlay_entry, by_lsn);
 
         if (n == DRAIN_BLOCKS_MAX)

@@ -4,9 +4,9 @@
  * chunks at once and only their mappings are journaled. Either way the write is durable when it
  * returns, so flush and FUA have nothing to add, whatever durability the volume announces.
  *
- * The unit is the 4 KiB block. A write that covers part of a block reads it, merges and writes it whole;
- * it has those blocks for itself meanwhile (volume_range). Writes of whole blocks may overlap each
- * other freely: the journal's order decides.
+ * The unit is the 4 KiB block. A write that covers part of a block reads it, merges and writes it
+ * whole; it has those blocks for itself meanwhile (volume_range). Writes of whole blocks may
+ * overlap each other freely: the journal's order decides.
  *
  * Reads look into the overlay first, then into the map. A chunk may be gone by the time it is read,
  * when its block was written again meanwhile: the read then starts over with the
@@ -21,10 +21,10 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-#define VOLUME_BULK        (64u * 1024) /* bytes from which a write is stored as chunks at once */
-#define VOLUME_PIECE       (1u << 20)   /* bytes of a read or bulk write handled at a time */
-#define VOLUME_PIECE_BLOCKS (VOLUME_PIECE / BLOCK_SIZE)
-#define VOLUME_READ_TRIES  100u
+#define VOLUME_BULK          (64u * 1024) /* bytes from which a write is stored as chunks at once */
+#define VOLUME_PIECE         (1u << 20)   /* bytes of a read or bulk write handled at a time */
+#define VOLUME_PIECE_BLOCKS  (VOLUME_PIECE / BLOCK_SIZE)
+#define VOLUME_READ_TRIES    100u
 #define VOLUME_EXTENT_LEAVES 4096u /* leaves one extents call looks at */
 
 static struct volume *handle_volume(struct block_volume *h)
@@ -46,8 +46,7 @@ static bool ranges_clash(const struct volume_range *a, const struct volume_range
 
 static bool range_free(const struct volume *v, const struct volume_range *r)
 {
-    list_for_each(it, &v->ranges)
-    {
+    list_for_each (it, &v->ranges) {
         if (ranges_clash(LIST_ENTRY(it, struct volume_range, link), r))
             return false;
     }
@@ -80,7 +79,8 @@ struct read_plan {
 };
 
 /* Serves one block's share from overlay or hole, or plans the chunk read. Suspends for a leaf. */
-static int plan_block(struct read_plan *pl, uint64_t block, uint32_t inner, uint32_t n, uint8_t *dst)
+static int plan_block(struct read_plan *pl, uint64_t block, uint32_t inner, uint32_t n,
+                      uint8_t *dst)
 {
     struct volumes *vs = pl->v->owner;
     const struct overlay_entry *e = overlay_find(&vs->overlay, pl->v->info.id, block);
@@ -106,8 +106,10 @@ static int plan_block(struct read_plan *pl, uint64_t block, uint32_t inner, uint
     }
     entry = pl->leaf->entries[block % LEAF_BLOCKS];
     if (entry)
-        pl->reads[pl->count++] = (struct chunk_read){
-            .id = LEAF_CHUNK(entry), .off = LEAF_SUB(entry) * BLOCK_SIZE + inner, .len = n, .dst = dst};
+        pl->reads[pl->count++] = (struct chunk_read){.id = LEAF_CHUNK(entry),
+                                                     .off = LEAF_SUB(entry) * BLOCK_SIZE + inner,
+                                                     .len = n,
+                                                     .dst = dst};
     else
         memset(dst, 0, n);
     return 0;
@@ -246,8 +248,8 @@ static int write_blocks(struct volume *v, uint64_t first, const uint8_t *bytes, 
     return rc;
 }
 
-/* A range that begins or ends within a block: the blocks are read, merged and written whole. `bytes`
- * NULL stands for zeroes. The caller holds them exclusively. */
+/* A range that begins or ends within a block: the blocks are read, merged and written whole.
+ * `bytes` NULL stands for zeroes. The caller holds them exclusively. */
 static int write_merged(struct volume *v, uint64_t off, const uint8_t *bytes, size_t len)
 {
     uint64_t first = off / BLOCK_SIZE, last = (off + len - 1) / BLOCK_SIZE;
@@ -271,7 +273,8 @@ static int write_merged(struct volume *v, uint64_t off, const uint8_t *bytes, si
 int volume_write(struct block_volume *h, uint64_t off, const void *buf, size_t len, unsigned flags)
 {
     struct volume *v = handle_volume(h);
-    struct volume_range r = {.first = off / BLOCK_SIZE, .last = (off + len - 1) / BLOCK_SIZE,
+    struct volume_range r = {.first = off / BLOCK_SIZE,
+                             .last = (off + len - 1) / BLOCK_SIZE,
                              .exclusive = off % BLOCK_SIZE || len % BLOCK_SIZE};
     int rc;
 
@@ -319,8 +322,7 @@ static int next_used(struct volume *v, uint64_t from, uint64_t *ret_block)
     uint64_t index, found = UINT64_MAX;
     int rc;
 
-    list_for_each(it, &vs->overlay.by_lsn)
-    {
+    list_for_each (it, &vs->overlay.by_lsn) {
         const struct overlay_entry *e = LIST_ENTRY(it, struct overlay_entry, by_lsn);
 
         if (e->volume == v->info.id && e->block >= from && e->block < found)
@@ -347,7 +349,8 @@ int volume_zero_blocks(struct volume *v, uint64_t first, uint64_t count, unsigne
             if (rc < 0 || first >= end)
                 break;
         }
-        uint32_t n = end - first < VOLUME_ZERO_BLOCKS ? (uint32_t)(end - first) : VOLUME_ZERO_BLOCKS;
+        uint32_t n =
+            end - first < VOLUME_ZERO_BLOCKS ? (uint32_t)(end - first) : VOLUME_ZERO_BLOCKS;
 
         rc = zero_record(v, first, n, flags);
         first += n;
@@ -413,8 +416,8 @@ static bool extent_add(struct extent_list *l, uint64_t n, bool hole)
     return l->left > 0;
 }
 
-int volume_extents(struct block_volume *h, uint64_t off, uint64_t len,
-                   struct block_extent *extents, size_t max, size_t *ret_count)
+int volume_extents(struct block_volume *h, uint64_t off, uint64_t len, struct block_extent *extents,
+                   size_t max, size_t *ret_count)
 {
     struct volume *v = handle_volume(h);
     struct volumes *vs = v->owner;

@@ -1,5 +1,5 @@
-/* What the volumes' parts share: table and admin calls (volume.c), reads and writes (volume_io.c), records
- * (volume_apply.c), the drainer (volume_drain.c). */
+/* What the volumes' parts share: table and admin calls (volume.c), reads and writes (volume_io.c),
+ * records (volume_apply.c), the drainer (volume_drain.c). */
 #pragma once
 
 #include "daemon/leafmap.h"
@@ -13,10 +13,11 @@ struct volume {
     struct list link;
     struct volumes *owner;
     struct block_info info;
-    bool deleting;        /* gone for users; what it maps is being freed */
-    bool closed;          /* a delete is on its way: no more openers */
-    uint64_t size_limit;  /* writes and reads beyond it are refused: the size, or less while shrinking */
-    struct list ranges;   /* writes in flight */
+    bool deleting; /* gone for users; what it maps is being freed */
+    bool closed;   /* a delete is on its way: no more openers */
+    uint64_t
+        size_limit; /* writes and reads beyond it are refused: the size, or less while shrinking */
+    struct list ranges; /* writes in flight */
     struct fiber_cond range_freed;
 };
 
@@ -74,8 +75,8 @@ int volume_read(struct block_volume *h, uint64_t off, void *buf, size_t len);
 int volume_write(struct block_volume *h, uint64_t off, const void *buf, size_t len, unsigned flags);
 int volume_flush(struct block_volume *h);
 int volume_zero(struct block_volume *h, uint64_t off, uint64_t len, unsigned flags);
-int volume_extents(struct block_volume *h, uint64_t off, uint64_t len,
-                   struct block_extent *extents, size_t max, size_t *ret_count);
+int volume_extents(struct block_volume *h, uint64_t off, uint64_t len, struct block_extent *extents,
+                   size_t max, size_t *ret_count);
 
 /* Makes whole blocks holes. Suspends. */
 int volume_zero_blocks(struct volume *v, uint64_t first, uint64_t count, unsigned flags);

@@ -1,5 +1,5 @@
-/* The chunk store's state, shared by chunktable.c (rows, cache, transactions), chunkbatch.c (ingest)
- * and chunkread.c. */
+/* The chunk store's state, shared by chunktable.c (rows, cache, transactions), chunkbatch.c
+ * (ingest) and chunkread.c. */
 #pragma once
 
 #include "dedup/chunkstore.h"
@@ -63,7 +63,6 @@ static inline uint64_t chunk_fp_hash(const uint8_t *fp)
 /* Encodes / decodes the row as stored in KV_CHUNK. */
 void chunk_row_encode(const struct chunk_row *r, uint8_t out[CHUNK_ROW_SIZE]);
 int chunk_row_decode(const void *p, size_t n, struct chunk_row *r);
-
 
 /* A chunk in a record's list. */
 #define CHUNK_LISTED_SIZE 78u

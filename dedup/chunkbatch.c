@@ -1,9 +1,10 @@
-/* Ingest: groups of chunks are fingerprinted on the cpu lane, looked up, the unknown ones compressed on
- * the lane and gathered; a stripe is written whenever enough is gathered, the rest at the end.
+/* Ingest: groups of chunks are fingerprinted on the cpu lane, looked up, the unknown ones
+ * compressed on the lane and gathered; a stripe is written whenever enough is gathered, the rest at
+ * the end.
  *
- * Each group has a fiber. Within a batch a fingerprint is stored once: the first group to come across
- * it owns the chunk, later ones take its id. Between batches in flight the same content may be stored
- * twice; the second to be registered is then the one that is found from there on.
+ * Each group has a fiber. Within a batch a fingerprint is stored once: the first group to come
+ * across it owns the chunk, later ones take its id. Between batches in flight the same content may
+ * be stored twice; the second to be registered is then the one that is found from there on.
  */
 #include "dedup/chunkstore.h"
 
@@ -16,7 +17,7 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-#define BATCH_STRIPE_BYTES (1u << 20) /* gathered bytes that make a stripe */
+#define BATCH_STRIPE_BYTES (1u << 20)    /* gathered bytes that make a stripe */
 #define BATCH_PIECE_BYTES  (256u * 1024) /* raw bytes that one job of the lane takes */
 
 /* A chunk that this batch has found or made. */
@@ -127,7 +128,8 @@ static struct batch_chunk *batch_add_chunk(struct chunk_batch *b, struct chunk_r
     return c;
 }
 
-/* Asks the fingerprint index for the items that neither batch nor cache know; pins what is found. */
+/* Asks the fingerprint index for the items that neither batch nor cache know; pins what is found.
+ */
 static int group_look_up(struct group *g, const size_t *ask, size_t n)
 {
     struct chunkstore *cs = g->batch->cs;
@@ -241,7 +243,7 @@ static size_t stripe_pick(struct chunk_batch *b, struct batch_chunk **picked, si
     while (n < max && !list_empty(&b->gathered)) {
         struct batch_chunk *first = LIST_ENTRY(b->gathered.next, struct batch_chunk, link);
 
-        list_for_each(it, &b->gathered) {
+        list_for_each (it, &b->gathered) {
             struct batch_chunk *c = LIST_ENTRY(it, struct batch_chunk, link);
 
             if (c->order < first->order)
@@ -283,9 +285,12 @@ static int batch_write_stripe(struct chunk_batch *b)
     for (size_t i = 0; i < n; i++) {
         const struct chunk_row *r = picked[i]->row;
 
-        chunks[i] = (struct segment_chunk){.data = picked[i]->stored, .id = r->id,
-                                           .stored = r->loc.stored, .raw = r->raw,
-                                           .crc = r->loc.crc, .codec = r->codec,
+        chunks[i] = (struct segment_chunk){.data = picked[i]->stored,
+                                           .id = r->id,
+                                           .stored = r->loc.stored,
+                                           .raw = r->raw,
+                                           .crc = r->loc.crc,
+                                           .codec = r->codec,
                                            .fingerprint_algorithm = r->fp_algorithm};
         memcpy(chunks[i].fingerprint, r->fp, FINGERPRINT_SIZE);
     }
@@ -346,8 +351,12 @@ void chunk_batch_add(struct chunk_batch *b, struct chunk_item *items, size_t n,
 {
     struct group *g = mem_zalloc(sizeof(*g));
 
-    *g = (struct group){.batch = b, .items = items, .count = n, .order = b->next_order,
-                        .done = done, .owner = owner};
+    *g = (struct group){.batch = b,
+                        .items = items,
+                        .count = n,
+                        .order = b->next_order,
+                        .done = done,
+                        .owner = owner};
     for (size_t i = 0; i < n; i++) {
         CHECK(items[i].len > 0 && items[i].len <= CHUNK_MAX);
         b->stats.bytes += items[i].len;

@@ -1,8 +1,8 @@
 /* Reading chunks: rows first, then the stored bytes, then raw bytes into the reader's memory.
  *
- * Between the look-up of the rows (which may suspend) and the read the rows are pinned, so that neither
- * the rows nor the segments they point to can go. A chunk that was freed before the look-up gives
- * ERR_NOENT: its reader holds a stale map entry and looks again.
+ * Between the look-up of the rows (which may suspend) and the read the rows are pinned, so that
+ * neither the rows nor the segments they point to can go. A chunk that was freed before the look-up
+ * gives ERR_NOENT: its reader holds a stale map entry and looks again.
  *
  * Unpacking a few chunks is done in place; a lot of it goes to the cpu lane in parallel pieces.
  */
@@ -98,9 +98,8 @@ static void unpack_all(struct chunkstore *cs, struct unpack *units, size_t n)
     for (unsigned j = 0; j < width && j * piece < n; j++) {
         size_t left = n - j * piece;
 
-        jobs[j] = (struct unpack_job){.units = units + j * piece,
-                                      .count = left < piece ? left : piece,
-                                      .group = &group};
+        jobs[j] = (struct unpack_job){
+            .units = units + j * piece, .count = left < piece ? left : piece, .group = &group};
         fiber_group_add(&group, 1);
         env_offload_start(cs->env, ENV_LANE_CPU, unpack_job_run, unpack_job_done, &jobs[j]);
     }

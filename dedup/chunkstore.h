@@ -1,15 +1,16 @@
 /* The chunk store: the face of deduplication.
  *
- * Bytes go in as chunks: fingerprinted, found again or compressed and written in stripes. What comes
- * out is a chunk id. A chunk is described by its row in the chunk table: where its bytes lie, their
- * CRC, the fingerprint, and how many references volume maps and recipes hold. Ids never come back.
+ * Bytes go in as chunks: fingerprinted, found again or compressed and written in stripes. What
+ * comes out is a chunk id. A chunk is described by its row in the chunk table: where its bytes lie,
+ * their CRC, the fingerprint, and how many references volume maps and recipes hold. Ids never come
+ * back.
  *
- * Changes of state are made by the records of those who use chunks. A record carries the list of the
- * chunks it relies on (chunk_batch_encode), new ones and found ones; applying it registers them and
- * moves reference counts within a chunk_txn. A chunk leaves the table with its last reference, at
- * once. A record in flight may rely on a chunk that an earlier record frees before it is applied: then it
- * brings the chunk back from its own list. The bytes are still there, for whoever pins a chunk (a
- * batch, a reader) holds its segment.
+ * Changes of state are made by the records of those who use chunks. A record carries the list of
+ * the chunks it relies on (chunk_batch_encode), new ones and found ones; applying it registers them
+ * and moves reference counts within a chunk_txn. A chunk leaves the table with its last reference,
+ * at once. A record in flight may rely on a chunk that an earlier record frees before it is
+ * applied: then it brings the chunk back from its own list. The bytes are still there, for whoever
+ * pins a chunk (a batch, a reader) holds its segment.
  *
  * All calls are made on the loop; those that suspend say so.
  */
@@ -23,13 +24,14 @@
 #include "lib/kv/kv.h"
 #include "lib/store/segment.h"
 
-#define CHUNK_MAX (256u * 1024) /* raw bytes of a chunk: bounds an I/O and what one core compresses */
+#define CHUNK_MAX \
+    (256u * 1024) /* raw bytes of a chunk: bounds an I/O and what one core compresses */
 
 struct chunkstore;
 struct chunk_batch;
 
 struct chunkstore_options {
-    size_t cache_rows;  /* chunk rows kept in memory; 0: 256 Ki (about 45 MB) */
+    size_t cache_rows;   /* chunk rows kept in memory; 0: 256 Ki (about 45 MB) */
     uint64_t space_kept; /* bytes of segments that only internal writes may use */
 };
 
@@ -47,17 +49,17 @@ int chunkstore_load(struct chunkstore *cs);
 struct chunk_item {
     const uint8_t *data; /* at most CHUNK_MAX bytes; see chunk_batch_add for how long they stay */
     size_t len;
-    bool opaque;         /* compressed already: do not try */
-    uint64_t id;         /* out */
+    bool opaque;                           /* compressed already: do not try */
+    uint64_t id;                           /* out */
     uint8_t fingerprint[FINGERPRINT_SIZE]; /* out */
 };
 
 /* A batch of chunks that one record will name. */
 struct chunk_batch *chunk_batch_new(struct chunkstore *cs, enum segment_stream stream);
 
-/* Starts work on n items and returns; `done(owner)` is called when the items' data is no longer needed
- * (ids are set by then, or the batch has failed). Items and data stay put until then. Groups of a batch
- * are worked on in parallel on the cpu lane. Does not suspend. */
+/* Starts work on n items and returns; `done(owner)` is called when the items' data is no longer
+ * needed (ids are set by then, or the batch has failed). Items and data stay put until then. Groups
+ * of a batch are worked on in parallel on the cpu lane. Does not suspend. */
 void chunk_batch_add(struct chunk_batch *b, struct chunk_item *items, size_t n,
                      void (*done)(void *owner), void *owner);
 
@@ -72,8 +74,8 @@ int chunk_batch_finish(struct chunk_batch *b);
 /* Appends the list of the batch's chunks, new and found, for a record's body. */
 void chunk_batch_encode(const struct chunk_batch *b, struct strbuf *out);
 
-/* After the record was applied, or the batch given up: drops pins. Suspends when groups are still at
- * work. NULL is fine. */
+/* After the record was applied, or the batch given up: drops pins. Suspends when groups are still
+ * at work. NULL is fine. */
 void chunk_batch_free(struct chunk_batch *b);
 
 /* Bytes given, found again, and stored after compression: for the one who asks what it cost. */
@@ -91,8 +93,8 @@ struct chunk_read {
     int result; /* out: ERR_NOENT when the chunk is gone (the map it came from is stale) */
 };
 
-/* Reads ranges of chunks, verified; neighbours are merged. Each gets its result; returns 0 or the first
- * error. Suspends. */
+/* Reads ranges of chunks, verified; neighbours are merged. Each gets its result; returns 0 or the
+ * first error. Suspends. */
 int chunkstore_read(struct chunkstore *cs, struct chunk_read *reads, size_t n);
 
 /* Keeps chunks readable (by chunkstore_read_pinned), whatever happens to their references, until
@@ -108,11 +110,11 @@ int chunkstore_read_pinned(struct chunk_pins *pins, struct chunk_read *reads, si
 
 struct chunk_txn;
 
-/* A transaction for one record. First the needs are told, then loaded, then everything changes at once
- * without suspension, then the changed rows go into the KV batch. */
+/* A transaction for one record. First the needs are told, then loaded, then everything changes at
+ * once without suspension, then the changed rows go into the KV batch. */
 struct chunk_txn *chunk_txn_begin(struct chunkstore *cs);
-/* Takes the list of chunks at the front of a record's body; sets *ret_used to its length. ERR_FORMAT.
- * Does not suspend. */
+/* Takes the list of chunks at the front of a record's body; sets *ret_used to its length.
+ * ERR_FORMAT. Does not suspend. */
 int chunk_txn_take(struct chunk_txn *t, const uint8_t *body, size_t len, size_t *ret_used);
 /* Only the length of that list. ERR_FORMAT. */
 int chunk_list_length(const uint8_t *body, size_t len, size_t *ret_used);
@@ -122,8 +124,8 @@ void chunk_txn_need(struct chunk_txn *t, uint64_t id);
 int chunk_txn_load(struct chunk_txn *t);
 /* Changes the references of a needed or listed chunk. Does not suspend. */
 void chunk_txn_ref(struct chunk_txn *t, uint64_t id, int64_t delta);
-/* Puts all changes into the batch and ends the transaction: chunks without references are gone, listed
- * ones that got none never came to be. Does not suspend. */
+/* Puts all changes into the batch and ends the transaction: chunks without references are gone,
+ * listed ones that got none never came to be. Does not suspend. */
 void chunk_txn_commit(struct chunk_txn *t, struct kv_batch *batch);
 void chunk_txn_abort(struct chunk_txn *t); /* before any chunk_txn_ref; NULL is fine */
 
@@ -134,7 +136,7 @@ int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes);
 
 struct chunkstore_stats {
     uint64_t chunks, raw_bytes, stored_bytes; /* in the table */
-    uint64_t referenced_bytes; /* raw bytes times references: what users see */
-    uint64_t cache_rows, found, missed; /* fingerprint look-ups since start */
+    uint64_t referenced_bytes;                /* raw bytes times references: what users see */
+    uint64_t cache_rows, found, missed;       /* fingerprint look-ups since start */
 };
 void chunkstore_get_stats(const struct chunkstore *cs, struct chunkstore_stats *ret_stats);

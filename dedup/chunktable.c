@@ -1,10 +1,10 @@
-/* The chunk table: rows in the KV store, a bounded cache of them, and the transactions by which records
- * change them.
+/* The chunk table: rows in the KV store, a bounded cache of them, and the transactions by which
+ * records change them.
  *
- * The cache is the newest truth: a transaction changes rows in it, and the KV batch follows. A load from
- * the KV store may overtake such a change: it began before, and would bring the old row back. So a row
- * changed (or removed) while a load is under way is not evicted before that load has ended; the load
- * then finds it in the cache and takes that.
+ * The cache is the newest truth: a transaction changes rows in it, and the KV batch follows. A load
+ * from the KV store may overtake such a change: it began before, and would bring the old row back.
+ * So a row changed (or removed) while a load is under way is not evicted before that load has
+ * ended; the load then finds it in the cache and takes that.
  */
 #include "dedup/chunkstore.h"
 
@@ -511,7 +511,8 @@ int chunk_txn_load(struct chunk_txn *t)
     return rc;
 }
 
-/* Brings a listed chunk into the table: the row that its batch has pinned, or in replay one made here. */
+/* Brings a listed chunk into the table: the row that its batch has pinned, or in replay one made
+ * here. */
 static void chunk_touch_bring(struct chunkstore *cs, struct chunk_touch *c)
 {
     struct chunk_row *r = chunk_row_cached(cs, c->id);
@@ -551,8 +552,9 @@ void chunk_txn_ref(struct chunk_txn *t, uint64_t id, int64_t delta)
     t->cs->stats.referenced_bytes += (uint64_t)delta * c->row->raw;
 }
 
-/* Without references: it leaves the table. Of chunks of equal content stored at the same time one is
- * in the fingerprint index; if another takes its entry along, that one is merely not found again. */
+/* Without references: it leaves the table. Of chunks of equal content stored at the same time one
+ * is in the fingerprint index; if another takes its entry along, that one is merely not found
+ * again. */
 static void chunk_touch_drop(struct chunkstore *cs, struct chunk_touch *c, struct kv_batch *batch)
 {
     struct chunk_row *r = c->row;

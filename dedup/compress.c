@@ -1,8 +1,8 @@
 /* zstd with contexts kept for reuse, and a cheap probe that spares incompressible data the attempt.
  *
- * The probe estimates the entropy of sampled bytes. Encrypted or compressed data has nearly 8 bits a
- * byte; trying zstd on it would cost ten times what the probe does. Data with evenly spread bytes and
- * long repeats is misjudged and stored raw: rare, and deduplication finds most of it.
+ * The probe estimates the entropy of sampled bytes. Encrypted or compressed data has nearly 8 bits
+ * a byte; trying zstd on it would cost ten times what the probe does. Data with evenly spread bytes
+ * and long repeats is misjudged and stored raw: rare, and deduplication finds most of it.
  */
 #include "dedup/compress.h"
 
@@ -15,8 +15,8 @@
 
 #define COMPRESS_LEVEL   1
 #define COMPRESS_SAMPLES 1024u
-/* Bits per byte, in 1/1024, above which saving an eighth is out of reach. Random bytes give about 7.8
- * in a sample of this size. */
+/* Bits per byte, in 1/1024, above which saving an eighth is out of reach. Random bytes give
+ * about 7.8 in a sample of this size. */
 #define COMPRESS_RANDOM (7u * 1024 + 256)
 
 static size_t compress_try(const void *p, size_t n, void *out, size_t room)

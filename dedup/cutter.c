@@ -1,9 +1,9 @@
 /* The DICOM cutter; see cutter.h.
  *
- * Native pixels are cut into frames of rows x columns x samples x bits / 8 bytes, if the header says so
- * and it fits the value's length; encapsulated ones at their fragments (PS3.5 section A.4), whose
- * 8-byte item heads count as header. Frames longer than piece_max are cut at multiples of it from
- * their own start, the same wherever the frame stands. Small frames are put together, at least
+ * Native pixels are cut into frames of rows x columns x samples x bits / 8 bytes, if the header
+ * says so and it fits the value's length; encapsulated ones at their fragments (PS3.5 section A.4),
+ * whose 8-byte item heads count as header. Frames longer than piece_max are cut at multiples of it
+ * from their own start, the same wherever the frame stands. Small frames are put together, at least
  * CUTTER_SMALL bytes to a chunk, so that recipes stay short. After Pixel Data all is header.
  */
 #include "dedup/cutter.h"

@@ -1,9 +1,9 @@
-/* Cuts a DICOM Part 10 stream into chunks: the header and what follows Pixel Data on one side, frames
- * and fragments on the other, so that the same pixels under another header are found again.
+/* Cuts a DICOM Part 10 stream into chunks: the header and what follows Pixel Data on one side,
+ * frames and fragments on the other, so that the same pixels under another header are found again.
  *
- * Pure: bytes in, cuts out. The cutter never holds bytes; it says of the bytes it is shown, in order,
- * what they are. Whatever the input, the pieces it names cover the stream exactly once: a wrong idea of
- * where frames lie costs deduplication, never content.
+ * Pure: bytes in, cuts out. The cutter never holds bytes; it says of the bytes it is shown, in
+ * order, what they are. Whatever the input, the pieces it names cover the stream exactly once: a
+ * wrong idea of where frames lie costs deduplication, never content.
  */
 #pragma once
 
@@ -30,7 +30,7 @@ struct cutter {
     uint8_t item[8];
     unsigned item_len;
     uint32_t piece_max;
-    bool boundary;        /* the next frame byte begins a new chunk */
+    bool boundary; /* the next frame byte begins a new chunk */
 };
 
 /* Starts on the data set, with its transfer syntax; the Part 10 head before it is header. piece_max
@@ -39,8 +39,8 @@ void cutter_init(struct cutter *c, const char *transfer_syntax, uint32_t piece_m
 
 struct cut {
     enum cutter_kind kind;
-    size_t len;   /* of the bytes shown, this many are of that kind */
-    bool begins;  /* FRAME: a new chunk begins with these bytes */
+    size_t len;  /* of the bytes shown, this many are of that kind */
+    bool begins; /* FRAME: a new chunk begins with these bytes */
 };
 
 /* Classifies a prefix of the n > 0 bytes that come next; ret_cut->len is at least 1. */

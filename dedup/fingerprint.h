@@ -7,8 +7,8 @@
 #define FINGERPRINT_SIZE   32
 #define FINGERPRINT_SHA256 1u /* FIPS 180-4, by OpenSSL */
 
-/* The fingerprint of n bytes by the present algorithm (FINGERPRINT_SHA256). Burns CPU: about 1.5 GB/s.
- * Any thread. */
+/* The fingerprint of n bytes by the present algorithm (FINGERPRINT_SHA256). Burns CPU: about 1.5
+ * GB/s. Any thread. */
 void fingerprint_make(const void *p, size_t n, uint8_t out[FINGERPRINT_SIZE]);
 
 /* A running fingerprint over pieces. */

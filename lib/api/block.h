@@ -9,11 +9,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BLOCK_NAME_MAX    200            /* bytes of a volume's name, without the NUL */
-#define BLOCK_SIZE        4096u          /* the unit of mapping; any byte range may be read or written,
-                                            aligned ones are faster */
-#define BLOCK_IO_MAX      (32u << 20)    /* longest single read or write, bytes */
-#define BLOCK_VOLUME_MAX  (1ull << 50)   /* largest volume, bytes */
+#define BLOCK_NAME_MAX 200 /* bytes of a volume's name, without the NUL */
+#define BLOCK_SIZE                                                       \
+    4096u /* the unit of mapping; any byte range may be read or written, \
+             aligned ones are faster */
+#define BLOCK_IO_MAX     (32u << 20)  /* longest single read or write, bytes */
+#define BLOCK_VOLUME_MAX (1ull << 50) /* largest volume, bytes */
 
 struct block_store;  /* all volumes of the node */
 struct block_volume; /* one open volume; counted, bound to the front door's connection */
@@ -26,8 +27,8 @@ enum block_durability {
 struct block_info {
     char name[BLOCK_NAME_MAX + 1];
     uint64_t id;
-    uint64_t size;       /* bytes, a multiple of BLOCK_SIZE */
-    uint64_t mapped;     /* bytes of blocks that are not holes; approximate while writes are drained */
+    uint64_t size;   /* bytes, a multiple of BLOCK_SIZE */
+    uint64_t mapped; /* bytes of blocks that are not holes; approximate while writes are drained */
     uint64_t created_ns; /* wall clock */
     enum block_durability durability;
     bool readonly;
@@ -130,8 +131,8 @@ static inline int block_read(struct block_volume *v, uint64_t off, void *buf, si
 }
 
 /* Writes len bytes (at most BLOCK_IO_MAX). On return without error the bytes are visible, and
- * durable as the volume's durability and `flags` say. ERR_RANGE, ERR_NOSPC, ERR_READONLY. The buffer
- * is not needed after return. */
+ * durable as the volume's durability and `flags` say. ERR_RANGE, ERR_NOSPC, ERR_READONLY. The
+ * buffer is not needed after return. */
 static inline int block_write(struct block_volume *v, uint64_t off, const void *buf, size_t len,
                               unsigned flags)
 {
@@ -156,8 +157,8 @@ static inline int block_zero(struct block_volume *v, uint64_t off, uint64_t len,
     return v->ops->zero(v, off, len, flags);
 }
 
-/* The allocation of [off, off+len): up to `max` extents that follow each other from off; adjacent ones
- * differ. They may end before off+len when max is reached. */
+/* The allocation of [off, off+len): up to `max` extents that follow each other from off; adjacent
+ * ones differ. They may end before off+len when max is reached. */
 static inline int block_extents(struct block_volume *v, uint64_t off, uint64_t len,
                                 struct block_extent *extents, size_t max, size_t *ret_count)
 {

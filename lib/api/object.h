@@ -1,8 +1,8 @@
 /* What object front doors (C-STORE, DICOMweb) and the admin API may call: DICOM instances.
  *
- * An instance is a DICOM Part 10 stream (PS3.10 section 7): preamble, "DICM", file meta information,
- * data set. It is kept byte for byte. Who receives a bare data set (C-STORE) puts a Part 10 head in
- * front of it; `dataset_off` of a stored instance tells where the data set begins.
+ * An instance is a DICOM Part 10 stream (PS3.10 section 7): preamble, "DICM", file meta
+ * information, data set. It is kept byte for byte. Who receives a bare data set (C-STORE) puts a
+ * Part 10 head in front of it; `dataset_off` of a stored instance tells where the data set begins.
  *
  * The daemon implements it (daemon/study.c); tests implement it in memory. All calls are made from
  * fibers of the partition's loop and may suspend, except where said. Callers on other threads come
@@ -14,9 +14,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OBJECT_UID_MAX      64                /* PS3.5 section 9.1 */
-#define OBJECT_INSTANCE_MAX (64ull << 30)     /* bytes of one instance */
-#define OBJECT_HEADER_MAX   (64u << 20)       /* bytes before Pixel Data, kept in memory while parsed */
+#define OBJECT_UID_MAX      64            /* PS3.5 section 9.1 */
+#define OBJECT_INSTANCE_MAX (64ull << 30) /* bytes of one instance */
+#define OBJECT_HEADER_MAX   (64u << 20)   /* bytes before Pixel Data, kept in memory while parsed */
 
 struct object_store;
 struct object_put; /* one instance on its way in */
@@ -24,9 +24,9 @@ struct object;     /* one stored instance, open for reading */
 
 /* ---- Catalogue rows -------------------------------------------------------------------------- */
 
-/* One attribute: its values as UTF-8 text, several joined by '\' (numbers in decimal; PN with its '='
- * groups). A sequence (VR "SQ") is the text of its DICOM JSON "Value" array. An attribute that was
- * present and empty has len 0. */
+/* One attribute: its values as UTF-8 text, several joined by '\' (numbers in decimal; PN with its
+ * '=' groups). A sequence (VR "SQ") is the text of its DICOM JSON "Value" array. An attribute that
+ * was present and empty has len 0. */
 struct object_attr {
     uint32_t tag; /* group << 16 | element */
     char vr[3];
@@ -62,7 +62,7 @@ struct object_rows {
 };
 
 enum object_match_kind {
-    OBJECT_MATCH_EXACT,    /* single value; case-insensitive for PN; any value of a multi-valued one */
+    OBJECT_MATCH_EXACT, /* single value; case-insensitive for PN; any value of a multi-valued one */
     OBJECT_MATCH_WILDCARD, /* '*' and '?', PS3.4 section C.2.2.2.4 */
     OBJECT_MATCH_RANGE,    /* "a-b", "a-", "-b" on DA, TM, DT, PS3.4 section C.2.2.2.5 */
     OBJECT_MATCH_LIST,     /* '\'-separated UIDs, PS3.4 section C.2.2.2.2 */
@@ -175,8 +175,8 @@ static inline int object_open(struct object_store *os, const char *study_uid,
     return os->ops->open(os, study_uid, series_uid, instance_uid, ret_object);
 }
 
-/* Reads up to len bytes at off of the Part 10 stream; fewer only at its end. Every byte returned was
- * verified. ERR_LOST, ERR_IO. */
+/* Reads up to len bytes at off of the Part 10 stream; fewer only at its end. Every byte returned
+ * was verified. ERR_LOST, ERR_IO. */
 static inline int object_read(struct object *o, uint64_t off, void *buf, size_t len,
                               size_t *ret_len)
 {

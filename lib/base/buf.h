@@ -17,6 +17,6 @@ struct buf {
     uint32_t refs_;
 };
 
-struct buf *buf_new(size_t size);      /* one reference, contents undefined */
-struct buf *buf_ref(struct buf *b);    /* returns b */
-void buf_unref(struct buf *b);         /* NULL is fine */
+struct buf *buf_new(size_t size);   /* one reference, contents undefined */
+struct buf *buf_ref(struct buf *b); /* returns b */
+void buf_unref(struct buf *b);      /* NULL is fine */

@@ -7,10 +7,10 @@
 
 _Noreturn void check_fail(const char *file, int line, const char *expr);
 
-#define CHECK(expr)                                                                                \
-    do {                                                                                           \
-        if (__builtin_expect(!(expr), 0))                                                          \
-            check_fail(__FILE__, __LINE__, #expr);                                                 \
+#define CHECK(expr)                                \
+    do {                                           \
+        if (__builtin_expect(!(expr), 0))          \
+            check_fail(__FILE__, __LINE__, #expr); \
     } while (0)
 
 /* A call that must succeed: an error code here is a broken invariant. */

@@ -11,17 +11,17 @@
 #include <stdint.h>
 #include <string.h>
 
-#define CODEC_DEFINE_(bits, order, swap)                                                           \
-    static inline uint##bits##_t codec_get_##order##bits(const void *p)                            \
-    {                                                                                              \
-        uint##bits##_t v;                                                                          \
-        memcpy(&v, p, sizeof(v));                                                                  \
-        return (uint##bits##_t)swap(v);                                                            \
-    }                                                                                              \
-    static inline void codec_put_##order##bits(void *p, uint##bits##_t v)                          \
-    {                                                                                              \
-        v = (uint##bits##_t)swap(v);                                                               \
-        memcpy(p, &v, sizeof(v));                                                                  \
+#define CODEC_DEFINE_(bits, order, swap)                                  \
+    static inline uint##bits##_t codec_get_##order##bits(const void *p)   \
+    {                                                                     \
+        uint##bits##_t v;                                                 \
+        memcpy(&v, p, sizeof(v));                                         \
+        return (uint##bits##_t)swap(v);                                   \
+    }                                                                     \
+    static inline void codec_put_##order##bits(void *p, uint##bits##_t v) \
+    {                                                                     \
+        v = (uint##bits##_t)swap(v);                                      \
+        memcpy(p, &v, sizeof(v));                                         \
     }
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the hosts we run on");
@@ -69,11 +69,11 @@ static inline const uint8_t *codec_read_bytes(struct codec_reader *r, size_t n)
     return p;
 }
 
-#define CODEC_READ_(bits, order)                                                                   \
-    static inline uint##bits##_t codec_read_##order##bits(struct codec_reader *r)                  \
-    {                                                                                              \
-        const uint8_t *p = codec_read_bytes(r, bits / 8);                                          \
-        return p ? codec_get_##order##bits(p) : (uint##bits##_t)0;                                 \
+#define CODEC_READ_(bits, order)                                                  \
+    static inline uint##bits##_t codec_read_##order##bits(struct codec_reader *r) \
+    {                                                                             \
+        const uint8_t *p = codec_read_bytes(r, bits / 8);                         \
+        return p ? codec_get_##order##bits(p) : (uint##bits##_t)0;                \
     }
 CODEC_READ_(16, le)
 CODEC_READ_(32, le)
@@ -131,12 +131,12 @@ static inline void codec_write_bytes(struct codec_writer *w, const void *src, si
         memcpy(p, src, n);
 }
 
-#define CODEC_WRITE_(bits, order)                                                                  \
-    static inline void codec_write_##order##bits(struct codec_writer *w, uint##bits##_t v)         \
-    {                                                                                              \
-        uint8_t *p = codec_write_room(w, bits / 8);                                                \
-        if (p)                                                                                     \
-            codec_put_##order##bits(p, v);                                                         \
+#define CODEC_WRITE_(bits, order)                                                          \
+    static inline void codec_write_##order##bits(struct codec_writer *w, uint##bits##_t v) \
+    {                                                                                      \
+        uint8_t *p = codec_write_room(w, bits / 8);                                        \
+        if (p)                                                                             \
+            codec_put_##order##bits(p, v);                                                 \
     }
 CODEC_WRITE_(16, le)
 CODEC_WRITE_(32, le)

@@ -8,10 +8,9 @@ static const struct err_row {
     const char *name;
     int no;
     const char *text;
-} err_rows[] = {
-    {"OK", 0, "success"},
+} err_rows[] = {{"OK", 0, "success"},
 #define ERR_ROW_(name, no, text) {#name, no, text},
-    ERR_TABLE(ERR_ROW_)
+                ERR_TABLE(ERR_ROW_)
 #undef ERR_ROW_
 };
 

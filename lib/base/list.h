@@ -12,8 +12,8 @@ struct list {
 
 /* `it` is a struct list *. The _safe form allows unlinking `it`. */
 #define list_for_each(it, head) for (struct list *it = (head)->next; it != (head); it = it->next)
-#define list_for_each_safe(it, head)                                                               \
-    for (struct list *it = (head)->next, *it##_next_ = it->next; it != (head);                     \
+#define list_for_each_safe(it, head)                                           \
+    for (struct list *it = (head)->next, *it##_next_ = it->next; it != (head); \
          it = it##_next_, it##_next_ = it->next)
 
 static inline void list_init(struct list *l)

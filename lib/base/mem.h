@@ -12,12 +12,12 @@
 
 #include <stddef.h>
 
-void *mem_alloc(size_t size);                 /* uninitialised; size 0 gives a unique pointer */
-void *mem_zalloc(size_t size);                /* zeroed */
-void *mem_calloc(size_t n, size_t size);      /* zeroed array; overflow stops the process */
-void *mem_realloc(void *p, size_t size);      /* p may be NULL */
+void *mem_alloc(size_t size);            /* uninitialised; size 0 gives a unique pointer */
+void *mem_zalloc(size_t size);           /* zeroed */
+void *mem_calloc(size_t n, size_t size); /* zeroed array; overflow stops the process */
+void *mem_realloc(void *p, size_t size); /* p may be NULL */
 void *mem_alloc_aligned(size_t align, size_t size); /* align: power of two, at most 4096 */
-void mem_free(void *p);                       /* NULL is fine; takes what any of the above gave */
+void mem_free(void *p); /* NULL is fine; takes what any of the above gave */
 char *mem_strdup(const char *s);
 void *mem_memdup(const void *p, size_t n);
 

@@ -1,8 +1,8 @@
 /* A few things kept for reuse by whichever thread comes next: expensive contexts of libraries.
  *
- * Thread-local contexts would die with their thread, unfreed; a lock would be one too many. Slots are
- * taken and given back with single atomic exchanges. When none is free the caller makes a new thing;
- * when all are full it destroys its own. At process end the slots still hold their things.
+ * Thread-local contexts would die with their thread, unfreed; a lock would be one too many. Slots
+ * are taken and given back with single atomic exchanges. When none is free the caller makes a new
+ * thing; when all are full it destroys its own. At process end the slots still hold their things.
  */
 #pragma once
 

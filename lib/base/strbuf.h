@@ -16,9 +16,9 @@ struct strbuf {
     bool overflow;
 };
 
-#define STRBUF_INIT                                                                                \
-    {                                                                                              \
-        0                                                                                          \
+#define STRBUF_INIT \
+    {               \
+        0           \
     }
 #define STRBUF_AUTO __attribute__((cleanup(strbuf_free)))
 
@@ -30,6 +30,6 @@ void strbuf_addvf(struct strbuf *s, const char *fmt, va_list ap)
     __attribute__((format(printf, 2, 0)));
 /* Appends n bytes of room for the caller to fill; NULL on overflow. */
 void *strbuf_room(struct strbuf *s, size_t n);
-void strbuf_reset(struct strbuf *s);   /* length 0, memory kept */
-char *strbuf_take(struct strbuf *s);   /* the caller owns the text (mem_free); s is empty again */
-void strbuf_free(struct strbuf *s);    /* empty again */
+void strbuf_reset(struct strbuf *s); /* length 0, memory kept */
+char *strbuf_take(struct strbuf *s); /* the caller owns the text (mem_free); s is empty again */
+void strbuf_free(struct strbuf *s);  /* empty again */

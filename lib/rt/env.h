@@ -62,8 +62,8 @@ enum env_open_flags {
 int env_open(struct env *env, const char *path, unsigned flags, struct env_file **ret_file);
 void env_close(struct env_file *f); /* NULL is fine; no operation may be in flight */
 int env_file_size(struct env_file *f, uint64_t *ret_size); /* of a block device too */
-/* Files with the same id, if it is not 0, lie behind one write cache: a SYNC of one of them makes the
- * WRITEs done on the others durable as well, where they went to space that had been written and
+/* Files with the same id, if it is not 0, lie behind one write cache: a SYNC of one of them makes
+ * the WRITEs done on the others durable as well, where they went to space that had been written and
  * synced before. Does not suspend. */
 uint64_t env_file_cache(struct env_file *f);
 int env_mkdir(struct env *env, const char *path); /* mode 0700, durable; an existing one is fine */

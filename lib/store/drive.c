@@ -97,7 +97,8 @@ static int super_read(struct env_file *file, struct format_super *ret_super)
     return rc;
 }
 
-/* Writes copy A (or B) to all drives that count; puts out those that fail. Returns whether all did. */
+/* Writes copy A (or B) to all drives that count; puts out those that fail. Returns whether all did.
+ */
 static bool super_write_copy(struct driveset *ds, struct buf **blocks, uint64_t off)
 {
     struct env_io ios[FORMAT_DRIVES_MAX];
@@ -181,8 +182,12 @@ void drive_io_prepare(struct drive *d, struct env_io *io, enum env_io_kind kind,
 {
     CHECK(len % FORMAT_UNIT == 0 && off % FORMAT_UNIT == 0);
     CHECK(d->file != NULL);
-    *io = (struct env_io){
-        .kind = kind, .dsync = kind == ENV_WRITE, .file = d->file, .buf = buf, .len = len, .off = off};
+    *io = (struct env_io){.kind = kind,
+                          .dsync = kind == ENV_WRITE,
+                          .file = d->file,
+                          .buf = buf,
+                          .len = len,
+                          .off = off};
 }
 
 void drive_io_done(struct drive *d, const struct env_io *io)
@@ -234,7 +239,8 @@ static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
 {
     struct format_super found;
     uint64_t size = drive_slot_off(ds, (uint32_t)d->slot_count), have;
-    int rc = env_open(ds->env, d->path, ENV_OPEN_CREATE | ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &d->file);
+    int rc =
+        env_open(ds->env, d->path, ENV_OPEN_CREATE | ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &d->file);
 
     if (rc < 0)
         return rc;
@@ -273,12 +279,19 @@ int driveset_format(struct env *env, const struct driveset_params *p)
         p->journal_len < FORMAT_JOURNAL_MIN || p->slot_count < 1 || p->slot_count > DRIVE_SLOTS_MAX)
         return ERR_INVAL;
     ds = driveset_alloc(env, p->paths, p->count);
-    ds->super = (struct format_super){
-        .magic = FORMAT_SUPER_MAGIC, .version = FORMAT_VERSION, .drive_count = p->count,
-        .data_columns = (uint8_t)p->k, .parity_columns = (uint8_t)p->m, .clean = 1,
-        .journal_off = FORMAT_JOURNAL_OFF, .journal_len = p->journal_len,
-        .slots_off = FORMAT_JOURNAL_OFF + p->journal_len, .slot_size = FORMAT_SLOT_SIZE,
-        .journal_mirrors = (1ull << (p->m + 1)) - 1, .replay_seq = 1, .replay_lsn = 1};
+    ds->super = (struct format_super){.magic = FORMAT_SUPER_MAGIC,
+                                      .version = FORMAT_VERSION,
+                                      .drive_count = p->count,
+                                      .data_columns = (uint8_t)p->k,
+                                      .parity_columns = (uint8_t)p->m,
+                                      .clean = 1,
+                                      .journal_off = FORMAT_JOURNAL_OFF,
+                                      .journal_len = p->journal_len,
+                                      .slots_off = FORMAT_JOURNAL_OFF + p->journal_len,
+                                      .slot_size = FORMAT_SLOT_SIZE,
+                                      .journal_mirrors = (1ull << (p->m + 1)) - 1,
+                                      .replay_seq = 1,
+                                      .replay_lsn = 1};
     env_random(env, ds->super.store_uuid, 16);
     for (unsigned i = 0; rc == 0 && i < p->count; i++) {
         ds->drives[i].slot_count = p->slot_count;
@@ -332,8 +345,8 @@ static unsigned elect_votes(const struct driveset *ds, const struct format_super
     return n;
 }
 
-/* Which store this is: the one that most drives belong to, in its newest state (F2). A drive of another
- * store may have seen more epochs than ours. */
+/* Which store this is: the one that most drives belong to, in its newest state (F2). A drive of
+ * another store may have seen more epochs than ours. */
 static int elect(struct driveset *ds, const struct format_super *supers)
 {
     const struct format_super *best = NULL;
@@ -361,7 +374,8 @@ static int elect(struct driveset *ds, const struct format_super *supers)
     if (!any)
         return ERR_LOST;
     if (!best || tie)
-        return ERR_CONFIG; /* not as the store knows its drives, or as many of one store as of another */
+        return ERR_CONFIG; /* not as the store knows its drives, or as many of one store as of
+                              another */
     ds->super = *best;
     return 0;
 }
@@ -370,7 +384,8 @@ static bool drive_large_enough(const struct driveset *ds, const struct drive *d)
 {
     uint64_t size;
 
-    return env_file_size(d->file, &size) == 0 && size >= drive_slot_off(ds, (uint32_t)d->slot_count);
+    return env_file_size(d->file, &size) == 0 &&
+           size >= drive_slot_off(ds, (uint32_t)d->slot_count);
 }
 
 static void admit(struct driveset *ds, const struct format_super *supers)

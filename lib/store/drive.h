@@ -24,7 +24,7 @@ struct drive {
     unsigned index;
     char *path;
     enum drive_state state;
-    const char *reason; /* constant text: why it is not OK; "" otherwise */
+    const char *reason;    /* constant text: why it is not OK; "" otherwise */
     struct env_file *file; /* NULL when it cannot be opened */
     uint8_t uuid[16];
     uint64_t slot_count;
@@ -45,15 +45,16 @@ struct driveset {
 };
 
 struct driveset_params {
-    unsigned count;              /* 1..FORMAT_DRIVES_MAX */
-    const char *const *paths;    /* one per drive, in index order */
-    unsigned k, m;               /* k + m <= count */
-    uint64_t slot_count;         /* per drive */
-    uint64_t journal_len;        /* multiple of FORMAT_UNIT, at least FORMAT_JOURNAL_MIN */
-    bool overwrite;              /* also where a superblock is: an unfinished format */
+    unsigned count;           /* 1..FORMAT_DRIVES_MAX */
+    const char *const *paths; /* one per drive, in index order */
+    unsigned k, m;            /* k + m <= count */
+    uint64_t slot_count;      /* per drive */
+    uint64_t journal_len;     /* multiple of FORMAT_UNIT, at least FORMAT_JOURNAL_MIN */
+    bool overwrite;           /* also where a superblock is: an unfinished format */
 };
 
-/* The profile that goes with a number of drives (DESIGN: 1: 1+0, 2: 1+1, 3: 2+1, 4-5: 2+2, 6+: 4+2). */
+/* The profile that goes with a number of drives (DESIGN: 1: 1+0, 2: 1+1, 3: 2+1, 4-5: 2+2, 6+:
+ * 4+2). */
 void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m);
 
 /* Makes the drives of a new store: files are created (sparse) at their full size, superblocks and
@@ -62,10 +63,11 @@ void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m);
 int driveset_format(struct env *env, const struct driveset_params *params);
 
 /* Opens the drives of a store, whichever are there. Drives that were put out and are back and whole
- * count again (every fragment on them was complete when they left; see segment.h). The set is locked
- * against other daemons drive by drive. ERR_LOST when no superblock can be read, ERR_CONFIG when the
- * paths are not the store's drives in their order (a single foreign or misplaced one is just missing),
- * ERR_LOCKED. Membership changes found are in memory until driveset_commit. Suspends. */
+ * count again (every fragment on them was complete when they left; see segment.h). The set is
+ * locked against other daemons drive by drive. ERR_LOST when no superblock can be read, ERR_CONFIG
+ * when the paths are not the store's drives in their order (a single foreign or misplaced one is
+ * just missing), ERR_LOCKED. Membership changes found are in memory until driveset_commit.
+ * Suspends. */
 int driveset_open(struct env *env, const char *const *paths, unsigned count,
                   struct driveset **ret_set);
 
@@ -77,15 +79,15 @@ void driveset_close(struct driveset *ds);
 void driveset_put_out(struct driveset *ds, unsigned index, const char *reason);
 
 /* Writes the superblock to every drive that counts, both copies, durable; `change` (may be NULL) is
- * called with the lock held to set fields of `super` first. With `membership` the epoch grows and the
- * members' states are taken over. A drive that fails meanwhile is put out and the round repeated.
- * ERR_LOST when no drive is left. Suspends. */
+ * called with the lock held to set fields of `super` first. With `membership` the epoch grows and
+ * the members' states are taken over. A drive that fails meanwhile is put out and the round
+ * repeated. ERR_LOST when no drive is left. Suspends. */
 int driveset_commit(struct driveset *ds, bool membership,
                     void (*change)(struct format_super *super, void *arg), void *arg);
 
 /* Number of drives that count, and of those that do not. */
 unsigned driveset_healthy(const struct driveset *ds);
-bool drive_usable(const struct drive *d); /* counts */
+bool drive_usable(const struct drive *d);   /* counts */
 bool drive_readable(const struct drive *d); /* may be read: has an open file */
 
 /* Prepares an I/O on a drive for env_io_run; drive_io_done counts its result afterwards. */

@@ -1,8 +1,8 @@
 /* Erasure code over ISA-L; see ec.h.
  *
  * The generator matrix is the identity over a Cauchy matrix, of which every k rows are invertible
- * (gf_gen_rs_matrix is not, for all sizes). Tables are allocated at 32 * k * rows bytes, which every
- * version of ISA-L accepts.
+ * (gf_gen_rs_matrix is not, for all sizes). Tables are allocated at 32 * k * rows bytes, which
+ * every version of ISA-L accepts.
  */
 #include "lib/store/ec.h"
 

@@ -2,8 +2,8 @@
  *
  *   drive:    | superblock A | superblock B | ... | journal area | slot 0 | slot 1 | ...
  *   slot:     | fragment header | columns of stripes 0, 1, 2 ... of one segment
- *   stripe:   k data columns of L bytes (one per drive) and m parity columns; the data columns, read
- *             in order, are | stripe header | directory | chunks ... | zero padding |
+ *   stripe:   k data columns of L bytes (one per drive) and m parity columns; the data columns,
+ * read in order, are | stripe header | directory | chunks ... | zero padding |
  *
  * All offsets and lengths on a drive are multiples of 4096 (FORMAT_UNIT). Structs are laid out
  * without holes; the hosts we run on are little-endian (codec.h asserts it). CRCs are CRC-32C. A
@@ -18,10 +18,9 @@
  *      durable on every mirror. Hence at most the last batch can be missing on some or all of them.
  *  F4. A batch never crosses the end of the area: it lies directly behind its predecessor, or at
  *      offset 0 when it does not fit there.
- *  F5. A stripe is durable on all of its k+m drives before a journal record names a chunk in it. Space
- *      behind the last stripe so named is free to be written again.
- *  F6. A slot is written by another segment only after the record that freed the former one is
- *      durable.
+ *  F5. A stripe is durable on all of its k+m drives before a journal record names a chunk in it.
+ * Space behind the last stripe so named is free to be written again. F6. A slot is written by
+ * another segment only after the record that freed the former one is durable.
  */
 #pragma once
 
@@ -33,11 +32,11 @@
 #define FORMAT_COLS_MAX   24u /* k + m */
 #define FORMAT_VERSION    1u
 
-#define FORMAT_SUPER_MAGIC    0x726570757346u /* "Fsuper" */
-#define FORMAT_SUPER_OFF_A    0u
-#define FORMAT_SUPER_OFF_B    (64u * 1024)
-#define FORMAT_JOURNAL_OFF    (1u << 20)
-#define FORMAT_SLOT_SIZE      (4u << 20)
+#define FORMAT_SUPER_MAGIC 0x726570757346u /* "Fsuper" */
+#define FORMAT_SUPER_OFF_A 0u
+#define FORMAT_SUPER_OFF_B (64u * 1024)
+#define FORMAT_JOURNAL_OFF (1u << 20)
+#define FORMAT_SLOT_SIZE   (4u << 20)
 
 /* What the store knows of one drive. */
 enum format_drive_state {
@@ -48,8 +47,8 @@ enum format_drive_state {
 
 struct format_member {
     uint8_t uuid[16];
-    uint8_t state;       /* enum format_drive_state */
-    uint8_t class_;      /* 0 disk, 1 nvme */
+    uint8_t state;  /* enum format_drive_state */
+    uint8_t class_; /* 0 disk, 1 nvme */
     uint8_t reserved[6];
     uint64_t slot_count;
 };
@@ -88,7 +87,8 @@ struct format_batch {
     uint32_t payload_crc; /* of the records */
     uint64_t seq;         /* F3 */
     uint64_t epoch;
-    uint64_t store_id; /* the first 8 bytes of the store's UUID: another store's leavings do not count */
+    uint64_t
+        store_id; /* the first 8 bytes of the store's UUID: another store's leavings do not count */
     uint64_t first_lsn;
     uint32_t length; /* header and records; on the medium padded with zeroes to FORMAT_UNIT */
     uint32_t records;
@@ -113,8 +113,8 @@ _Static_assert(sizeof(struct format_record) == 32, "on media");
 
 #define FORMAT_FRAGMENT_MAGIC 0x6d67617246u /* "Fragm" */
 
-/* The first unit of a slot in use: whose fragment this is. It serves recovery from the drives alone;
- * reads go by the segment table. */
+/* The first unit of a slot in use: whose fragment this is. It serves recovery from the drives
+ * alone; reads go by the segment table. */
 struct format_fragment {
     uint64_t magic;
     uint32_t version;

@@ -56,8 +56,7 @@ uint64_t journal_used(const struct journal *j)
     if (list_empty(&j->extents))
         return 0;
     first = LIST_ENTRY(j->extents.next, struct journal_extent, link);
-    return j->head_off > first->off ? j->head_off - first->off
-                                    : j->cap - first->off + j->head_off;
+    return j->head_off > first->off ? j->head_off - first->off : j->cap - first->off + j->head_off;
 }
 
 bool journal_place(const struct journal *j, size_t span, uint64_t *ret_off)
@@ -178,8 +177,10 @@ int journal_append(struct journal *j, uint16_t type, uint16_t version, const str
     }
     *ret_lsn = j->next_lsn++;
     journal_put_record(j,
-                       &(struct format_record){.length = (uint32_t)body, .type = type,
-                                               .version = version, .lsn = *ret_lsn,
+                       &(struct format_record){.length = (uint32_t)body,
+                                               .type = type,
+                                               .version = version,
+                                               .lsn = *ret_lsn,
                                                .epoch = j->ds->super.epoch},
                        iov, n);
     fiber_cond_signal(&j->work);
@@ -190,10 +191,14 @@ int journal_append(struct journal *j, uint16_t type, uint16_t version, const str
 
 static void journal_sign(struct journal *j, struct buf *b, size_t length)
 {
-    struct format_batch h = {.magic = FORMAT_BATCH_MAGIC, .version = FORMAT_VERSION,
-                             .seq = j->head_seq, .epoch = j->ds->super.epoch,
-                             .store_id = journal_store_id(j), .first_lsn = j->pending_first,
-                             .length = (uint32_t)length, .records = j->pending_records};
+    struct format_batch h = {.magic = FORMAT_BATCH_MAGIC,
+                             .version = FORMAT_VERSION,
+                             .seq = j->head_seq,
+                             .epoch = j->ds->super.epoch,
+                             .store_id = journal_store_id(j),
+                             .first_lsn = j->pending_first,
+                             .length = (uint32_t)length,
+                             .records = j->pending_records};
 
     h.payload_crc = crc32c(0, b->data + sizeof(h), length - sizeof(h));
     h.crc = crc32c(0, &h, sizeof(h));
@@ -304,15 +309,15 @@ static int journal_fetch(struct journal *j, const struct journal_extent *e, stru
     return ERR_LOST;
 }
 
-/* Copies all live batches to a drive's area. The extents must not be trimmed away under it. Suspends. */
+/* Copies all live batches to a drive's area. The extents must not be trimmed away under it.
+ * Suspends. */
 static int journal_copy(struct journal *j, struct drive *to, bool *ret_target_failed)
 {
     struct buf *b = buf_new((size_t)j->batch_max);
     int rc = 0;
 
     fiber_mutex_lock(&j->trim_lock);
-    list_for_each(it, &j->extents)
-    {
+    list_for_each (it, &j->extents) {
         struct journal_extent *e = LIST_ENTRY(it, struct journal_extent, link);
 
         rc = journal_fetch(j, e, b);
@@ -328,8 +333,8 @@ static int journal_copy(struct journal *j, struct drive *to, bool *ret_target_fa
     return rc;
 }
 
-/* Brings one more drive in as a mirror; puts it out when it fails. ERR_LOST when a live batch cannot be
- * had from anywhere: to go on would mean fewer copies than promised. Suspends. */
+/* Brings one more drive in as a mirror; puts it out when it fails. ERR_LOST when a live batch
+ * cannot be had from anywhere: to go on would mean fewer copies than promised. Suspends. */
 static int journal_add_mirror(struct journal *j, unsigned i, const struct buf *extra,
                               size_t extra_span, uint64_t extra_off)
 {
@@ -418,8 +423,8 @@ static void journal_hand_on(struct journal *j, struct buf *b, size_t length, uin
 {
     struct journal_batch *batch = mem_alloc(sizeof(*batch));
 
-    *batch = (struct journal_batch){.buf = b, .length = length, .records = records,
-                                    .first_lsn = first_lsn, .journal_ = j};
+    *batch = (struct journal_batch){
+        .buf = b, .length = length, .records = records, .first_lsn = first_lsn, .journal_ = j};
     list_init(&batch->link);
     j->stat_batches++;
     j->stat_records += records;
@@ -506,7 +511,7 @@ static void journal_set_replay(struct format_super *super, void *arg)
 /* Where replay must begin when it no longer needs any record below lsn. */
 static struct journal_replay_point journal_point(const struct journal *j, uint64_t lsn)
 {
-    list_for_each(it, &j->extents) {
+    list_for_each (it, &j->extents) {
         const struct journal_extent *e = LIST_ENTRY(it, struct journal_extent, link);
         const struct journal_extent *next = LIST_ENTRY(it->next, struct journal_extent, link);
         uint64_t end = it->next == &j->extents ? j->head_lsn : next->first_lsn;
@@ -579,7 +584,9 @@ bool journal_batch_next(const struct journal_batch *b, size_t *pos,
     if (*pos >= b->length)
         return false;
     memcpy(&r, b->buf->data + *pos, sizeof(r));
-    *ret_record = (struct journal_record){.lsn = r.lsn, .type = r.type, .version = r.version,
+    *ret_record = (struct journal_record){.lsn = r.lsn,
+                                          .type = r.type,
+                                          .version = r.version,
                                           .body = b->buf->data + *pos + sizeof(r),
                                           .length = r.length};
     *pos += journal_record_span(r.length);
@@ -610,9 +617,12 @@ void journal_get_stats(const struct journal *j, struct journal_stats *ret_stats)
 
     for (unsigned i = 0; i < j->ds->count; i++)
         mirrors += (j->mirrors >> i & 1) && drive_usable(&j->ds->drives[i]);
-    *ret_stats = (struct journal_stats){.size = j->cap, .used = journal_used(j),
-                                        .batches = j->stat_batches, .records = j->stat_records,
-                                        .bytes = j->stat_bytes, .next_lsn = j->next_lsn,
+    *ret_stats = (struct journal_stats){.size = j->cap,
+                                        .used = journal_used(j),
+                                        .batches = j->stat_batches,
+                                        .records = j->stat_records,
+                                        .bytes = j->stat_bytes,
+                                        .next_lsn = j->next_lsn,
                                         .mirrors = mirrors,
                                         .mirrors_wanted = j->ds->super.parity_columns + 1u};
 }

@@ -5,9 +5,9 @@
  * every mirror has it; only then is it handed on, in order, to `on_durable`. One batch is in flight
  * at a time (F3), which is what lets replay prove where the journal ends.
  *
- * A mirror that fails is put out, another drive takes its place: it gets a copy of all live batches,
- * then the new membership is committed, then the batch counts as durable. The ring's area is written
- * once before first use, so that a sync never waits for a file system to allocate.
+ * A mirror that fails is put out, another drive takes its place: it gets a copy of all live
+ * batches, then the new membership is committed, then the batch counts as durable. The ring's area
+ * is written once before first use, so that a sync never waits for a file system to allocate.
  *
  * Space: batches stay until journal_trim; user appends wait while the ring is nearly full, internal
  * ones (those that make trimming possible) have a reserve.
@@ -42,8 +42,8 @@ struct journal_batch {
 };
 
 struct journal_ops {
-    /* The next batch is durable. Called in LSN order from the journal's fiber; must not suspend. The
-     * receiver owns the batch: journal_batch_free. */
+    /* The next batch is durable. Called in LSN order from the journal's fiber; must not suspend.
+     * The receiver owns the batch: journal_batch_free. */
     void (*on_durable)(void *arg, struct journal_batch *batch);
     /* The journal cannot be written any more; nothing later will become durable. Once. */
     void (*on_broken)(void *arg, int error);
@@ -59,14 +59,14 @@ struct journal_replay_stats {
 };
 
 /* Reads every batch from the replay point to the end and calls `apply` (which may suspend) for each
- * record in order. Batches that a mirror lacks are written to it. The end is proven: ERR_JOURNAL when
- * a later batch exists behind a hole, or when no mirror is left and the journal was not empty. On
- * success the head is set and the first LSN to come is known. Suspends. */
+ * record in order. Batches that a mirror lacks are written to it. The end is proven: ERR_JOURNAL
+ * when a later batch exists behind a hole, or when no mirror is left and the journal was not empty.
+ * On success the head is set and the first LSN to come is known. Suspends. */
 int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journal_record *r),
                    void *arg, struct journal_replay_stats *ret_stats);
 
-/* Chooses the mirrors among the drives that count, brings them level, commits the membership with the
- * journal marked in use, and starts the writer. Suspends. */
+/* Chooses the mirrors among the drives that count, brings them level, commits the membership with
+ * the journal marked in use, and starts the writer. Suspends. */
 int journal_start(struct journal *j);
 
 enum journal_append_flags {
@@ -94,11 +94,12 @@ int journal_stop(struct journal *j, bool clean);
 void journal_free(struct journal *j); /* stopped or never started; NULL is fine */
 
 /* Walks the records of a batch: start with *pos = 0; false at the end. */
-bool journal_batch_next(const struct journal_batch *b, size_t *pos, struct journal_record *ret_record);
+bool journal_batch_next(const struct journal_batch *b, size_t *pos,
+                        struct journal_record *ret_record);
 void journal_batch_free(struct journal_batch *b);
 
 struct journal_stats {
-    uint64_t size, used;        /* bytes of the ring */
+    uint64_t size, used;              /* bytes of the ring */
     uint64_t batches, records, bytes; /* written since start */
     uint64_t next_lsn;
     unsigned mirrors, mirrors_wanted;

@@ -18,9 +18,9 @@ struct journal {
     void *arg;
     uint64_t cap, batch_max;
     size_t batch_soft; /* a pending batch takes records up to this */
-    uint64_t mirrors; /* bit per drive */
+    uint64_t mirrors;  /* bit per drive */
 
-    struct list extents; /* live batches, oldest first */
+    struct list extents;         /* live batches, oldest first */
     uint64_t head_off, head_seq; /* where and what the next batch is */
     uint64_t head_lsn;           /* first LSN that is in no live or trimmed batch */
     uint64_t next_lsn;

@@ -1,13 +1,14 @@
 /* The journal's recovery: what is in the ring, and the proof that it is all.
  *
  * From the replay point on, each position is looked at on every mirror that can be read; a batch is
- * accepted when one of them has it whole with the sequence number that comes next. A mirror without it
- * gets it written again, so that afterwards every mirror holds everything, whichever is lost next.
+ * accepted when one of them has it whole with the sequence number that comes next. A mirror without
+ * it gets it written again, so that afterwards every mirror holds everything, whichever is lost
+ * next.
  *
  * The first number that no mirror has is the end. By F3 nothing with a higher number can exist
  * then, unless a batch in the middle was damaged on all mirrors: so the whole area of every mirror
- * is searched for a later batch, and finding one is ERR_JOURNAL. Acknowledged data would be missing,
- * and to go on quietly would hide it.
+ * is searched for a later batch, and finding one is ERR_JOURNAL. Acknowledged data would be
+ * missing, and to go on quietly would hide it.
  */
 #include "lib/store/journal.h"
 
@@ -64,7 +65,8 @@ static const uint8_t *replay_fetch(struct replay *r, struct replay_mirror *m, ui
     return m->window->data;
 }
 
-static bool batch_head_valid(const struct journal *j, const uint8_t *p, struct format_batch *ret_head)
+static bool batch_head_valid(const struct journal *j, const uint8_t *p,
+                             struct format_batch *ret_head)
 {
     struct format_batch h;
     uint32_t crc;
@@ -148,8 +150,8 @@ static void replay_repair(struct replay *r, const uint8_t *has, const struct buf
             continue;
         m->repaired = true;
         m->len = 0;
-        if (env_pwrite(m->drive->file, batch->data, span, r->j->ds->super.journal_off + off,
-                       true) < 0)
+        if (env_pwrite(m->drive->file, batch->data, span, r->j->ds->super.journal_off + off, true) <
+            0)
             driveset_put_out(r->j->ds, m->drive->index, "journal repair failed");
     }
 }
@@ -166,8 +168,7 @@ static bool replay_next(struct replay *r, struct buf **ret_batch, struct format_
     for (unsigned c = 0; c < 2 && !batch; c++) {
         for (unsigned i = 0; i < r->count; i++) {
             struct format_batch h;
-            const uint8_t *p =
-                replay_batch_at(r, &r->mirrors[i], candidates[c], j->head_seq, &h);
+            const uint8_t *p = replay_batch_at(r, &r->mirrors[i], candidates[c], j->head_seq, &h);
 
             has[i] = p != NULL;
             if (!p || batch)
@@ -205,8 +206,11 @@ static bool replay_finds_later(struct replay *r)
 static int replay_apply(struct replay *r, struct buf *b, const struct format_batch *h,
                         int (*apply)(void *arg, const struct journal_record *rec), void *arg)
 {
-    struct journal_batch batch = {.buf = b, .length = h->length, .records = h->records,
-                                  .first_lsn = h->first_lsn, .journal_ = r->j};
+    struct journal_batch batch = {.buf = b,
+                                  .length = h->length,
+                                  .records = h->records,
+                                  .first_lsn = h->first_lsn,
+                                  .journal_ = r->j};
     struct journal_record rec;
     size_t pos = 0;
     int rc = 0;

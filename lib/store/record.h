@@ -1,7 +1,7 @@
 /* The journal's record types, and the door through which modules submit records.
  *
- * A record is a change of state. Each module encodes and applies its own bodies; this table only keeps
- * their numbers apart. Numbers are on media: never reused.
+ * A record is a change of state. Each module encodes and applies its own bodies; this table only
+ * keeps their numbers apart. Numbers are on media: never reused.
  */
 #pragma once
 
@@ -9,7 +9,7 @@
 #include <sys/uio.h>
 
 enum record_type {
-    RECORD_SEGMENT_OPEN = 1,  /* lib/store/segment.c */
+    RECORD_SEGMENT_OPEN = 1, /* lib/store/segment.c */
     RECORD_SEGMENT_FREE = 2,
     RECORD_VOLUME_CREATE = 20, /* daemon/volume*.c */
     RECORD_VOLUME_RESIZE = 21,
@@ -18,7 +18,7 @@ enum record_type {
     RECORD_VOLUME_WRITE = 24,
     RECORD_VOLUME_MAP = 25,
     RECORD_VOLUME_ZERO = 26,
-    RECORD_OBJECT_PUT = 40,   /* daemon/study*.c */
+    RECORD_OBJECT_PUT = 40, /* daemon/study*.c */
     RECORD_OBJECT_DELETE = 41,
 };
 
@@ -27,8 +27,8 @@ struct record_log {
     /* Journals a record and suspends until it is durable and applied; returns what applying it
      * returned, or why it could not be journaled. `flags` are journal_append_flags; `context` is
      * handed to the apply function (NULL in replay). */
-    int (*submit)(struct record_log *log, enum record_type type, const struct iovec *iov, unsigned n,
-                  unsigned flags, void *context);
+    int (*submit)(struct record_log *log, enum record_type type, const struct iovec *iov,
+                  unsigned n, unsigned flags, void *context);
 };
 
 static inline int record_submit(struct record_log *log, enum record_type type,

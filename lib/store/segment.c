@@ -143,7 +143,8 @@ static bool pick_drives(const struct segments *ss, unsigned n, uint32_t *drives)
     return true;
 }
 
-/* How many segments of n columns the free slots allow: the largest t with sum(min(free_i, t)) >= n t. */
+/* How many segments of n columns the free slots allow: the largest t with sum(min(free_i, t)) >= n
+ * t. */
 static uint64_t segments_possible(const struct segments *ss, unsigned n)
 {
     uint64_t low = 0, high = 0;
@@ -422,9 +423,13 @@ int segment_load(struct segments *ss, uint64_t segment, const void *value, size_
 static void fragment_header(const struct segments *ss, const struct segment *s, unsigned column,
                             struct buf *b)
 {
-    struct format_fragment f = {.magic = FORMAT_FRAGMENT_MAGIC, .version = FORMAT_VERSION,
-                                .segment = s->id, .data_columns = s->k, .parity_columns = s->m,
-                                .column = (uint8_t)column, .slot_size = ss->ds->super.slot_size};
+    struct format_fragment f = {.magic = FORMAT_FRAGMENT_MAGIC,
+                                .version = FORMAT_VERSION,
+                                .segment = s->id,
+                                .data_columns = s->k,
+                                .parity_columns = s->m,
+                                .column = (uint8_t)column,
+                                .slot_size = ss->ds->super.slot_size};
 
     memcpy(f.store_uuid, ss->ds->super.store_uuid, 16);
     for (unsigned i = 0; i < s->k + s->m; i++) {
@@ -445,7 +450,8 @@ static int fragments_reserve(struct segments *ss, const struct segment *s)
     for (unsigned i = 0; i < n; i++)
         drive_io_prepare(&ss->ds->drives[s->drive[i]], &ios[i], ENV_RESERVE, NULL,
                          ss->ds->super.slot_size, segment_column_off(ss, s, i));
-    (void)env_io_run(ios, n); /* only a lack of space matters here; other errors come back on write */
+    (void)env_io_run(ios,
+                     n); /* only a lack of space matters here; other errors come back on write */
     for (unsigned i = 0; i < n; i++)
         if (ios[i].result == ERR_NOSPC)
             return ERR_NOSPC;
@@ -535,7 +541,7 @@ int segment_sweep(struct segments *ss, unsigned *ret_freed)
     unsigned n = 0;
     int rc = 0;
 
-    list_for_each(it, &ss->all) {
+    list_for_each (it, &ss->all) {
         struct segment *s = LIST_ENTRY(it, struct segment, link);
 
         if (n == SEGMENT_SWEEP_MAX)

@@ -1,18 +1,19 @@
 /* Segments: write-once logs of erasure-coded stripes, one fragment per drive.
  *
  * A segment has a geometry (k+m) and one slot on each of k+m drives. Stripes are appended to it; a
- * stripe is durable on all its drives or does not count (F5), so fragments are never incomplete: when
- * a drive fails under a stripe, the drive is put out, the segment is sealed, and the stripe is written
- * to a new segment on the drives that are left. With fewer drives than the profile wants new segments
- * keep m and shrink k, so that new data stays as safe as the profile promises for as long as the
- * number of drives allows. A drive that comes back is therefore whole for all segments it is in.
+ * stripe is durable on all its drives or does not count (F5), so fragments are never incomplete:
+ * when a drive fails under a stripe, the drive is put out, the segment is sealed, and the stripe is
+ * written to a new segment on the drives that are left. With fewer drives than the profile wants
+ * new segments keep m and shrink k, so that new data stays as safe as the profile promises for as
+ * long as the number of drives allows. A drive that comes back is therefore whole for all segments
+ * it is in.
  *
- * Reads are verified against the CRC that the chunk table holds. What fails, or lies on a drive that
- * is gone, is decoded from the other columns: combinations of k columns are tried until the CRC fits,
- * so that silent corruption of up to m columns is found out and never served.
+ * Reads are verified against the CRC that the chunk table holds. What fails, or lies on a drive
+ * that is gone, is decoded from the other columns: combinations of k columns are tried until the
+ * CRC fits, so that silent corruption of up to m columns is found out and never served.
  *
- * The table of segments is in memory, loaded from the KV store at start (a row is about 100 bytes for
- * 16 MiB of data). Slots taken are derived from it.
+ * The table of segments is in memory, loaded from the KV store at start (a row is about 100 bytes
+ * for 16 MiB of data). Slots taken are derived from it.
  */
 #pragma once
 
@@ -39,15 +40,15 @@ struct segment {
     enum segment_stream stream;
     uint8_t k, m;
     uint32_t drive[FORMAT_COLS_MAX], slot[FORMAT_COLS_MAX];
-    uint32_t used;      /* units of each column up to the end of the last stripe applied */
-    uint64_t live;      /* stored bytes of chunks in the chunk table */
-    uint64_t chunks;    /* their number */
+    uint32_t used;   /* units of each column up to the end of the last stripe applied */
+    uint64_t live;   /* stored bytes of chunks in the chunk table */
+    uint64_t chunks; /* their number */
     /* In memory only: */
-    uint32_t next;      /* units reserved; >= used */
-    uint32_t readers;   /* reads in flight */
-    uint32_t holds;     /* of stripes whose record is not applied yet, and of pinned chunks */
-    bool freeing;       /* a record that frees it is on its way */
-    bool dirty;         /* its row changed in the record being applied */
+    uint32_t next;    /* units reserved; >= used */
+    uint32_t readers; /* reads in flight */
+    uint32_t holds;   /* of stripes whose record is not applied yet, and of pinned chunks */
+    bool freeing;     /* a record that frees it is on its way */
+    bool dirty;       /* its row changed in the record being applied */
     struct hmap_node node;
     struct list link, dirty_link;
 };
@@ -83,9 +84,10 @@ struct segment_chunk {
     uint32_t position; /* out */
 };
 
-/* Writes one stripe with the n chunks (together at most SEGMENT_STRIPE_MAX), durable on return; sets
- * their positions. The stripe's segment is held (not freed) until segment_release, to be called when
- * the record that names the chunks was applied or given up. ERR_NOSPC, ERR_IO. Suspends. */
+/* Writes one stripe with the n chunks (together at most SEGMENT_STRIPE_MAX), durable on return;
+ * sets their positions. The stripe's segment is held (not freed) until segment_release, to be
+ * called when the record that names the chunks was applied or given up. ERR_NOSPC, ERR_IO.
+ * Suspends. */
 int segment_write(struct segments *ss, enum segment_stream stream, struct segment_chunk *chunks,
                   size_t n, struct segment_stripe *ret_stripe);
 /* Keeps a segment from being freed, until as many segment_release. Does not suspend. */
@@ -129,7 +131,7 @@ struct segment_space {
     uint64_t physical;    /* bytes of slots taken, with parity */
     uint64_t live;        /* stored bytes of live chunks */
     uint64_t segments;
-    unsigned k, m;        /* the geometry that a new segment would get; k = 0: none possible */
+    unsigned k, m; /* the geometry that a new segment would get; k = 0: none possible */
 };
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space);
 

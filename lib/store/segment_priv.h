@@ -1,4 +1,5 @@
-/* The segment table's state, shared by segment.c (table, slots), segment_write.c and segment_read.c. */
+/* The segment table's state, shared by segment.c (table, slots), segment_write.c and
+ * segment_read.c. */
 #pragma once
 
 #include "lib/rt/sync.h"

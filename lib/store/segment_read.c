@@ -1,10 +1,11 @@
-/* Reading chunks: neighbours in one go, every chunk checked, decoding where a column is bad or gone.
+/* Reading chunks: neighbours in one go, every chunk checked, decoding where a column is bad or
+ * gone.
  *
  * The direct way reads only the columns that hold the chunks, of drives that count. A chunk whose
- * bytes cannot be had that way, or do not match their CRC, goes the careful way: the same rows of every
- * column that can be read, then every combination of k columns, until one yields bytes that fit the
- * CRC. With at most m columns bad one combination must fit; when none does, the data is lost and the
- * reader is told so.
+ * bytes cannot be had that way, or do not match their CRC, goes the careful way: the same rows of
+ * every column that can be read, then every combination of k columns, until one yields bytes that
+ * fit the CRC. With at most m columns bad one combination must fit; when none does, the data is
+ * lost and the reader is told so.
  */
 #include "lib/store/segment.h"
 
@@ -16,9 +17,9 @@
 #include "lib/base/mem.h"
 #include "lib/store/segment_priv.h"
 
-#define READ_EXTENT_MAX (1u << 20)    /* bytes read in one go, at most (one chunk may be more) */
-#define READ_GAP_MAX    (16u * 1024)  /* unwanted bytes between neighbours that are read along */
-#define READ_WAVE_IOS   64u           /* I/Os in flight for one call */
+#define READ_EXTENT_MAX (1u << 20)   /* bytes read in one go, at most (one chunk may be more) */
+#define READ_GAP_MAX    (16u * 1024) /* unwanted bytes between neighbours that are read along */
+#define READ_WAVE_IOS   64u          /* I/Os in flight for one call */
 
 /* A contiguous part of a stripe's data that is read at once, for reads [first, first + count). */
 struct read_extent {
@@ -45,7 +46,8 @@ static bool same_stripe(const struct segment_loc *a, const struct segment_loc *b
     return a->stripe.segment == b->stripe.segment && a->stripe.offset == b->stripe.offset;
 }
 
-static bool loc_sane(const struct segments *ss, const struct segment *s, const struct segment_loc *l)
+static bool loc_sane(const struct segments *ss, const struct segment *s,
+                     const struct segment_loc *l)
 {
     uint64_t column = (uint64_t)l->stripe.width * FORMAT_UNIT;
 
@@ -116,9 +118,9 @@ struct careful {
     struct segments *ss;
     struct segment *segment;
     const struct segment_loc *loc;
-    uint32_t row, rows;                /* bytes of each column that are looked at */
+    uint32_t row, rows;                   /* bytes of each column that are looked at */
     struct buf *columns[FORMAT_COLS_MAX]; /* NULL where it cannot be read */
-    uint8_t have[FORMAT_COLS_MAX];     /* indices of those that could */
+    uint8_t have[FORMAT_COLS_MAX];        /* indices of those that could */
     unsigned have_count;
 };
 

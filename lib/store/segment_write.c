@@ -1,9 +1,9 @@
 /* Writing stripes: packing chunks, encoding, and what happens when a drive fails under it.
  *
- * Packing: the stripe header and directory come first, so that a stripe explains itself. Chunks whose
- * stored size is a multiple of 4 KiB (raw volume blocks) follow, aligned, so that reading one is one
- * unit; the others are packed behind. A small chunk never crosses a column's border: reading it
- * touches one drive.
+ * Packing: the stripe header and directory come first, so that a stripe explains itself. Chunks
+ * whose stored size is a multiple of 4 KiB (raw volume blocks) follow, aligned, so that reading one
+ * is one unit; the others are packed behind. A small chunk never crosses a column's border: reading
+ * it touches one drive.
  */
 #include "lib/store/segment.h"
 
@@ -72,15 +72,21 @@ static uint32_t stripe_width(struct segment_chunk *chunks, size_t n, unsigned k)
 static void stripe_fill(uint8_t *data, size_t size, const struct segment_stripe *where,
                         const struct segment_chunk *chunks, size_t n)
 {
-    struct format_stripe h = {.magic = FORMAT_STRIPE_MAGIC, .version = FORMAT_VERSION,
-                              .entries = (uint32_t)n, .segment = where->segment,
-                              .offset = where->offset, .width = where->width};
+    struct format_stripe h = {.magic = FORMAT_STRIPE_MAGIC,
+                              .version = FORMAT_VERSION,
+                              .entries = (uint32_t)n,
+                              .segment = where->segment,
+                              .offset = where->offset,
+                              .width = where->width};
 
     memset(data, 0, size);
     for (size_t i = 0; i < n; i++) {
         const struct segment_chunk *c = &chunks[i];
-        struct format_stripe_entry e = {.chunk = c->id, .position = c->position,
-                                        .stored = c->stored, .raw = c->raw, .crc = c->crc,
+        struct format_stripe_entry e = {.chunk = c->id,
+                                        .position = c->position,
+                                        .stored = c->stored,
+                                        .raw = c->raw,
+                                        .crc = c->crc,
                                         .codec = c->codec,
                                         .fingerprint_algorithm = c->fingerprint_algorithm};
 
@@ -88,12 +94,13 @@ static void stripe_fill(uint8_t *data, size_t size, const struct segment_stripe 
         memcpy(data + sizeof(h) + i * sizeof(e), &e, sizeof(e));
         memcpy(data + c->position, c->data, c->stored);
     }
-    h.crc = crc32c(crc32c(0, &h, sizeof(h)), data + sizeof(h), n * sizeof(struct format_stripe_entry));
+    h.crc =
+        crc32c(crc32c(0, &h, sizeof(h)), data + sizeof(h), n * sizeof(struct format_stripe_entry));
     memcpy(data, &h, sizeof(h));
 }
 
-/* Can the stream's open segment take `width` more units, with all its drives counting and the geometry
- * that a new one would get? */
+/* Can the stream's open segment take `width` more units, with all its drives counting and the
+ * geometry that a new one would get? */
 static bool segment_fits(const struct segments *ss, const struct segment *s, uint32_t width)
 {
     unsigned k, m;
