@@ -119,7 +119,7 @@ int volumes_drain_all(struct volumes *vs)
 
     while (drain_owes(vs, upto) && !vs->p->broken) {
         vs->drain_error = 0;
-        volumes_hurry(vs, vs->p->processed_lsn);
+        volumes_hurry(vs, upto - 1);
         fiber_cond_wait(&vs->drained);
         if (vs->drain_error)
             return vs->drain_error;
@@ -146,7 +146,10 @@ static void drain_wait(struct volumes *vs)
         uint64_t now = env_now(vs->p->env);
 
         if (vs->overlay.count == 0) {
-            fiber_cond_broadcast(&vs->drained);
+            /* Those who wait for what is on its way hear of it when it has come: told before, they
+             * would ask again at once, and so on. */
+            if (vs->overlay_incoming == 0)
+                fiber_cond_broadcast(&vs->drained);
             deadline = 0;
             fiber_cond_wait(&vs->drain_work);
             continue;
