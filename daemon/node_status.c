@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/base/err.h"
@@ -144,7 +145,7 @@ void node_status_listener(struct node_status *s, const char *name, const char *a
     (void)snprintf(l->name, sizeof(l->name), "%s", name);
     (void)snprintf(l->addr, sizeof(l->addr), "%s", addr);
     if (strncmp(addr, "tcp:", 4) == 0 && colon)
-        (void)sscanf(colon + 1, "%u", &l->port); /* our own text: digits */
+        l->port = (unsigned)strtoul(colon + 1, NULL, 10); /* our own text: digits */
 }
 
 void node_status_log(struct node_status *s)

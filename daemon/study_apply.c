@@ -149,7 +149,7 @@ static void upper_modality(struct catalog_study *s, const struct catalog_series 
     if (i == s->modality_count) {
         if (delta < 0 || i == CATALOG_MODALITIES_MAX)
             return;
-        strcpy(s->modalities[i].name, name); /* the length was checked */
+        memcpy(s->modalities[i].name, name, strlen(name) + 1);
         s->modalities[i].series = 0;
         s->modality_count++;
     }

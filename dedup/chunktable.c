@@ -17,8 +17,8 @@
 #include "lib/base/mem.h"
 
 #define CHUNK_CACHE_DEFAULT (256u * 1024)
-#define CHUNK_ID_GAP        (1u << 20) /* ids skipped at start: those handed out but never journaled */
-#define CHUNK_LISTED_MAX    65536u     /* chunks in one record's list */
+#define CHUNK_ID_GAP        (1u << 20) /* skipped at start: ids given out but never journaled */
+#define CHUNK_LISTED_MAX    65536u     /* chunks in one record */
 
 static const struct kv_slice chunk_stats_key = {"chunks", 6};
 

@@ -1,9 +1,9 @@
 /* Files of the io_uring env.
  *
- * READ, WRITE, SYNC, TRIM and RESERVE go through the ring; what the ring does not do everywhere (open,
- * mkdir, unlink, resize, the slow forms of TRIM) runs on the lane for blocking system calls. The
- * bookkeeping of an operation lives in the private part of the caller's struct env_io: nothing is
- * allocated.
+ * READ, WRITE, SYNC, TRIM and RESERVE go through the ring; what the ring does not do everywhere
+ * (open, mkdir, unlink, resize, the slow forms of TRIM) runs on the lane for blocking system calls.
+ * The bookkeeping of an operation lives in the private part of the caller's struct env_io: nothing
+ * is allocated.
  *
  * Short transfers are completed by asking for the rest. A direct read that ends off a 512-byte
  * border has met the end of the file; to ask for the rest there would only give EINVAL.
