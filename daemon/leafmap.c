@@ -35,12 +35,14 @@ void leafmap_init(struct leafmap *lm, struct kv *kv, size_t max_leaves)
     hmap_init(&lm->map);
     list_init(&lm->lru);
     list_init(&lm->loads);
+    list_init(&lm->unwritten);
 }
 
 static void leaf_forget(struct leafmap *lm, struct leaf *l)
 {
     hmap_remove(&lm->map, &l->node);
     list_del(&l->lru);
+    list_del(&l->unwritten);
     mem_free(l);
     lm->count--;
 }
@@ -71,6 +73,8 @@ static void leafmap_trim(struct leafmap *lm)
 
     if (!list_empty(&lm->loads))
         oldest = LIST_ENTRY(lm->loads.next, struct leaf_load, link)->tick;
+    if (lm->writing && lm->writing < oldest)
+        oldest = lm->writing;
     while (lm->count > lm->max && !list_empty(&lm->lru)) {
         struct leaf *l = LIST_ENTRY(lm->lru.next, struct leaf, lru);
 
@@ -145,6 +149,7 @@ int leafmap_get(struct leafmap *lm, uint64_t volume, uint64_t index, struct leaf
         l->index = index;
         l->pins = 1;
         list_init(&l->lru);
+        list_init(&l->unwritten);
         if (rc == 0 && leaf_decode(value, len, l) < 0) {
             mem_free(l);
             return ERR_FORMAT;
@@ -169,10 +174,14 @@ void leafmap_flush(struct leafmap *lm, struct leaf *leaf, struct kv_batch *batch
 {
     uint8_t key[LEAF_KEY], bytes[LEAF_BYTES];
 
-    (void)lm;
     if (!leaf->dirty)
         return;
+    if (!lm->writing)
+        lm->writing = ++lm->load_tick;
+    leaf->changed = lm->load_tick;
     leaf->dirty = false;
+    list_del(&leaf->unwritten);
+    list_push_back(&lm->unwritten, &leaf->unwritten);
     leaf_key(leaf->volume, leaf->index, key);
     if (leaf->used == 0) {
         kv_batch_delete(batch, KV_MAP, (struct kv_slice){key, sizeof(key)});
@@ -184,8 +193,31 @@ void leafmap_flush(struct leafmap *lm, struct leaf *leaf, struct kv_batch *batch
                  (struct kv_slice){bytes, sizeof(bytes)});
 }
 
+void leafmap_written(struct leafmap *lm)
+{
+    lm->writing = 0;
+    while (list_pop_front(&lm->unwritten))
+        continue;
+    leafmap_trim(lm);
+}
+
+/* Of the leaves whose rows may not be in the KV store yet, the lowest; UINT64_MAX. */
+static uint64_t leafmap_next_unwritten(const struct leafmap *lm, uint64_t volume, uint64_t from)
+{
+    uint64_t index = UINT64_MAX;
+
+    list_for_each (it, &lm->unwritten) {
+        const struct leaf *l = LIST_ENTRY(it, struct leaf, unwritten);
+
+        if (l->volume == volume && l->used && l->index >= from && l->index < index)
+            index = l->index;
+    }
+    return index;
+}
+
 int leafmap_next(struct leafmap *lm, uint64_t volume, uint64_t from, uint64_t *ret_index)
 {
+    uint64_t unwritten = leafmap_next_unwritten(lm, volume, from);
     uint8_t key[LEAF_KEY], end[LEAF_KEY];
     struct kv_rows *rows;
     int rc;
@@ -200,6 +232,10 @@ int leafmap_next(struct leafmap *lm, uint64_t volume, uint64_t from, uint64_t *r
         *ret_index = codec_get_be64((const uint8_t *)rows->rows[0].key.data + 8);
     else
         rc = ERR_NOENT;
+    if (unwritten != UINT64_MAX && (rc < 0 || unwritten < *ret_index)) {
+        *ret_index = unwritten;
+        rc = 0;
+    }
     kv_rows_free(rows);
     return rc;
 }

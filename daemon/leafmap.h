@@ -1,9 +1,9 @@
 /* The volume map: for each block the chunk, and the block within it, that holds its content.
  *
- * The map is kept in leaf pages of 512 entries (2 MiB of volume), rows of KV_MAP under (volume,
+ * The map is kept in leaf pages of 64 entries (256 KiB of volume), rows of KV_MAP under (volume,
  * leaf number). Leaves are cached with a bound; the cache is the newest truth and follows the rule
  * of the chunk table's (dedup/chunktable.c): what changed during a load is not evicted before its
- * end. Leaves change only while records are applied.
+ * end, nor before its row is in the KV store. Leaves change only while records are applied.
  */
 #pragma once
 
@@ -14,7 +14,8 @@
 #include "lib/base/list.h"
 #include "lib/kv/kv.h"
 
-#define LEAF_BLOCKS 512u
+/* Small enough that a random write costs the KV store half a kilobyte. */
+#define LEAF_BLOCKS 64u
 
 /* An entry: 0 is a hole, else chunk id << 8 | block within the chunk. */
 #define LEAF_ENTRY(id, sub) ((uint64_t)(id) << 8 | (uint64_t)(sub))
@@ -23,7 +24,8 @@
 
 struct leaf {
     struct hmap_node node;
-    struct list lru; /* off the list while pinned */
+    struct list lru;       /* off the list while pinned */
+    struct list unwritten; /* on the map's list while the KV store may lack its row */
     uint64_t volume, index;
     uint64_t changed;
     uint32_t pins, used; /* entries that are not holes */
@@ -34,8 +36,9 @@ struct leaf {
 struct leafmap {
     struct kv *kv;
     struct hmap map;
-    struct list lru, loads;
+    struct list lru, loads, unwritten;
     uint64_t load_tick;
+    uint64_t writing; /* the tick of the oldest change that the KV store may lack; 0: none */
     size_t count, max;
 };
 
@@ -53,5 +56,8 @@ void leafmap_set(struct leafmap *lm, struct leaf *leaf, unsigned at, uint64_t en
 /* Puts a dirty leaf's row into the batch (or deletes it when nothing is left in the leaf). */
 void leafmap_flush(struct leafmap *lm, struct leaf *leaf, struct kv_batch *batch);
 
-/* The lowest leaf number >= from that has a row; ERR_NOENT. Suspends. */
+/* The batches given to leafmap_flush are in the KV store: changed leaves may leave the cache. */
+void leafmap_written(struct leafmap *lm);
+
+/* The lowest leaf number >= from that has something mapped, or may have; ERR_NOENT. Suspends. */
 int leafmap_next(struct leafmap *lm, uint64_t volume, uint64_t from, uint64_t *ret_index);

@@ -125,9 +125,12 @@ static int apply_write(struct partition *p, struct kv_batch *batch, uint64_t lsn
     codec_put_le64(value, lsn);
     kv_batch_put(batch, KV_META, partition_lsn_key, (struct kv_slice){value, 8});
     rc = kv_write(p->kv, batch);
-    if (rc == 0)
-        p->applied_lsn = lsn;
-    return rc;
+    if (rc < 0)
+        return rc;
+    p->applied_lsn = lsn;
+    chunkstore_written(p->chunks);
+    volumes_written(p->volumes);
+    return 0;
 }
 
 /* Applies one record. *ret_fatal is set when state may be inconsistent: nothing may follow. */

@@ -49,6 +49,8 @@ void volumes_stop(struct volumes *vs); /* waits for them; suspends */
 void volumes_free(struct volumes *vs);
 struct block_store *volumes_blocks(struct volumes *vs);
 int volumes_apply(struct volumes *vs, uint16_t type, const struct apply *a);
+/* What the applied record changed is in the KV store. */
+void volumes_written(struct volumes *vs);
 /* The oldest LSN whose write is not drained; UINT64_MAX when there is none. */
 uint64_t volumes_oldest_lsn(const struct volumes *vs);
 /* Asks for the writes up to an LSN to be drained without delay. */

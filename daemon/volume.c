@@ -274,6 +274,11 @@ struct block_store *volumes_blocks(struct volumes *vs)
     return &vs->face;
 }
 
+void volumes_written(struct volumes *vs)
+{
+    leafmap_written(&vs->leaves);
+}
+
 uint64_t volumes_oldest_lsn(const struct volumes *vs)
 {
     return overlay_oldest(&vs->overlay);

@@ -36,6 +36,7 @@ struct chunkstore {
     size_t rows;
     struct list loads; /* loads from the KV store under way, oldest first */
     uint64_t load_tick;
+    uint64_t writing; /* the tick of the oldest change that the KV store may lack; 0: none */
     uint64_t next_id;
     struct chunkstore_stats stats;
 };

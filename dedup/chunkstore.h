@@ -127,6 +127,9 @@ void chunk_txn_ref(struct chunk_txn *t, uint64_t id, int64_t delta);
 /* Puts all changes into the batch and ends the transaction: chunks without references are gone,
  * listed ones that got none never came to be. Does not suspend. */
 void chunk_txn_commit(struct chunk_txn *t, struct kv_batch *batch);
+/* The batches given to chunk_txn_commit are in the KV store: changed rows may leave the cache. Does
+ * not suspend. */
+void chunkstore_written(struct chunkstore *cs);
 void chunk_txn_abort(struct chunk_txn *t); /* before any chunk_txn_ref; NULL is fine */
 
 /* ---- Space ---- */

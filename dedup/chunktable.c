@@ -4,7 +4,8 @@
  * The cache is the newest truth: a transaction changes rows in it, and the KV batch follows. A load
  * from the KV store may overtake such a change: it began before, and would bring the old row back.
  * So a row changed (or removed) while a load is under way is not evicted before that load has
- * ended; the load then finds it in the cache and takes that.
+ * ended; the load then finds it in the cache and takes that. Nor is it evicted before its batch is
+ * in the KV store: who asked for it meanwhile would be given the old row to keep.
  */
 #include "dedup/chunkstore.h"
 
@@ -153,6 +154,8 @@ static void chunk_cache_trim(struct chunkstore *cs)
 
     if (!list_empty(&cs->loads))
         oldest = LIST_ENTRY(cs->loads.next, struct chunk_load, link)->tick;
+    if (cs->writing && cs->writing < oldest)
+        oldest = cs->writing;
     while (cs->rows > cs->options.cache_rows && !list_empty(&cs->lru)) {
         struct chunk_row *r = LIST_ENTRY(cs->lru.next, struct chunk_row, lru);
 
@@ -604,6 +607,8 @@ static void chunk_txn_end(struct chunk_txn *t)
 
 void chunk_txn_commit(struct chunk_txn *t, struct kv_batch *batch)
 {
+    if (!t->cs->writing)
+        t->cs->writing = ++t->cs->load_tick;
     for (struct hmap_node *it = hmap_walk(&t->touched, NULL); it; it = hmap_walk(&t->touched, it)) {
         struct chunk_touch *c = HMAP_ENTRY(it, struct chunk_touch, node);
 
@@ -616,6 +621,12 @@ void chunk_txn_commit(struct chunk_txn *t, struct kv_batch *batch)
     }
     chunk_stats_put(t->cs, batch);
     chunk_txn_end(t);
+}
+
+void chunkstore_written(struct chunkstore *cs)
+{
+    cs->writing = 0;
+    chunk_cache_trim(cs);
 }
 
 void chunk_txn_abort(struct chunk_txn *t)

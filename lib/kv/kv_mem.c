@@ -10,8 +10,9 @@
  *
  * What the simulated store does to its callers, because RocksDB does it to them too: a flush takes
  * time, with writes going on meanwhile, and a crash before its end may find none of it durable; a
- * write now and then makes everything up to it durable unasked (a memory table was full); and any
- * call may suspend, so that a caller who read, and acts on it without asking who else ran
+ * write now and then makes everything up to it durable unasked (a memory table was full), or waits
+ * for room before anyone sees it, with reads of the old rows going on meanwhile; and any call may
+ * suspend, so that a caller who read, and acts on it without asking who else ran
  * meanwhile, is found out. Without an image calls never suspend.
  */
 #include "lib/kv/impl.h"
@@ -23,6 +24,7 @@
 #include "lib/kv/skiplist.h"
 #include "lib/rt/env.h"
 #include "lib/rt/env_sim.h"
+#include "lib/rt/sync.h"
 
 #define KV_MEM_SPONTANEOUS  64u /* one write in so many makes all so far durable */
 #define KV_MEM_YIELD        8u  /* one call in so many lets others run first */
@@ -39,8 +41,9 @@ struct kv_mem {
     struct env *env;
     struct kv_mem_image *image; /* NULL: nothing outlives the handle */
     struct skiplist *rows;
-    struct list pending; /* kv_mem_pending, oldest first: in rows, not in the image */
-    uint64_t written;    /* batches written by this handle: the number of the last one */
+    struct list pending;        /* kv_mem_pending, oldest first: in rows, not in the image */
+    struct fiber_mutex writing; /* keeps batches in the order of the calls */
+    uint64_t written;           /* batches written by this handle: the number of the last one */
     size_t pending_bytes;
 };
 
@@ -214,13 +217,19 @@ static int kv_mem_write(struct kv *kv, const struct kv_batch *b)
 {
     struct kv_mem *m = kv_mem_of(kv);
 
+    if (!m->image) {
+        kv_mem_apply(m->rows, b);
+        m->written++;
+        return 0;
+    }
+    fiber_mutex_lock(&m->writing);
+    kv_mem_dawdle(m);
     kv_mem_apply(m->rows, b);
     m->written++;
-    if (!m->image)
-        return 0;
     kv_mem_remember(m, b);
     if (kv_mem_random(m, KV_MEM_SPONTANEOUS) == 0)
         kv_mem_make_durable(m, m->written);
+    fiber_mutex_unlock(&m->writing);
     kv_mem_dawdle(m);
     return 0;
 }
@@ -275,6 +284,7 @@ int kv_mem_open(struct env *env, struct kv_mem_image *image, struct kv **ret_kv)
     m->env = env;
     m->image = image;
     m->rows = skiplist_new();
+    fiber_mutex_init(&m->writing);
     list_init(&m->pending);
     if (image)
         for (const struct skiplist_node *n = skiplist_first(image->rows); n; n = n->next[0])
