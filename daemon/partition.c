@@ -9,6 +9,7 @@
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 
 #define PARTITION_TICK         (100 * ENV_NS_PER_MS) /* background work looks around this often */
 #define PARTITION_PRESSURE     40u /* percent of the journal used at which a checkpoint is made */
@@ -137,7 +138,7 @@ static int apply_write(struct partition *p, struct kv_batch *batch, uint64_t lsn
 static int apply_record(struct partition *p, const struct journal_record *r, void *context,
                         int *ret_fatal)
 {
-    bool in_kv = r->lsn <= p->applied_lsn;
+    bool in_kv = r->lsn <= p->applied_lsn && !PLANTED(REPLAY_TWICE);
     struct kv_batch *batch = in_kv ? NULL : kv_batch_new();
     struct apply a = {.p = p,
                       .lsn = r->lsn,
@@ -242,13 +243,15 @@ static int partition_checkpoint(struct partition *p)
     fiber_mutex_lock(&p->checkpoint_lock);
     upto = p->processed_lsn + 1;
     oldest = volumes_oldest_lsn(p->volumes);
-    if (oldest < upto)
+    if (oldest < upto && !PLANTED(TRIM_TOO_EARLY) && !PLANTED(TRIM_RACES_FLUSH))
         upto = oldest;
     codec_put_le64(value, upto);
     kv_batch_put(note, KV_META, partition_trim_key, (struct kv_slice){value, 8});
     rc = kv_write(p->kv, note);
-    if (rc == 0)
+    if (rc == 0 && !PLANTED(TRIM_UNFLUSHED))
         rc = kv_flush(p->kv);
+    if (PLANTED(TRIM_RACES_FLUSH) && volumes_oldest_lsn(p->volumes) < upto)
+        upto = volumes_oldest_lsn(p->volumes);
     if (rc == 0)
         rc = journal_trim(p->journal, upto);
     log_debug("partition", "checkpoint lsn=%llu us=%llu", (unsigned long long)upto,

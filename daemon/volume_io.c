@@ -20,6 +20,7 @@
 #include "lib/base/codec.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 
 #define VOLUME_BULK          (64u * 1024) /* bytes from which a write is stored as chunks at once */
 #define VOLUME_PIECE         (1u << 20)   /* bytes of a read or bulk write handled at a time */
@@ -41,7 +42,7 @@ static int range_check(const struct volume *v, uint64_t off, uint64_t len)
 
 static bool ranges_clash(const struct volume_range *a, const struct volume_range *b)
 {
-    return (a->exclusive || b->exclusive) && a->first <= b->last && b->first <= a->last;
+    return (a->exclusive || b->exclusive) && !PLANTED(PARTIAL_WRITES_RACE) && a->first <= b->last && b->first <= a->last;
 }
 
 static bool range_free(const struct volume *v, const struct volume_range *r)
@@ -416,45 +417,57 @@ static bool extent_add(struct extent_list *l, uint64_t n, bool hole)
     return l->left > 0;
 }
 
+/* Describes the blocks of one leaf from `block` on; *ret_used tells whether any is not a hole. */
+static int extents_leaf(struct volume *v, uint64_t off, uint64_t block, struct extent_list *l,
+                        bool *ret_more, bool *ret_used)
+{
+    struct volumes *vs = v->owner;
+    struct leaf *leaf;
+    int rc = leafmap_get(&vs->leaves, v->info.id, block / LEAF_BLOCKS, &leaf);
+
+    if (rc < 0)
+        return rc;
+    *ret_used = false;
+    do {
+        uint64_t start = block * BLOCK_SIZE < off ? off : block * BLOCK_SIZE;
+        bool hole = leaf->entries[block % LEAF_BLOCKS] == 0 &&
+                    !overlay_find(&vs->overlay, v->info.id, block);
+
+        *ret_used |= !hole;
+        *ret_more = extent_add(l, (block + 1) * BLOCK_SIZE - start, hole);
+        block++;
+    } while (*ret_more && block % LEAF_BLOCKS);
+    leafmap_put(&vs->leaves, leaf);
+    return 0;
+}
+
 int volume_extents(struct block_volume *h, uint64_t off, uint64_t len, struct block_extent *extents,
                    size_t max, size_t *ret_count)
 {
     struct volume *v = handle_volume(h);
-    struct volumes *vs = v->owner;
     struct extent_list l = {extents, 0, max, len};
     uint64_t block = off / BLOCK_SIZE, next;
-    unsigned leaves = 0;
-    bool more = len > 0 && max > 0;
+    bool more = len > 0 && max > 0, used;
     int rc = range_check(v, off, len);
 
     if (rc < 0)
         return rc;
-    while (more && leaves++ < VOLUME_EXTENT_LEAVES) {
-        struct leaf *leaf;
-
+    for (unsigned leaves = 0; more && leaves < VOLUME_EXTENT_LEAVES; leaves++) {
+        rc = extents_leaf(v, off, block, &l, &more, &used);
+        if (rc < 0)
+            return rc;
+        block = (block / LEAF_BLOCKS + 1) * LEAF_BLOCKS;
+        if (!more || used)
+            continue;
+        /* A leaf without anything: there may be many, they are passed over at once. */
         rc = next_used(v, block, &next);
         if (rc < 0)
             return rc;
-        if (next > block) {
-            uint64_t start = block == off / BLOCK_SIZE ? off : block * BLOCK_SIZE;
-
-            more = next == UINT64_MAX ? (extent_add(&l, UINT64_MAX, true), false)
-                                      : extent_add(&l, next * BLOCK_SIZE - start, true);
-            block = next;
-            continue;
-        }
-        rc = leafmap_get(&vs->leaves, v->info.id, block / LEAF_BLOCKS, &leaf);
-        if (rc < 0)
-            return rc;
-        do {
-            uint64_t start = block == off / BLOCK_SIZE ? off : block * BLOCK_SIZE;
-
-            more = extent_add(&l, (block + 1) * BLOCK_SIZE - start,
-                              leaf->entries[block % LEAF_BLOCKS] == 0 &&
-                                  !overlay_find(&vs->overlay, v->info.id, block));
-            block++;
-        } while (more && block % LEAF_BLOCKS);
-        leafmap_put(&vs->leaves, leaf);
+        if (next == UINT64_MAX)
+            more = (extent_add(&l, UINT64_MAX, true), false);
+        else if (next > block)
+            more = extent_add(&l, (next - block) * BLOCK_SIZE, true);
+        block = next;
     }
     *ret_count = l.count;
     return 0;

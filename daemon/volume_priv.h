@@ -6,7 +6,7 @@
 #include "daemon/overlay.h"
 #include "daemon/partition_priv.h"
 
-#define VOLUME_ZERO_BLOCKS (16u * LEAF_BLOCKS) /* blocks that one ZERO record may cover */
+#define VOLUME_ZERO_BLOCKS 8192u /* blocks that one ZERO record may cover: whole leaves */
 
 struct volume {
     struct hmap_node node; /* by id */
