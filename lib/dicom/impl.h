@@ -63,6 +63,31 @@ struct dcm_walk {
 /* Walks the elements up to Pixel Data, the end, or the first one that is broken or cut off. */
 void dcm_walk_run(struct dcm_walk *w, const uint8_t *p, size_t n);
 
+/* ---- Association requests (rq.c) ------------------------------------------------------- */
+
+/* Checks an A-ASSOCIATE-RQ PDU of n bytes (its type aside) and cuts out, in place, what is of no
+ * concern to us. Returns the bytes left; 0: malformed. */
+size_t dcm_rq_clean(uint8_t *p, size_t n);
+
+/* ---- Command sets (command.c) ---------------------------------------------------------- */
+
+#define DCM_COMMAND_UID_MAX     64
+#define DCM_COMMAND_NO_DATA_SET 0x0101
+#define DCM_COMMAND_C_STORE     0x0001
+#define DCM_COMMAND_C_ECHO      0x0030
+
+struct dcm_command {
+    uint16_t field, message_id, data_set_type;
+    char sop_class[DCM_COMMAND_UID_MAX + 1], sop_instance[DCM_COMMAND_UID_MAX + 1]; /* or "" */
+};
+
+/* False: not a command set. */
+bool dcm_command_parse(const uint8_t *p, size_t n, struct dcm_command *ret_command);
+
+/* Appends the response to a request; comment: "" for none. */
+void dcm_command_respond(const struct dcm_command *request, uint16_t status, const char *comment,
+                         struct strbuf *out);
+
 /* ---- Values (text.c) -------------------------------------------------------------------- */
 
 enum dcm_vr_kind {

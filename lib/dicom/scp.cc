@@ -7,15 +7,14 @@
  * lock, only until DCMTK has picked the socket up, which it tells by asking the transport layer for
  * a connection (createConnection). With that global set the network object does not listen at all.
  *
- * Data sets are taken PDV by PDV from the upper layer and never parsed here. (DCMTK's own function
- * for that refuses fragments of odd length. So does the standard, PS3.8 section 9.3.5.1, but
+ * What DCMTK does is the upper layer: PDUs, negotiation, release. Messages are taken from it PDV by
+ * PDV. Commands are parsed and made by command.c, within bounds; DCMTK's own functions would gather
+ * and allocate whatever a peer says, and answer in no context whose transfer syntax they have not
+ * heard of. Data sets go to the handler as they come and are never parsed. (DCMTK's function for
+ * that also refuses fragments of odd length. So does the standard, PS3.8 section 9.3.5.1, but
  * senders of deflated and of broken data sets exist.)
- *
- * Transfer syntaxes that DCMTK has not heard of can be carried just as well, but it refuses to send
- * even the response (a command, which is always in implicit VR) in such a context. So once the
- * negotiation is over and its result noted, the contexts of unknown syntaxes are given a known one
- * in DCMTK's own books.
  */
+#include <algorithm>
 #include <map>
 #include <string>
 #include <vector>
@@ -35,13 +34,13 @@
 
 #include <dcmtk/config/osconfig.h>
 #include <dcmtk/dcmdata/dctk.h>
-#include <dcmtk/dcmdata/dcostrma.h>
 #include <dcmtk/dcmnet/assoc.h>
 #include <dcmtk/dcmnet/cond.h>
 #include <dcmtk/dcmnet/dcmlayer.h>
 #include <dcmtk/dcmnet/dcmtrans.h>
 #include <dcmtk/dcmnet/dimse.h>
 #include <dcmtk/ofstd/ofthread.h>
+#include <dcmtk/ofstd/oftimer.h>
 
 extern "C" {
 #include "lib/base/err.h"
@@ -56,10 +55,112 @@ namespace
 
 OFMutex handover;
 
+/* A connection that lets DCMTK see sound PDUs only.
+ *
+ * The first one is received and checked as a whole (rq.c says why). Of the later ones the heads are
+ * read as they go by: DCMTK allocates what a head says before the body has come. What is not sound
+ * ends the stream, with the reason in `foul`. */
+class Connection : public DcmTCPConnection
+{
+  public:
+    Connection(int fd, const struct scp_options *o, const char **ret_foul)
+        : DcmTCPConnection(fd), foul(*ret_foul)
+    {
+        struct timeval silence = {(time_t)o->dimse_s, 0}; /* instead of the base class's 60 s */
+
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &silence, sizeof(silence));
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &silence, sizeof(silence));
+        if (!receive(fd, 6, o->acse_s))
+            foul = "nothing came";
+        else if (first[0] != DUL_TYPEASSOCIATERQ || length(first.data()) > request_max)
+            foul = "what came is not an association request";
+        else if (!receive(fd, 6 + length(first.data()), o->acse_s))
+            foul = "the association request is cut off";
+        else
+            first.resize(dcm_rq_clean(first.data(), first.size()));
+        if (!foul && first.empty())
+            foul = "the association request is malformed";
+    }
+    ssize_t read(void *p, size_t n) override
+    {
+        if (foul)
+            return 0;
+        if (given < first.size()) {
+            n = std::min(n, first.size() - given);
+            memcpy(p, first.data() + given, n);
+            given += n;
+            return (ssize_t)n;
+        }
+        ssize_t got =
+            DcmTCPConnection::read(p, body > 0 ? std::min(n, body) : std::min(n, 6 - headed));
+        return got > 0 && !follow(static_cast<const unsigned char *>(p), (size_t)got) ? 0 : got;
+    }
+    OFBool networkDataAvailable(int timeout) override
+    {
+        return foul || given < first.size() || DcmTCPConnection::networkDataAvailable(timeout);
+    }
+
+  private:
+    static size_t length(const unsigned char *head)
+    {
+        return (size_t)head[2] << 24 | (size_t)head[3] << 16 | (size_t)head[4] << 8 | head[5];
+    }
+
+    /* Bytes of one head or one body go by. False: they must not. */
+    bool follow(const unsigned char *p, size_t n)
+    {
+        if (body > 0) {
+            body -= n;
+            return true;
+        }
+        memcpy(head + headed, p, n);
+        headed += n;
+        if (headed < 6)
+            return true;
+        headed = 0;
+        body = length(head);
+        if (head[0] < DUL_TYPEDATA || head[0] > DUL_TYPEABORT)
+            foul = "a PDU of a type that has no place here";
+        else if (body > (head[0] == DUL_TYPEDATA ? data_max : 1024))
+            foul = "a PDU is too long";
+        return !foul;
+    }
+
+    /* Until `size` bytes of the first PDU are here; the handshake's time is for all of it. */
+    bool receive(int fd, size_t size, unsigned handshake_s)
+    {
+        while (first.size() < size) {
+            double left = handshake_s - timer.getDiff();
+            struct pollfd p = {fd, POLLIN, 0};
+            unsigned char piece[4096];
+            ssize_t n;
+
+            if (left <= 0 || poll(&p, 1, (int)(left * 1000) + 1) <= 0)
+                return false;
+            n = recv(fd, piece, std::min(sizeof(piece), size - first.size()), 0);
+            if (n <= 0)
+                return false;
+            first.insert(first.end(), piece, piece + n);
+        }
+        return true;
+    }
+
+    static const size_t request_max = 1 << 20;
+    static const size_t data_max =
+        SCP_PDU_MAX + 4096; /* some overdo what was negotiated a little */
+    const char *&foul;
+    OFTimer timer;
+    std::vector<unsigned char> first;
+    size_t given = 0;
+    unsigned char head[6];
+    size_t headed = 0, body = 0;
+};
+
 class Layer : public DcmTransportLayer
 {
   public:
-    Layer(int fd, unsigned silence_s) : picked_up(false), silence_s(silence_s)
+    Layer(int fd, const struct scp_options *o, const char **ret_foul)
+        : picked_up(false), options(o), foul(ret_foul)
     {
         handover.lock();
         dcmExternalSocketHandle.set(fd);
@@ -70,19 +171,14 @@ class Layer : public DcmTransportLayer
     }
     DcmTransportConnection *createConnection(DcmNativeSocketType fd, OFBool) override
     {
-        struct timeval silence = {(time_t)silence_s, 0};
-        DcmTCPConnection *connection;
-
         release();
-        connection = new DcmTCPConnection(fd); /* sets the global's 60 s */
-        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &silence, sizeof(silence));
-        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &silence, sizeof(silence));
-        return connection;
+        return new Connection(fd, options, foul);
     }
     bool picked_up; /* DCMTK has the socket and will close it */
 
   private:
-    unsigned silence_s;
+    const struct scp_options *options;
+    const char **foul;
 
     void release()
     {
@@ -91,6 +187,15 @@ class Layer : public DcmTransportLayer
         picked_up = true;
         dcmExternalSocketHandle.set(DCMNET_INVALID_SOCKET);
         handover.unlock();
+    }
+};
+
+/* Text that frees itself, thrown past or not. */
+struct Text {
+    struct strbuf s = {};
+    ~Text()
+    {
+        strbuf_free(&s);
     }
 };
 
@@ -120,16 +225,22 @@ class Association
     enum scp_end reject(T_ASC_RejectParametersResult result, T_ASC_RejectParametersSource source,
                         T_ASC_RejectParametersReason reason);
     void choose(int position);
-    void disguise();
     enum scp_end messages(std::string &detail);
-    OFCondition message(T_ASC_PresentationContextID id, T_DIMSE_Message &msg);
-    OFCondition store(T_ASC_PresentationContextID id, T_DIMSE_C_StoreRQ &request);
+    OFCondition next_pdv(unsigned timeout_s, DUL_PDV *ret_pdv);
+    OFCondition receive_command(T_ASC_PresentationContextID *ret_id,
+                                struct dcm_command *ret_command);
+    OFCondition message(T_ASC_PresentationContextID id, const struct dcm_command &command);
+    OFCondition store(T_ASC_PresentationContextID id, const struct dcm_command &command);
     OFCondition data_set(T_ASC_PresentationContextID id);
+    OFCondition respond(T_ASC_PresentationContextID id, const struct dcm_command &command,
+                        const struct scp_status &status);
     enum scp_end end_of(const OFCondition &cond, std::string &detail);
     void abort();
 
+    static const size_t command_max = 64 * 1024;
     int fd;               /* the caller's, good to the end; DCMTK closes its own when it likes */
     bool aborted = false; /* by us */
+    const char *foul = nullptr; /* what Connection found wrong */
     const struct scp_options *options;
     const struct scp_handler *handler;
     void *ctx;
@@ -186,23 +297,6 @@ void Association::choose(int position)
     }
 }
 
-void Association::disguise()
-{
-    /* An acceptor looks contexts up in this list, not in that of the accepted ones. */
-    LST_HEAD **list = &assoc->params->DULparams.requestedPresentationContext;
-    DUL_PRESENTATIONCONTEXT *pc;
-
-    if (!*list)
-        return;
-    pc = static_cast<DUL_PRESENTATIONCONTEXT *>(LST_Head(list));
-    (void)LST_Position(list, pc);
-    for (; pc; pc = static_cast<DUL_PRESENTATIONCONTEXT *>(LST_Next(list))) {
-        if (DcmXfer(pc->acceptedTransferSyntax).getXfer() == EXS_Unknown)
-            OFStandard::strlcpy(pc->acceptedTransferSyntax, UID_LittleEndianImplicitTransferSyntax,
-                                sizeof(pc->acceptedTransferSyntax));
-    }
-}
-
 enum scp_end Association::negotiate(std::string &detail)
 {
     char context[128] = "", responding[SCP_AET_MAX + 1] = "";
@@ -238,7 +332,6 @@ enum scp_end Association::negotiate(std::string &detail)
     OFCondition cond = ASC_acknowledgeAssociation(assoc);
     if (cond.bad())
         return end_of(cond, detail);
-    disguise();
     return messages(detail);
 }
 
@@ -253,9 +346,9 @@ enum scp_end Association::end_of(const OFCondition &cond, std::string &detail)
         abort();
         return SCP_STOPPED;
     }
-    if (cond == DUL_PEERABORTEDASSOCIATION)
+    if (cond == DUL_PEERABORTEDASSOCIATION && !foul)
         return SCP_ABORTED;
-    detail = cond.text() ? cond.text() : "";
+    detail = foul ? foul : cond.text() ? cond.text() : "";
     abort();
     return cond == DIMSE_NODATAAVAILABLE || cond == DUL_READTIMEOUT ? SCP_TIMED_OUT : SCP_BROKEN;
 }
@@ -264,84 +357,133 @@ enum scp_end Association::messages(std::string &detail)
 {
     for (;;) {
         T_ASC_PresentationContextID id = 0;
-        T_DIMSE_Message msg = {};
+        struct dcm_command command;
 
         if (handler->stopping(ctx)) {
             abort();
             return SCP_STOPPED;
         }
-        OFCondition cond = DIMSE_receiveCommand(assoc, DIMSE_NONBLOCKING, (int)options->idle_s, &id,
-                                                &msg, nullptr);
+        OFCondition cond = receive_command(&id, &command);
         if (cond.good())
-            cond = message(id, msg);
+            cond = message(id, command);
         if (cond.bad())
             return end_of(cond, detail);
     }
 }
 
-OFCondition Association::message(T_ASC_PresentationContextID id, T_DIMSE_Message &msg)
+/* The next PDV, of whatever message. Its bytes are good until the next call. */
+OFCondition Association::next_pdv(unsigned timeout_s, DUL_PDV *ret_pdv)
 {
-    if (msg.CommandField == DIMSE_C_ECHO_RQ) {
-        handler->echo(ctx);
-        return DIMSE_sendEchoResponse(assoc, id, &msg.msg.CEchoRQ, STATUS_Success, nullptr);
+    while (DUL_NextPDV(&assoc->DULassociation, ret_pdv).bad()) { /* the last PDU has no more */
+        OFCondition cond =
+            DUL_ReadPDVs(&assoc->DULassociation, nullptr, DUL_NOBLOCK, (int)timeout_s);
+
+        if (cond != DUL_PDATAPDUARRIVED)
+            return cond.good() ? DIMSE_BADMESSAGE : cond;
     }
-    if (msg.CommandField == DIMSE_C_STORE_RQ)
-        return store(id, msg.msg.CStoreRQ);
+    return EC_Normal;
+}
+
+OFCondition Association::receive_command(T_ASC_PresentationContextID *ret_id,
+                                         struct dcm_command *ret_command)
+{
+    std::vector<uint8_t> bytes;
+    DUL_PDV pdv = {};
+
+    do {
+        bool begun = pdv.presentationContextID != 0;
+        OFCondition cond = next_pdv(begun ? options->dimse_s : options->idle_s, &pdv);
+
+        if (cond.bad())
+            return cond;
+        if (pdv.pdvType != DUL_COMMANDPDV || (begun && pdv.presentationContextID != *ret_id))
+            return DIMSE_UNEXPECTEDPDVTYPE;
+        *ret_id = pdv.presentationContextID;
+        if (pdv.fragmentLength > command_max - bytes.size())
+            return DIMSE_BADMESSAGE;
+        const uint8_t *p = static_cast<const uint8_t *>(pdv.data);
+        bytes.insert(bytes.end(), p, p + pdv.fragmentLength);
+    } while (!pdv.lastPDV);
+    return dcm_command_parse(bytes.data(), bytes.size(), ret_command) ? EC_Normal
+                                                                      : DIMSE_BADMESSAGE;
+}
+
+OFCondition Association::message(T_ASC_PresentationContextID id, const struct dcm_command &command)
+{
+    bool has_data = command.data_set_type != DCM_COMMAND_NO_DATA_SET;
+
+    if (command.field == DCM_COMMAND_C_ECHO && !has_data) {
+        handler->echo(ctx);
+        return respond(id, command, {});
+    }
+    if (command.field == DCM_COMMAND_C_STORE && has_data)
+        return store(id, command);
     return DIMSE_BADCOMMANDTYPE;
 }
 
 OFCondition Association::data_set(T_ASC_PresentationContextID id)
 {
-    for (;;) {
-        DUL_PDV pdv = {};
+    DUL_PDV pdv = {};
 
-        if (DUL_NextPDV(&assoc->DULassociation, &pdv).bad()) { /* the last PDU has no more */
-            OFCondition cond =
-                DUL_ReadPDVs(&assoc->DULassociation, nullptr, DUL_NOBLOCK, (int)options->dimse_s);
-            if (cond != DUL_PDATAPDUARRIVED)
-                return cond.good() ? DIMSE_BADMESSAGE : cond;
-            continue;
-        }
+    do {
+        OFCondition cond = next_pdv(options->dimse_s, &pdv);
+
+        if (cond.bad())
+            return cond;
         if (pdv.presentationContextID != id || pdv.pdvType != DUL_DATASETPDV)
             return DIMSE_UNEXPECTEDPDVTYPE;
         if (pdv.fragmentLength > 0)
             handler->store_data(ctx, pdv.data, pdv.fragmentLength);
-        if (pdv.lastPDV)
-            return EC_Normal;
-    }
+    } while (!pdv.lastPDV);
+    return EC_Normal;
 }
 
-OFCondition Association::store(T_ASC_PresentationContextID id, T_DIMSE_C_StoreRQ &request)
+OFCondition Association::store(T_ASC_PresentationContextID id, const struct dcm_command &command)
 {
     auto syntax = syntaxes.find(id);
-    T_DIMSE_C_StoreRSP response = {};
     struct scp_status status = {};
-    DcmDataset comment;
     OFCondition cond;
 
     if (syntax == syntaxes.end())
         return DIMSE_BADMESSAGE;
-    if (request.DataSetType == DIMSE_DATASET_NULL)
-        return DIMSE_BADMESSAGE;
-    struct scp_store announced = {request.AffectedSOPClassUID, request.AffectedSOPInstanceUID,
-                                  syntax->second.c_str(), peer.calling_aet};
+    struct scp_store announced = {command.sop_class, command.sop_instance, syntax->second.c_str(),
+                                  peer.calling_aet};
     handler->store_begin(ctx, &announced);
     cond = data_set(id);
     handler->store_end(ctx, cond.good(), &status);
-    if (cond.bad())
-        return cond;
-    response.DimseStatus = status.code;
-    if (status.comment[0])
-        comment.putAndInsertString(DCM_ErrorComment, status.comment);
-    return DIMSE_sendStoreResponse(assoc, id, &request, &response,
-                                   status.comment[0] ? &comment : nullptr);
+    return cond.good() ? respond(id, command, status) : cond;
+}
+
+OFCondition Association::respond(T_ASC_PresentationContextID id, const struct dcm_command &command,
+                                 const struct scp_status &status)
+{
+    Text bytes;
+    OFCondition cond = EC_Normal;
+    size_t room = std::max<size_t>(assoc->sendPDVLength, 64), n;
+
+    dcm_command_respond(&command, status.code, status.comment, &bytes.s);
+    for (size_t at = 0; cond.good() && at < bytes.s.len; at += n) {
+        DUL_PDV pdv = {};
+        DUL_PDVLIST list = {};
+
+        n = std::min(room, bytes.s.len - at);
+        pdv.fragmentLength = n;
+        pdv.presentationContextID = id;
+        pdv.pdvType = DUL_COMMANDPDV;
+        pdv.lastPDV = at + n == bytes.s.len;
+        pdv.data = bytes.s.data + at;
+        list.count = 1;
+        list.pdv = &pdv;
+        cond = DUL_WritePDVs(&assoc->DULassociation, &list);
+    }
+    return cond;
 }
 
 enum scp_end Association::serve(int own, bool *ret_taken, std::string &detail)
 {
     OFCondition cond;
     {
-        Layer layer(own, options->dimse_s);
+        Layer layer(own, options, &foul);
 
         dcmDisableGethostbyaddr.set(OFTrue); /* no name service in anyone's way */
         cond = ASC_initializeNetwork(NET_ACCEPTOR, 0, (int)options->acse_s, &network);
@@ -353,7 +495,7 @@ enum scp_end Association::serve(int own, bool *ret_taken, std::string &detail)
         *ret_taken = layer.picked_up;
     }
     if (cond.bad()) {
-        detail = cond.text() ? cond.text() : "";
+        detail = foul ? foul : cond.text() ? cond.text() : "";
         return SCP_BROKEN;
     }
     return negotiate(detail);
