@@ -86,21 +86,29 @@ class Oracle:
     """storescp that keeps data sets as they come."""
 
     def __init__(self, folder):
-        need("storescp")
+        need("storescp", "echoscu")
         self.folder = os.path.join(folder, "oracle")
         os.mkdir(self.folder)
-        with socket.socket() as s:
+        for _ in range(10):
+            if self.start():
+                return
+        raise AssertionError("storescp does not listen")
+
+    def start(self):
+        with socket.socket() as s:  # storescp takes no port 0
             s.bind(("127.0.0.1", 0))
             self.addr = s.getsockname()
         self.process = subprocess.Popen(
             ["storescp", "-q", "--fork", "+B", "+xa", "--promiscuous", "-pdu", "131072",
-             "-od", self.folder, str(self.addr[1])])
+             "-od", self.folder, str(self.addr[1])], stderr=subprocess.DEVNULL)
         for _ in range(100):
-            try:
-                socket.create_connection(self.addr, 1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
+            if self.process.poll() is not None:
+                return False  # someone else has the port now
+            if run("echoscu", *self.addr, ok=False).returncode == 0:
+                return True
+            time.sleep(0.05)
+        self.stop()
+        return False
 
     def stop(self):
         self.process.kill()
