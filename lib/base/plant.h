@@ -1,0 +1,46 @@
+/* Planted bugs: to see whether the simulator would find them.
+ *
+ * A test that finds nothing says nothing unless it is known what it would find. So the engine's
+ * sources hold a few deliberate mistakes, each behind PLANTED(NAME), of the kinds that have lost
+ * people's data elsewhere. In production PLANTED is the constant 0 and nothing of them is compiled.
+ * The simulator test builds the same sources with FILMROOM_PLANTS, where it asks a variable, and
+ * switches one on at a time (docs/TESTING.md, "The simulator").
+ */
+#pragma once
+
+/*        name                     what goes wrong                                               */
+#define PLANT_TABLE(X)                                                                             \
+    X(JOURNAL_NOT_SYNCED, "the journal hands batches on that are written and not durable")        \
+    X(STRIPE_NOT_SYNCED, "a record names stripes that are written and not durable")               \
+    X(MIRROR_NOT_COPIED, "a new mirror of the journal starts without the live batches")           \
+    X(SUPER_IN_ONE_COPY, "only one copy of the superblock is written")                            \
+    X(PARITY_SWAPPED, "parity is computed with two columns exchanged")                            \
+    X(READ_UNVERIFIED, "what was read from a drive is served without its CRC")                    \
+    X(SWEEP_IGNORES_HOLDS, "a segment is freed under those who still want a chunk in it")         \
+    X(REPLAY_TWICE, "replay applies records that the KV store has already")                       \
+    X(TRIM_TOO_EARLY, "the journal is trimmed past writes that are not drained")                  \
+    X(TRIM_RACES_FLUSH, "what is drained while the KV store is flushed is trimmed away")          \
+    X(TRIM_UNFLUSHED, "the journal is trimmed without a flush of the KV store")                   \
+    X(DRAIN_REVIVES, "draining brings back blocks that were zeroed meanwhile")                    \
+    X(BULK_UNDER_OVERLAY, "a bulk write leaves older small writes in the overlay")                \
+    X(CHUNK_FREED_REFERENCED, "a chunk goes with its last reference but one")                     \
+    X(FOUND_NOT_LISTED, "a record does not say where a chunk lies that was found")                \
+    X(IDS_COME_BACK, "chunk ids given out before a crash are given out again")                    \
+    X(SHRINK_KEEPS_TAIL, "a volume that shrank and grew shows what it held before")               \
+    X(PARTIAL_WRITES_RACE, "two writes to parts of one block overwrite each other")               \
+    X(REPLACED_KEEPS_CHUNKS, "the chunks of a replaced instance are never given back")
+
+enum plant {
+    PLANT_NONE,
+#define PLANT_ROW_(name, text) PLANT_##name,
+    PLANT_TABLE(PLANT_ROW_)
+#undef PLANT_ROW_
+        PLANT_COUNT
+};
+
+#ifdef FILMROOM_PLANTS
+extern enum plant plant_active; /* the test's */
+#define PLANTED(name) (plant_active == PLANT_##name)
+#else
+#define PLANTED(name) 0
+#endif
