@@ -552,7 +552,7 @@ int scp_listen(const char *address, uint16_t port, int *ret_fd, uint16_t *ret_po
         return no == EADDRINUSE || no == EADDRNOTAVAIL ? ERR_ADDR : err_from_errno(no);
     }
     *ret_fd = fd;
-    *ret_port = (uint16_t)atoi(service);
+    *ret_port = (uint16_t)strtoul(service, nullptr, 10);
     return 0;
 }
 

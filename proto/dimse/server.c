@@ -9,6 +9,7 @@
  * a message are woken by ending the reading side of their socket (an abort can still be sent);
  * threads inside a C-STORE have the grace, then both sides are cut.
  */
+#include <stdio.h>
 #include <string.h>
 
 #include "lib/base/err.h"
@@ -129,7 +130,7 @@ int dimse_server_start(const struct dimse_options *options, struct dimse_server 
         mem_free(s);
         return rc;
     }
-    strcpy(s->aet, s->o.aet); /* its length was checked */
+    snprintf(s->aet, sizeof(s->aet), "%s", s->o.aet);
     s->scp = (struct scp_options){.aet = s->aet,
                                   .max_pdu = s->o.max_pdu,
                                   .acse_s = s->o.acse_timeout_s,

@@ -154,7 +154,7 @@ def folder_files(name):
     return sorted(os.path.join(folder, f) for f in os.listdir(folder))
 
 
-# ---- Cases ----------------------------------------------------------------------------------------
+# ---- Cases --------------------------------------------------------------------------------------
 
 def case_echo(target, _oracle):
     """echoscu gets an answer, whatever title it calls"""
@@ -243,7 +243,7 @@ def case_crowd(target, _oracle):
 
 
 def case_cap(target, _oracle):
-    """past the cap an association is refused for now, and taken when another has ended"""
+    """past the cap an association is refused, and taken when another has ended"""
     pair = [(dicom.VERIFICATION, dicom.IMPLICIT_LE)]
     held = [dicom.Association(target.addr, pair) for _ in range(CAP)]
     try:
