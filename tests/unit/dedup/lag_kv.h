@@ -1,0 +1,8 @@
+/* A key-value store stacked on another: each write takes its time before it takes effect, as
+ * RocksDB's do when a memory table is full. */
+#pragma once
+
+#include "lib/kv/kv.h"
+
+/* Writes sleep *lag_ns first, in the order of the calls. Closing it closes the one under it. */
+struct kv *lag_kv_new(struct env *env, struct kv *under, const uint64_t *lag_ns);
