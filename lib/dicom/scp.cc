@@ -93,6 +93,7 @@ class Connection : public DcmTCPConnection
         }
         ssize_t got =
             DcmTCPConnection::read(p, body > 0 ? std::min(n, body) : std::min(n, 6 - headed));
+        hurry_acknowledgement();
         return got > 0 && !follow(static_cast<const unsigned char *>(p), (size_t)got) ? 0 : got;
     }
     OFBool networkDataAvailable(int timeout) override
@@ -101,6 +102,16 @@ class Connection : public DcmTCPConnection
     }
 
   private:
+    /* A sender without TCP_NODELAY holds the end of each message back until what went before is
+     * acknowledged, and the kernel puts that off for 40 ms, in hope of an answer to send along. The
+     * answer is waiting for the end of the message. The kernel forgets this wish: it is told again. */
+    void hurry_acknowledgement()
+    {
+        int one = 1;
+
+        setsockopt(getSocket(), IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one));
+    }
+
     static size_t length(const unsigned char *head)
     {
         return (size_t)head[2] << 24 | (size_t)head[3] << 16 | (size_t)head[4] << 8 | head[5];
