@@ -76,8 +76,10 @@ int main(int argc, char **argv)
     tune_malloc();
     rc = dcm_init();
     if (rc < 0) {
-        log_error("main", "DCMTK's data dictionary is missing: install the package dcmtk-data "
-                          "or set DCMDICTPATH");
+        log_error("main",
+                  "DCMTK's data dictionary cannot be read: install the package libdcmtk17, or set "
+                  "DCMDICTPATH path=%s",
+                  log_q(dcm_dictionary_path()));
         return 1;
     }
     rc = run_daemon(&config);
