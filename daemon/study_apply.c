@@ -14,6 +14,7 @@
 #include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 
 #define TAG_MODALITY 0x00080060u
 
@@ -329,7 +330,7 @@ static int put_change(struct put_apply *p, struct old_instance *old)
     if (rc == 0) {
         recipe_refs(p->txn, &p->recipe, 1);
         if (old) {
-            recipe_refs(p->txn, &old->recipe, -1);
+            recipe_refs(p->txn, &old->recipe, PLANTED(REPLACED_KEEPS_CHUNKS) ? 0 : -1);
             rows_replace(p, u, old);
         } else {
             rows_put(p, u);

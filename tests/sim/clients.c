@@ -553,6 +553,7 @@ static void op_object_read(struct run *r)
         r->instances[index].readers--;
         return;
     }
+    run_trace(r, "read of instance %u: content %d", index, content);
     if (!model_instance_read_end(&r->instances[index], content))
         run_fail(r, "instance %u has content %d, which it cannot have", index, content);
 }
@@ -647,7 +648,7 @@ static void op_query(struct run *r)
     for (unsigned i = 0; i < INSTANCES; i++) {
         struct model_instance *in = &r->instances[i];
 
-        if (found[i] && !(in->ghosts & ~1ull))
+        if (found[i] && !(in->ghosts << 1 >> 2))
             run_fail(r, "query found instance %u, which is not there", i);
         if (sure[i] && !found[i] && !(in->ghosts & 1))
             run_fail(r, "query did not find instance %u", i);

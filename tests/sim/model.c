@@ -8,7 +8,8 @@
 #include "lib/base/mem.h"
 #include "lib/rt/env_sim.h"
 
-#define MODEL_INSTANCE_CONTENTS 63 /* bits of `ghosts`; the last says that reads settle nothing */
+#define MODEL_INSTANCE_CONTENTS 63                                /* bits of `ghosts` */
+#define INSTANCE_CHANGED        (1ull << MODEL_INSTANCE_CONTENTS) /* in `ghosts`: reads settle nothing */
 
 struct model_write {
     struct list link;
@@ -505,6 +506,7 @@ int model_instance_begin(struct model_instance *in, int value, const struct mode
     in->contents = *c;
     in->ops[slot] = value;
     in->busy |= (uint8_t)(1u << slot);
+    in->ghosts |= INSTANCE_CHANGED;
     instance_unfold(in);
     return slot;
 }
@@ -530,8 +532,7 @@ bool model_instance_end(struct model_instance *in, int slot, enum model_put_resu
     in->states = NULL;
     in->count = in->room = 0;
     in->busy &= (uint8_t) ~(1u << slot);
-    if (outcome == MODEL_MAYBE)
-        in->ghosts |= 1ull << MODEL_INSTANCE_CONTENTS;
+    in->ghosts |= INSTANCE_CHANGED;
     for (uint32_t i = 0; i < n; i++) {
         struct model_istate s = old[i];
 
@@ -556,7 +557,7 @@ void model_instance_crash(struct model_instance *in)
 void model_instance_read_begin(struct model_instance *in)
 {
     if (in->readers++ == 0)
-        in->ghosts = 0;
+        in->ghosts = in->busy ? INSTANCE_CHANGED : 0;
     for (uint32_t i = 0; i < in->count; i++)
         in->ghosts |= 1ull << in->states[i].value;
 }
@@ -567,16 +568,9 @@ bool model_instance_read_end(struct model_instance *in, int value)
     uint32_t kept = 0;
 
     in->readers--;
-    if (!fits || in->busy || !model_instance_may(in, value))
+    if (!fits || (in->ghosts & INSTANCE_CHANGED))
         return fits;
-    if (in->ghosts & (in->ghosts - 1)) {
-        /* Several were possible while it read. With nothing in flight now they are only the
-         * uncertain ends of the past, unless something changed meanwhile. */
-        for (uint32_t i = 0; i < in->count; i++)
-            in->ghosts &= ~(1ull << in->states[i].value);
-        if (in->ghosts)
-            return true;
-    }
+    /* Nothing was in flight meanwhile: what was uncertain is now settled. */
     for (uint32_t i = 0; i < in->count; i++)
         if (in->states[i].value == value)
             in->states[kept++] = in->states[i];

@@ -4,6 +4,8 @@
  *   sim-engine --seeds N [--trace]
  *   sim-engine --digest N
  *   sim-engine --twice FROM-TO     each seed twice: the digests must agree
+ *   sim-engine --plants            plants each bug in turn: some seed must catch it
+ *   sim-engine --plant NAME ...    runs seeds with a planted bug (lib/base/plant.h)
  *
  * Each seed is a process of its own, so that a failed check in one is just one failure. A failure
  * prints the seed, what was wrong and the command that shows it again.
@@ -18,6 +20,7 @@
 
 #include "lib/base/err.h"
 #include "lib/base/log.h"
+#include "lib/base/plant.h"
 #include "lib/dicom/dcm.h"
 #include "tests/sim/life.h"
 
@@ -29,7 +32,15 @@ struct settings {
     struct run_options run;
     uint64_t from, to; /* both included */
     unsigned jobs, seconds;
-    bool digest, twice;
+    bool digest, twice, plants;
+};
+
+enum plant plant_active;
+
+static const char *const plant_names[] = {"none",
+#define PLANT_ROW_(name, text) #name,
+                                          PLANT_TABLE(PLANT_ROW_)
+#undef PLANT_ROW_
 };
 
 static void silence(void)
@@ -54,8 +65,9 @@ static void report(const struct settings *s, uint64_t seed, int status)
     if (WIFSIGNALED(status))
         fprintf(stderr, "seed %llu: ended by signal %d (%s)\n", (unsigned long long)seed,
                 WTERMSIG(status), strsignal(WTERMSIG(status)));
-    fprintf(stderr, "  again: %s --seeds %llu --trace%s\n", s->program, (unsigned long long)seed,
-            s->run.lost ? " --lost" : "");
+    fprintf(stderr, "  again: %s --seeds %llu --trace%s%s%s\n", s->program,
+            (unsigned long long)seed, s->run.lost ? " --lost" : "", plant_active ? " --plant " : "",
+            plant_active ? plant_names[plant_active] : "");
 }
 
 struct job {
@@ -147,14 +159,92 @@ static int run_twice(const struct settings *s)
     return 0;
 }
 
+/* ---- Planted bugs ---- */
+
+/* What a seed said when it failed, in one line. */
+static void print_last_words(int fd)
+{
+    char text[4096], *start, *end;
+    ssize_t n = pread(fd, text, sizeof(text) - 1, 0);
+
+    text[n > 0 ? n : 0] = 0;
+    start = strstr(text, " failed in ");
+    if (!start)
+        start = strstr(text, "check failed at ");
+    if (!start)
+        start = text;
+    end = strchr(start, '\n');
+    if (end)
+        *end = 0;
+    printf("    %s\n", start);
+}
+
+/* Seeds until one fails, in order; 0 when none does. What children say goes to a file. */
+static uint64_t seeds_until_caught(const struct settings *s)
+{
+    FILE *words = tmpfile();
+    uint64_t caught = 0;
+    int out = dup(STDERR_FILENO);
+
+    if (!words || out < 0 || dup2(fileno(words), STDERR_FILENO) < 0)
+        return 0;
+    for (uint64_t seed = s->from; seed <= s->to && !caught; seed += s->jobs) {
+        pid_t pids[JOBS_MAX];
+        int status[JOBS_MAX];
+
+        for (unsigned i = 0; i < s->jobs; i++)
+            pids[i] = start_seed(s, seed + i, -1);
+        for (unsigned i = 0; i < s->jobs; i++)
+            (void)waitpid(pids[i], &status[i], 0);
+        for (unsigned i = 0; i < s->jobs && !caught; i++)
+            if (status[i] != 0)
+                caught = seed + i;
+    }
+    (void)dup2(out, STDERR_FILENO);
+    (void)close(out);
+    if (caught) {
+        printf("  %-24s caught by seed %llu\n", plant_names[plant_active],
+               (unsigned long long)caught);
+        print_last_words(fileno(words));
+    }
+    (void)fclose(words);
+    return caught;
+}
+
+static int run_plants(const struct settings *s)
+{
+    unsigned missed = 0;
+
+    for (plant_active = 1; plant_active < PLANT_COUNT; plant_active++) {
+        if (seeds_until_caught(s) == 0) {
+            printf("  %-24s NOT caught by seeds %llu-%llu\n", plant_names[plant_active],
+                   (unsigned long long)s->from, (unsigned long long)s->to);
+            missed++;
+        }
+        fflush(stdout);
+    }
+    printf("%d planted bugs, %u not caught\n", PLANT_COUNT - 1, missed);
+    return missed ? 1 : 0;
+}
+
 static void usage(const char *program)
 {
     fprintf(stderr,
             "usage: %s [--seeds FROM-TO] [--jobs N] [--seconds N] [--lost] [--trace]\n"
             "       %s --digest SEED\n"
-            "       %s --twice FROM-TO\n",
-            program, program, program);
+            "       %s --twice FROM-TO\n"
+            "       %s --plants [--seeds FROM-TO] [--jobs N]\n"
+            "       %s --plant NAME ...\n",
+            program, program, program, program, program);
     exit(2);
+}
+
+static void parse_plant(const char *program, const char *name)
+{
+    for (plant_active = 1; plant_active < PLANT_COUNT; plant_active++)
+        if (strcmp(plant_names[plant_active], name) == 0)
+            return;
+    usage(program);
 }
 
 static void parse_seeds(struct settings *s, const char *text)
@@ -181,6 +271,10 @@ static void parse(struct settings *s, int argc, char **argv)
             s->run.lost = true;
             continue;
         }
+        if (strcmp(a, "--plants") == 0) {
+            s->plants = true;
+            continue;
+        }
         if (!value)
             usage(s->program);
         i++;
@@ -190,6 +284,8 @@ static void parse(struct settings *s, int argc, char **argv)
             s->jobs = (unsigned)atoi(value);
         else if (strcmp(a, "--seconds") == 0)
             s->seconds = (unsigned)atoi(value);
+        else if (strcmp(a, "--plant") == 0)
+            parse_plant(s->program, value);
         else if (strcmp(a, "--digest") == 0)
             parse_seeds(s, value), s->digest = true;
         else if (strcmp(a, "--twice") == 0)
@@ -222,6 +318,8 @@ int main(int argc, char **argv)
     }
     if (s.twice)
         return run_twice(&s);
+    if (s.plants)
+        return run_plants(&s);
     failed = run_range(&s, &done);
     printf("%llu seeds run, %u failed\n", (unsigned long long)done, failed);
     return failed ? 1 : 0;
