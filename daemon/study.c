@@ -7,6 +7,7 @@
 #include "lib/base/mem.h"
 
 #define STUDY_READ_PIECES 64u /* pieces of a recipe that one read takes on */
+#define STUDY_LOOK_TRIES  32u /* looks at an instance that is replaced again and again */
 
 static const struct kv_slice study_totals_key = {"studies", 7};
 
@@ -20,8 +21,10 @@ struct study_object {
     struct object_rows *row;
 };
 
-int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids *ret_uids,
-               struct catalog_instance *ret_instance, void **ret_value)
+/* ERR_AGAIN where it moved to another study or series between the two look-ups. */
+static int study_find_once(struct studies *ss, const char *instance_uid,
+                           struct catalog_uids *ret_uids, struct catalog_instance *ret_instance,
+                           void **ret_value)
 {
     MEM_AUTO void *home = NULL;
     void *value = NULL;
@@ -37,6 +40,8 @@ int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids
         return rc;
     catalog_key_make(&k, 'I', ret_uids->part[0], ret_uids->part[1], instance_uid);
     rc = kv_get(ss->p->kv, KV_CATALOG, catalog_key_slice(&k), &value, &len);
+    if (rc == ERR_NOENT)
+        return ERR_AGAIN;
     if (rc == 0)
         rc = catalog_instance_decode((struct kv_slice){value, len}, ret_instance);
     if (rc < 0) {
@@ -45,6 +50,16 @@ int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids
     }
     *ret_value = value;
     return 0;
+}
+
+int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids *ret_uids,
+               struct catalog_instance *ret_instance, void **ret_value)
+{
+    int rc = ERR_AGAIN;
+
+    for (unsigned i = 0; rc == ERR_AGAIN && i < STUDY_LOOK_TRIES; i++)
+        rc = study_find_once(ss, instance_uid, ret_uids, ret_instance, ret_value);
+    return rc == ERR_AGAIN ? ERR_FORMAT : rc; /* an index without its row is damage */
 }
 
 static void study_close(struct object *o)
@@ -84,36 +99,85 @@ static uint64_t study_header_hint(const struct recipe *r)
     return r->piece_count > 2 ? (uint64_t)r->pieces[0].len + r->pieces[1].len : 0;
 }
 
-static int study_open(struct object_store *os, const char *study_uid, const char *series_uid,
-                      const char *instance_uid, struct object **ret_object)
+/* An instance's row as it was at one moment, and where it lives. */
+struct study_look {
+    struct catalog_uids home;
+    struct catalog_instance row;
+    void *value; /* the bytes that the row points into */
+};
+
+static int study_look_new(struct studies *ss, const char *instance_uid,
+                          struct study_look **ret_look)
+{
+    struct study_look *l = mem_zalloc(sizeof(*l));
+    int rc = study_find(ss, instance_uid, &l->home, &l->row, &l->value);
+
+    if (rc < 0) {
+        mem_free(l);
+        return rc;
+    }
+    *ret_look = l;
+    return 0;
+}
+
+static void study_look_free(struct study_look *l)
+{
+    if (l)
+        mem_free(l->value);
+    mem_free(l);
+}
+
+/* Is the instance still what it was? */
+static bool study_look_holds(struct studies *ss, const char *instance_uid,
+                             const struct study_look *was)
+{
+    struct study_look *now = NULL;
+    bool same = study_look_new(ss, instance_uid, &now) == 0 &&
+                now->row.stored_ns == was->row.stored_ns && now->row.bytes == was->row.bytes &&
+                memcmp(now->row.digest, was->row.digest, CATALOG_DIGEST) == 0;
+
+    study_look_free(now);
+    return same;
+}
+
+/* Recipe, pins and row, each by a look-up of its own: an instance may be replaced or deleted
+ * between them. So it is looked at again in the end, and where it has changed they are not of one
+ * instance, or not all there: ERR_AGAIN. Once the chunks are pinned nothing can happen any more. */
+static int study_open_look(struct study_object *so, const char *instance_uid,
+                           const struct study_look *look)
+{
+    int rc = study_load_recipe(so, instance_uid);
+
+    if (rc == 0)
+        rc = study_instance_row(so->ss, look->home.part[0], look->home.part[1], instance_uid,
+                                &so->row);
+    if ((rc == 0 || rc == ERR_NOENT) && !study_look_holds(so->ss, instance_uid, look))
+        return ERR_AGAIN;
+    if (rc == 0 && so->row->rows[0].bytes != so->recipe.size)
+        rc = ERR_FORMAT;
+    return rc == ERR_NOENT ? ERR_FORMAT : rc; /* a row without recipe or chunks is damage */
+}
+
+static int study_open_once(struct object_store *os, const char *study_uid, const char *series_uid,
+                           const char *instance_uid, struct object **ret_object)
 {
     struct studies *ss = (struct studies *)os;
-    struct catalog_instance *row;
-    struct catalog_uids home;
     struct study_object *so;
-    void *value = NULL;
-    int rc;
+    struct study_look *look;
+    int rc = study_look_new(ss, instance_uid, &look);
 
-    if (strlen(instance_uid) > OBJECT_UID_MAX)
-        return ERR_NOENT;
-    row = mem_zalloc(sizeof(*row));
-    rc = study_find(ss, instance_uid, &home, row, &value);
-    mem_free(row);
-    mem_free(value);
-    if (rc == 0 && ((study_uid && strcmp(study_uid, home.part[0]) != 0) ||
-                    (series_uid && strcmp(series_uid, home.part[1]) != 0)))
-        rc = ERR_NOENT;
     if (rc < 0)
         return rc;
+    if ((study_uid && strcmp(study_uid, look->home.part[0]) != 0) ||
+        (series_uid && strcmp(series_uid, look->home.part[1]) != 0)) {
+        study_look_free(look);
+        return ERR_NOENT;
+    }
     so = mem_zalloc(sizeof(*so));
     so->face.ops = os->ops;
     so->ss = ss;
-    rc = study_load_recipe(so, instance_uid);
-    if (rc == 0)
-        rc = study_instance_row(ss, home.part[0], home.part[1], instance_uid, &so->row);
-    /* Replaced between the look-ups: the row is not the recipe's. */
-    if (rc == 0 && so->row->rows[0].bytes != so->recipe.size)
-        rc = ERR_AGAIN;
+    rc = study_open_look(so, instance_uid, look);
+    study_look_free(look);
     if (rc < 0) {
         study_close(&so->face);
         return rc;
@@ -121,6 +185,18 @@ static int study_open(struct object_store *os, const char *study_uid, const char
     so->row->rows[0].header_hint = study_header_hint(&so->recipe);
     *ret_object = &so->face;
     return 0;
+}
+
+static int study_open(struct object_store *os, const char *study_uid, const char *series_uid,
+                      const char *instance_uid, struct object **ret_object)
+{
+    int rc = ERR_AGAIN;
+
+    if (strlen(instance_uid) > OBJECT_UID_MAX)
+        return ERR_NOENT;
+    for (unsigned i = 0; rc == ERR_AGAIN && i < STUDY_LOOK_TRIES; i++)
+        rc = study_open_once(os, study_uid, series_uid, instance_uid, ret_object);
+    return rc;
 }
 
 static int study_read(struct object *o, uint64_t off, void *buf, size_t len, size_t *ret_len)

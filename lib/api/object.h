@@ -167,7 +167,8 @@ static inline void object_put_abort(struct object_put *p)
 }
 
 /* Opens an instance; study_uid and series_uid may be NULL, otherwise they must be the instance's.
- * ERR_NOENT. It stays readable while open, deleted meanwhile or not. */
+ * ERR_NOENT; ERR_AGAIN while it is being replaced over and over. It stays readable while open,
+ * deleted meanwhile or not. */
 static inline int object_open(struct object_store *os, const char *study_uid,
                               const char *series_uid, const char *instance_uid,
                               struct object **ret_object)
