@@ -236,10 +236,8 @@ int study_put_begin(struct object_store *os, const struct object_put_info *info,
 {
     struct studies *ss = (struct studies *)os;
     struct study_put *sp;
-    int rc = chunkstore_admit(ss->p->chunks, info->size_hint ? info->size_hint : 1);
+    int rc = ss->p->broken;
 
-    if (rc == 0)
-        rc = ss->p->broken;
     if (rc == 0 && info->size_hint > OBJECT_INSTANCE_MAX)
         rc = ERR_TOOBIG;
     if (rc == 0 && ss->waiting >= PUT_WAITERS)
@@ -249,6 +247,13 @@ int study_put_begin(struct object_store *os, const struct object_put_info *info,
     ss->waiting++;
     fiber_sem_take(&ss->ingest, PUT_BUDGET);
     ss->waiting--;
+    rc = chunkstore_admit(ss->p->chunks, info->size_hint);
+    if (rc == 0)
+        rc = chunkstore_reserve(ss->p->chunks, PUT_BUDGET);
+    if (rc < 0) {
+        fiber_sem_give(&ss->ingest, PUT_BUDGET);
+        return rc;
+    }
     sp = mem_zalloc(sizeof(*sp));
     sp->face.ops = os->ops;
     sp->ss = ss;
@@ -271,6 +276,8 @@ int study_put_append(struct object_put *op, const void *data, size_t len)
 
     if (sp->error == 0 && len > OBJECT_INSTANCE_MAX - sp->size)
         sp->error = ERR_TOOBIG;
+    if (sp->error == 0)
+        sp->error = chunkstore_admit(sp->ss->p->chunks, 0);
     if (sp->error == 0) {
         sp->size += len;
         sp->error = sp->headed ? put_dataset(sp, data, len) : put_start(sp, data, len);
@@ -291,6 +298,7 @@ void study_put_abort(struct object_put *op)
     mem_free(sp->pieces);
     strbuf_free(&sp->start);
     strbuf_free(&sp->parse);
+    chunkstore_unreserve(sp->ss->p->chunks, PUT_BUDGET);
     fiber_sem_give(&sp->ss->ingest, PUT_BUDGET);
     mem_free(sp);
 }

@@ -206,8 +206,11 @@ static int write_bulk(struct volume *v, uint64_t first, const uint8_t *bytes, ui
     struct volume_mapping *maps = mem_calloc(blocks, sizeof(*maps));
     struct chunk_batch *b = chunk_batch_new(vs->p->chunks, SEGMENT_VOLUMES);
     size_t n = 0;
-    int rc = chunkstore_admit(vs->p->chunks, (uint64_t)blocks * BLOCK_SIZE);
+    uint64_t room = (uint64_t)blocks * BLOCK_SIZE;
+    bool reserved;
+    int rc = chunkstore_reserve(vs->p->chunks, room);
 
+    reserved = rc == 0;
     for (uint32_t i = 0; i < blocks; i++) {
         const uint8_t *p = bytes + (size_t)i * BLOCK_SIZE;
 
@@ -228,6 +231,8 @@ static int write_bulk(struct volume *v, uint64_t first, const uint8_t *bytes, ui
         rc = volume_submit_map(vs, b, maps, blocks, 0);
     }
     chunk_batch_free(b);
+    if (reserved)
+        chunkstore_unreserve(vs->p->chunks, room);
     mem_free(items);
     mem_free(maps);
     return rc;

@@ -38,6 +38,7 @@ struct chunkstore {
     uint64_t load_tick;
     uint64_t writing; /* the tick of the oldest change that the KV store may lack; 0: none */
     uint64_t next_id;
+    uint64_t reserved; /* bytes of user writes under way */
     struct chunkstore_stats stats;
 };
 

@@ -137,6 +137,12 @@ void chunk_txn_abort(struct chunk_txn *t); /* before any chunk_txn_ref; NULL is 
 /* ERR_NOSPC when a user's write of `bytes` may not be accepted any more. Does not suspend. */
 int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes);
 
+/* Admits a write and keeps its room from others that are admitted meanwhile, until given back when
+ * the write has ended. Without it, many writes admitted at once could eat what is kept for the
+ * internal ones. ERR_NOSPC. Does not suspend. */
+int chunkstore_reserve(struct chunkstore *cs, uint64_t bytes);
+void chunkstore_unreserve(struct chunkstore *cs, uint64_t bytes);
+
 struct chunkstore_stats {
     uint64_t chunks, raw_bytes, stored_bytes; /* in the table */
     uint64_t referenced_bytes;                /* raw bytes times references: what users see */

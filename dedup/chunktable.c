@@ -711,9 +711,24 @@ void chunk_txn_abort(struct chunk_txn *t)
 
 int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes)
 {
+    uint64_t kept = cs->options.space_kept + cs->reserved;
     struct segment_space sp;
 
     segment_get_space(cs->segments, &sp);
-    return sp.free < cs->options.space_kept || sp.free - cs->options.space_kept < bytes ? ERR_NOSPC
-                                                                                        : 0;
+    return sp.free < kept || sp.free - kept < bytes ? ERR_NOSPC : 0;
+}
+
+int chunkstore_reserve(struct chunkstore *cs, uint64_t bytes)
+{
+    int rc = chunkstore_admit(cs, bytes);
+
+    if (rc == 0)
+        cs->reserved += bytes;
+    return rc;
+}
+
+void chunkstore_unreserve(struct chunkstore *cs, uint64_t bytes)
+{
+    CHECK(cs->reserved >= bytes);
+    cs->reserved -= bytes;
 }
