@@ -1,0 +1,30 @@
+/* A partition on simulated drives and a key-value store in memory, opened, closed and killed. */
+#pragma once
+
+#include "daemon/partition.h"
+#include "tests/unit/store/store_case.h"
+
+struct partition_case {
+    struct sim_case c;
+    struct kv_mem_image *image; /* what of the KV store outlives a process */
+    unsigned drives, m;
+    uint64_t slots, journal;
+    struct partition_options options;
+    /* Of the running process: */
+    struct kv *kv;
+    struct partition *p;
+    struct partition_start start;
+    struct block_store *bs;
+    struct object_store *os;
+};
+
+/* Three drives, 2+1, a small journal and small caches; changed to taste before the first open. */
+void partition_case_init(struct partition_case *pc, uint64_t seed);
+void partition_case_free(struct partition_case *pc);
+
+/* In a process: opens the partition, formatted first if that was not done. */
+int partition_case_try_open(struct partition_case *pc);
+void partition_case_open(struct partition_case *pc); /* stops the test on an error */
+int partition_case_close(struct partition_case *pc);
+
+struct partition_status partition_case_status(struct partition_case *pc);
