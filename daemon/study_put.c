@@ -53,7 +53,7 @@ struct study_put {
     struct recipe_piece *pieces;
     uint32_t piece_count, piece_room;
     int64_t header, frame; /* index of the chunk being filled; -1: none */
-    uint64_t size, in_flight;
+    uint64_t size, in_flight, reserved;
     struct fiber_cond landed;
 };
 
@@ -248,8 +248,6 @@ int study_put_begin(struct object_store *os, const struct object_put_info *info,
     fiber_sem_take(&ss->ingest, PUT_BUDGET);
     ss->waiting--;
     rc = chunkstore_admit(ss->p->chunks, info->size_hint);
-    if (rc == 0)
-        rc = chunkstore_reserve(ss->p->chunks, PUT_BUDGET);
     if (rc < 0) {
         fiber_sem_give(&ss->ingest, PUT_BUDGET);
         return rc;
@@ -270,6 +268,17 @@ int study_put_begin(struct object_store *os, const struct object_put_info *info,
     return 0;
 }
 
+/* Keeps room for what may be in flight: all of a small instance, the budget of a large one. */
+static int put_reserve(struct study_put *sp, size_t len)
+{
+    uint64_t want = sp->size + len < PUT_BUDGET ? sp->size + len : PUT_BUDGET;
+    int rc = chunkstore_reserve(sp->ss->p->chunks, want - sp->reserved);
+
+    if (rc == 0)
+        sp->reserved = want;
+    return rc;
+}
+
 int study_put_append(struct object_put *op, const void *data, size_t len)
 {
     struct study_put *sp = (struct study_put *)op;
@@ -277,7 +286,7 @@ int study_put_append(struct object_put *op, const void *data, size_t len)
     if (sp->error == 0 && len > OBJECT_INSTANCE_MAX - sp->size)
         sp->error = ERR_TOOBIG;
     if (sp->error == 0)
-        sp->error = chunkstore_admit(sp->ss->p->chunks, 0);
+        sp->error = put_reserve(sp, len);
     if (sp->error == 0) {
         sp->size += len;
         sp->error = sp->headed ? put_dataset(sp, data, len) : put_start(sp, data, len);
@@ -298,7 +307,7 @@ void study_put_abort(struct object_put *op)
     mem_free(sp->pieces);
     strbuf_free(&sp->start);
     strbuf_free(&sp->parse);
-    chunkstore_unreserve(sp->ss->p->chunks, PUT_BUDGET);
+    chunkstore_unreserve(sp->ss->p->chunks, sp->reserved);
     fiber_sem_give(&sp->ss->ingest, PUT_BUDGET);
     mem_free(sp);
 }
