@@ -8,6 +8,7 @@
 
 #define STUDY_READ_PIECES 64u /* pieces of a recipe that one read takes on */
 #define STUDY_LOOK_TRIES  32u /* looks at an instance that is replaced again and again */
+#define STUDY_LOOK_PAUSE  (100 * 1000ull) /* ns; grows with every look */
 
 static const struct kv_slice study_totals_key = {"studies", 7};
 
@@ -142,7 +143,8 @@ static bool study_look_holds(struct studies *ss, const char *instance_uid,
 
 /* Recipe, pins and row, each by a look-up of its own: an instance may be replaced or deleted
  * between them. So it is looked at again in the end, and where it has changed they are not of one
- * instance, or not all there: ERR_AGAIN. Once the chunks are pinned nothing can happen any more. */
+ * instance, or not all there: ERR_AGAIN. (Chunks go a moment before the KV store shows it.) Once
+ * the chunks are pinned nothing can happen any more. */
 static int study_open_look(struct study_object *so, const char *instance_uid,
                            const struct study_look *look)
 {
@@ -151,11 +153,9 @@ static int study_open_look(struct study_object *so, const char *instance_uid,
     if (rc == 0)
         rc = study_instance_row(so->ss, look->home.part[0], look->home.part[1], instance_uid,
                                 &so->row);
-    if ((rc == 0 || rc == ERR_NOENT) && !study_look_holds(so->ss, instance_uid, look))
+    if (rc == ERR_NOENT || (rc == 0 && !study_look_holds(so->ss, instance_uid, look)))
         return ERR_AGAIN;
-    if (rc == 0 && so->row->rows[0].bytes != so->recipe.size)
-        rc = ERR_FORMAT;
-    return rc == ERR_NOENT ? ERR_FORMAT : rc; /* a row without recipe or chunks is damage */
+    return rc == 0 && so->row->rows[0].bytes != so->recipe.size ? ERR_FORMAT : rc;
 }
 
 static int study_open_once(struct object_store *os, const char *study_uid, const char *series_uid,
@@ -190,12 +190,16 @@ static int study_open_once(struct object_store *os, const char *study_uid, const
 static int study_open(struct object_store *os, const char *study_uid, const char *series_uid,
                       const char *instance_uid, struct object **ret_object)
 {
+    struct studies *ss = (struct studies *)os;
     int rc = ERR_AGAIN;
 
     if (strlen(instance_uid) > OBJECT_UID_MAX)
         return ERR_NOENT;
-    for (unsigned i = 0; rc == ERR_AGAIN && i < STUDY_LOOK_TRIES; i++)
+    for (unsigned i = 0; rc == ERR_AGAIN && i < STUDY_LOOK_TRIES; i++) {
+        if (i)
+            env_sleep(ss->p->env, i * STUDY_LOOK_PAUSE);
         rc = study_open_once(os, study_uid, series_uid, instance_uid, ret_object);
+    }
     return rc;
 }
 
