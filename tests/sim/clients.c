@@ -49,15 +49,16 @@ static uint8_t *make_data(struct run *r, uint64_t len)
 
 /* ---- Space ---- */
 
-/* Is it fair to say that the store is full? What is kept back is the overlay's and two segments;
- * some more may be in other clients' hands. */
+/* Is it fair to say that the store is full? Kept back are the overlay's share and two segments, and
+ * what other clients have reserved: every put 8 MiB, every write its size. */
 static bool full_enough(struct run *r, uint64_t bytes)
 {
     struct partition_status s;
     uint64_t segment = r->slot_size * r->k;
 
     partition_get_status(r->p, &s);
-    return s.free <= 4 * segment + 2 * r->partition.overlay_bytes + bytes;
+    return s.free <=
+           4 * segment + 2 * r->partition.overlay_bytes + bytes + (uint64_t)r->clients * (8u << 20);
 }
 
 /* ---- Volumes ---- */
