@@ -18,8 +18,7 @@
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
-#define BATCH_STRIPE_BYTES (1u << 20)    /* gathered bytes that make a stripe */
-#define BATCH_PIECE_BYTES  (256u * 1024) /* raw bytes that one job of the lane takes */
+#define BATCH_PIECE_BYTES (256u * 1024) /* raw bytes that one job of the lane takes */
 
 /* A chunk that this batch has found or made. */
 struct batch_chunk {
@@ -252,7 +251,7 @@ static size_t stripe_pick(struct chunk_batch *b, struct batch_chunk **picked, si
             else if (c->order == first->order + 1)
                 break; /* groups are in order within: what follows is later still */
         }
-        if (bytes && bytes + first->row->loc.stored > BATCH_STRIPE_BYTES)
+        if (bytes && bytes + first->row->loc.stored > segment_stripe_good(b->cs->segments))
             break;
         bytes += first->row->loc.stored;
         list_del(&first->link);
@@ -339,7 +338,7 @@ static void group_run(void *arg)
     if (g->done)
         g->done(g->owner);
     if (rc == 0 && !b->error)
-        rc = batch_write(b, BATCH_STRIPE_BYTES - 1);
+        rc = batch_write(b, segment_stripe_good(b->cs->segments) - 1);
     if (rc < 0 && !b->error)
         b->error = rc;
     mem_free(g->fresh);

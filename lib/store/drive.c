@@ -59,6 +59,11 @@ static bool super_members_valid(const struct format_super *s)
     return true;
 }
 
+static bool slot_size_valid(uint64_t size)
+{
+    return size % FORMAT_UNIT == 0 && size >= FORMAT_SLOT_MIN && size <= FORMAT_SLOT_MAX;
+}
+
 static bool super_valid(const struct format_super *s)
 {
     uint64_t end;
@@ -68,7 +73,7 @@ static bool super_valid(const struct format_super *s)
            s->drive_index < s->drive_count && s->data_columns >= 1 &&
            s->data_columns + s->parity_columns <= FORMAT_COLS_MAX &&
            s->data_columns + s->parity_columns <= (int)s->drive_count &&
-           s->slot_size == FORMAT_SLOT_SIZE && s->journal_off == FORMAT_JOURNAL_OFF &&
+           slot_size_valid(s->slot_size) && s->journal_off == FORMAT_JOURNAL_OFF &&
            s->journal_len % FORMAT_UNIT == 0 && s->journal_len >= FORMAT_JOURNAL_MIN &&
            /* The point behind a batch that fills the area to its end is the end. */
            s->replay_off <= s->journal_len && s->replay_off % FORMAT_UNIT == 0 &&
@@ -273,12 +278,14 @@ static struct driveset *driveset_alloc(struct env *env, const char *const *paths
 
 int driveset_format(struct env *env, const struct driveset_params *p)
 {
+    uint64_t slot_size = p->slot_size ? p->slot_size : FORMAT_SLOT_SIZE;
     struct driveset *ds;
     int rc = 0;
 
     if (p->count < 1 || p->count > FORMAT_DRIVES_MAX || p->k < 1 || p->k + p->m > p->count ||
         p->k + p->m > FORMAT_COLS_MAX || p->journal_len % FORMAT_UNIT ||
-        p->journal_len < FORMAT_JOURNAL_MIN || p->slot_count < 1 || p->slot_count > DRIVE_SLOTS_MAX)
+        p->journal_len < FORMAT_JOURNAL_MIN || p->slot_count < 1 ||
+        p->slot_count > DRIVE_SLOTS_MAX || !slot_size_valid(slot_size))
         return ERR_INVAL;
     ds = driveset_alloc(env, p->paths, p->count);
     ds->super = (struct format_super){.magic = FORMAT_SUPER_MAGIC,
@@ -290,7 +297,7 @@ int driveset_format(struct env *env, const struct driveset_params *p)
                                       .journal_off = FORMAT_JOURNAL_OFF,
                                       .journal_len = p->journal_len,
                                       .slots_off = FORMAT_JOURNAL_OFF + p->journal_len,
-                                      .slot_size = FORMAT_SLOT_SIZE,
+                                      .slot_size = slot_size,
                                       .journal_mirrors = (1ull << (p->m + 1)) - 1,
                                       .replay_seq = 1,
                                       .replay_lsn = 1};

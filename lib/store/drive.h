@@ -49,6 +49,7 @@ struct driveset_params {
     const char *const *paths; /* one per drive, in index order */
     unsigned k, m;            /* k + m <= count */
     uint64_t slot_count;      /* per drive */
+    uint64_t slot_size;       /* FORMAT_SLOT_MIN..MAX; 0: FORMAT_SLOT_SIZE */
     uint64_t journal_len;     /* multiple of FORMAT_UNIT, at least FORMAT_JOURNAL_MIN */
     bool overwrite;           /* also where a superblock is: an unfinished format */
 };

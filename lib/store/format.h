@@ -37,6 +37,8 @@
 #define FORMAT_SUPER_OFF_B (64u * 1024)
 #define FORMAT_JOURNAL_OFF (1u << 20)
 #define FORMAT_SLOT_SIZE   (4u << 20)
+#define FORMAT_SLOT_MIN    (640u << 10) /* the largest chunk fits into half, even with one column */
+#define FORMAT_SLOT_MAX    (1u << 30)
 
 /* What the store knows of one drive. */
 enum format_drive_state {

@@ -13,6 +13,7 @@
 #include "lib/store/segment_priv.h"
 
 #define SEGMENT_ROW_VERSION 1u
+#define SEGMENT_STRIPE_GOOD (1u << 20)
 #define SEGMENT_SWEEP_MAX   64u /* segments freed by one record */
 
 int segments_new(struct driveset *ds, struct record_log *log, struct segments **ret_segments)
@@ -66,6 +67,13 @@ struct ec *segment_code(struct segments *ss, unsigned k, unsigned m)
     if (!ss->codes[k][m])
         ss->codes[k][m] = ec_new(k, m);
     return ss->codes[k][m];
+}
+
+size_t segment_stripe_good(const struct segments *ss)
+{
+    uint64_t half = ss->ds->super.slot_size / 2; /* the directory wants room too */
+
+    return half < SEGMENT_STRIPE_GOOD ? (size_t)half : SEGMENT_STRIPE_GOOD;
 }
 
 /* ---- Slots ---- */

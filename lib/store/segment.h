@@ -70,6 +70,9 @@ struct segment_loc {
 #define SEGMENT_CHUNK_MAX  (1u << 20)
 #define SEGMENT_STRIPE_MAX (2u << 20)
 
+/* Stored bytes from which a stripe is worth writing; it should not have many more. */
+size_t segment_stripe_good(const struct segments *ss);
+
 int segments_new(struct driveset *ds, struct record_log *log, struct segments **ret_segments);
 void segments_free(struct segments *ss); /* NULL is fine */
 
