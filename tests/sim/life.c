@@ -61,8 +61,9 @@ static void choose_geometry(struct run *r)
     r->drives = counts[run_random(r, sizeof(counts))];
     driveset_profile(r->drives, &r->k, &r->m);
     memcpy(r->paths, paths, sizeof(paths));
-    r->slot_size = FORMAT_SLOT_SIZE;
-    r->slot_count = 5 + run_random(r, run_chance(r, 50) ? 3 : 20);
+    r->slot_size =
+        run_chance(r, 30) ? FORMAT_SLOT_SIZE : FORMAT_SLOT_MIN + run_random(r, 256) * FORMAT_UNIT;
+    r->slot_count = 5 + run_random(r, run_chance(r, 50) ? 8 : 40);
     r->journal_len = FORMAT_JOURNAL_MIN +
                      (run_chance(r, 60) ? run_random(r, 16) : run_random(r, 256)) * FORMAT_UNIT;
     r->partition.cache_bytes = run_chance(r, 60) ? 40000 + (size_t)run_random(r, 200000) : 0;
@@ -112,6 +113,7 @@ static void format_main(void *arg)
                                      .k = r->k,
                                      .m = r->m,
                                      .slot_count = r->slot_count,
+                                     .slot_size = r->slot_size,
                                      .journal_len = r->journal_len,
                                      .overwrite = r->life > 0};
     bool exists = false;
