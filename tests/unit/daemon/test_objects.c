@@ -414,6 +414,24 @@ static void test_conflict_refused(void **state)
     sim_case_run(&pc.c, refuse_main, NULL);
 }
 
+/* What a row above says of the number of instances in it. */
+static void expect_related(enum object_level level, uint32_t tag, const char *study,
+                           const char *series, const char *want)
+{
+    struct object_query q = {.level = level, .study_uid = study, .series_uid = series};
+    struct object_rows *rows;
+    const char *got = NULL;
+
+    assert_int_equal(object_query(pc.os, &q, &rows), 0);
+    assert_int_equal(rows->count, 1);
+    for (size_t i = 0; i < rows->rows[0].attr_count; i++)
+        if (rows->rows[0].attrs[i].tag == tag)
+            got = rows->rows[0].attrs[i].value;
+    assert_non_null(got);
+    assert_string_equal(got, want);
+    mem_free(rows);
+}
+
 static void replace_main(void *arg)
 {
     struct sample other = usual, second = usual;
@@ -434,6 +452,8 @@ static void replace_main(void *arg)
     object_close(old);
     expect_counts(1, 1, 1);
     assert_int_equal(store(&second), OBJECT_STORED);
+    expect_related(OBJECT_STUDY, 0x00201208, "1.1", NULL, "2");
+    expect_related(OBJECT_SERIES, 0x00201209, "1.1", "1.1.1", "2");
     other.study = "2.2"; /* it moves: the first study keeps the second instance */
     other.series = "2.2.1";
     other.modality = "MR";
@@ -749,17 +769,7 @@ static int delete (const char *study, const char *series, const char *instance, 
 
 static void expect_modalities(const char *study, const char *want)
 {
-    struct object_query q = {.level = OBJECT_STUDY, .study_uid = study};
-    struct object_rows *rows;
-    const char *got = NULL;
-
-    assert_int_equal(object_query(pc.os, &q, &rows), 0);
-    assert_int_equal(rows->count, 1);
-    for (size_t i = 0; i < rows->rows[0].attr_count; i++)
-        if (rows->rows[0].attrs[i].tag == 0x00080061)
-            got = rows->rows[0].attrs[i].value;
-    assert_string_equal(got, want);
-    mem_free(rows);
+    expect_related(OBJECT_STUDY, 0x00080061, study, NULL, want);
 }
 
 static void delete_main(void *arg)

@@ -404,6 +404,50 @@ static void test_parts(void **state)
     sim_case_run(&pc.c, parts_main, NULL);
 }
 
+/* Blocks written again while their older version is being drained: the newer one stays. */
+static bool draining;
+
+static void drain_fiber(void *arg)
+{
+    (void)arg;
+    while (draining)
+        assert_int_equal(partition_settle(pc.p), 0);
+    fiber_group_done(&parts);
+}
+
+static void overwrite_main(void *arg)
+{
+    struct block_volume *v;
+
+    (void)arg;
+    partition_case_open(&pc);
+    v = make("v", MIB);
+    draining = true;
+    fiber_group_init(&parts);
+    fiber_group_add(&parts, 1);
+    fiber_spawn(pc.c.env, "drain", drain_fiber, NULL);
+    for (uint64_t i = 0; i < 400; i++) {
+        write_seed(v, i % 3 * 4096, 4096, i);
+        if (i > 0)
+            expect_seed(v, (i - 1) % 3 * 4096, 4096, i - 1);
+    }
+    draining = false;
+    fiber_group_wait(&parts);
+    for (uint64_t i = 397; i < 400; i++)
+        expect_seed(v, i % 3 * 4096, 4096, i);
+    assert_int_equal(partition_settle(pc.p), 0);
+    for (uint64_t i = 397; i < 400; i++)
+        expect_seed(v, i % 3 * 4096, 4096, i);
+    block_close(v);
+    close_ok();
+}
+
+static void test_overwrite_under_drain(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, overwrite_main, NULL);
+}
+
 /* ---- Holes ---- */
 
 static void expect_extents(struct block_volume *v, uint64_t off, uint64_t len,
@@ -1044,13 +1088,13 @@ static void test_lost_journal(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CASE(test_admin),          CASE(test_create_race),     CASE(test_bounds),
-        CASE(test_model),          CASE(test_parts),           CASE(test_extents),
-        CASE(test_zeroes),         CASE(test_resize),          CASE(test_shrink_race),
-        CASE(test_delete),         CASE(test_delete_and_kill), CASE(test_dedup),
-        CASE(test_full),           CASE(test_overlay_bound),   CASE(test_drive_dies),
-        CASE(test_all_drives_die), CASE(test_refused),         CASE(test_old_kv),
-        CASE(test_lost_journal),
+        CASE(test_admin),       CASE(test_create_race),    CASE(test_bounds),
+        CASE(test_model),       CASE(test_parts),          CASE(test_overwrite_under_drain),
+        CASE(test_extents),     CASE(test_zeroes),         CASE(test_resize),
+        CASE(test_shrink_race), CASE(test_delete),         CASE(test_delete_and_kill),
+        CASE(test_dedup),       CASE(test_full),           CASE(test_overlay_bound),
+        CASE(test_drive_dies),  CASE(test_all_drives_die), CASE(test_refused),
+        CASE(test_old_kv),      CASE(test_lost_journal),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
