@@ -5,7 +5,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
 
@@ -59,7 +58,7 @@ struct stream {
 
 static void put(struct stream *s, const void *p, size_t n)
 {
-    s->p = realloc(s->p, s->n + n + 1);
+    s->p = mem_realloc(s->p, s->n + n + 1);
     if (n)
         memcpy(s->p + s->n, p, n);
     s->n += n;
@@ -100,7 +99,7 @@ static void put_us(struct stream *s, uint32_t tag, uint16_t v)
 
 static void put_pixels(struct stream *s, uint64_t seed, unsigned frames)
 {
-    uint8_t len[4], *p = malloc(120000 + 8);
+    uint8_t len[4], *p = mem_alloc(120000 + 8);
 
     put_head(s, 0x7fe00010, "OW", 0);
     codec_put_le32(len, frames * 120000);
@@ -109,7 +108,7 @@ static void put_pixels(struct stream *s, uint64_t seed, unsigned frames)
         sim_case_bytes(seed + i, p, 120000);
         put(s, p, 120000);
     }
-    free(p);
+    mem_free(p);
 }
 
 static void put_dataset(struct stream *s, const struct sample *m)
@@ -175,7 +174,7 @@ static int store(const struct sample *m)
     struct stream s = make(m);
     int rc = store_stream(&s, 0, NULL, &r);
 
-    free(s.p);
+    mem_free(s.p);
     if (rc < 0)
         return rc;
     assert_string_equal(r.study_uid, m->study);
@@ -187,14 +186,14 @@ static int store(const struct sample *m)
 
 static void expect_bytes(struct object *o, const struct stream *s, uint64_t off, size_t len)
 {
-    uint8_t *got = malloc(len + 1);
+    uint8_t *got = mem_alloc(len + 1);
     size_t n = 99, want = off >= s->n ? 0 : len < s->n - off ? len : (size_t)(s->n - off);
 
     assert_int_equal(object_read(o, off, got, len, &n), 0);
     assert_int_equal(n, want);
     if (n)
         assert_memory_equal(got, s->p + off, n);
-    free(got);
+    mem_free(got);
 }
 
 /* The stored instance is this sample, whole and in ranges. */
@@ -220,7 +219,7 @@ static void expect_stored(const struct sample *m)
     for (unsigned i = 0; i < 20; i++)
         expect_bytes(o, &s, sim_random(pc.c.sim, s.n), (size_t)sim_random(pc.c.sim, 100000));
     object_close(o);
-    free(s.p);
+    mem_free(s.p);
 }
 
 static void expect_none(const char *instance)
@@ -321,7 +320,7 @@ static void steps_main(void *arg)
     assert_int_equal(counts().identical, sizeof(steps) / sizeof(steps[0]));
     expect_stored(&m);
     expect_counts(1, 1, 1);
-    free(s.p);
+    mem_free(s.p);
     close_ok();
 }
 
@@ -476,7 +475,7 @@ static void replace_main(void *arg)
     expect_stored(&second);
     expect_counts(1, 1, 2);
     assert_int_equal(counts().bytes, n.bytes);
-    free(s.p);
+    mem_free(s.p);
     close_ok();
 }
 
@@ -591,7 +590,7 @@ static void abort_main(void *arg)
     expect_counts(0, 0, 0);
     assert_int_equal(stored_bytes(), 0);
     assert_int_equal(store(&usual), OBJECT_STORED);
-    free(s.p);
+    mem_free(s.p);
     close_ok();
 }
 
@@ -620,14 +619,14 @@ static int store_changed(const char *study, const char *series, const char *inst
     m.instance = instance;
     s = make(&m);
     rc = store_bytes(s.p, s.n);
-    free(s.p);
+    mem_free(s.p);
     return rc;
 }
 
 static void malformed_main(void *arg)
 {
     struct stream s = make(&usual);
-    uint8_t *zero = calloc(1, 2u << 20);
+    uint8_t *zero = mem_zalloc(2u << 20);
 
     (void)arg;
     partition_case_open(&pc);
@@ -649,8 +648,8 @@ static void malformed_main(void *arg)
     /* Cut short in its pixels it is an odd instance, but one: kept as it is. */
     assert_int_equal(store_bytes(s.p, s.n - 100), 0);
     expect_counts(1, 1, 1);
-    free(zero);
-    free(s.p);
+    mem_free(zero);
+    mem_free(s.p);
     close_ok();
 }
 
@@ -668,7 +667,7 @@ static int store_expecting(const char *class_, const char *instance, const char 
     struct stream s = make(&usual);
     int rc = store_stream(&s, 0, &info, &r);
 
-    free(s.p);
+    mem_free(s.p);
     return rc;
 }
 
@@ -831,7 +830,7 @@ static void open_deleted_main(void *arg)
     expect_bytes(o, &s, 0, s.n);
     object_close(o);
     assert_int_equal(stored_bytes(), 0);
-    free(s.p);
+    mem_free(s.p);
     close_ok();
 }
 
@@ -965,7 +964,7 @@ static void test_kill(void **state)
 static void damaged_main(void *arg)
 {
     struct object *o;
-    uint8_t *got = malloc(300000);
+    uint8_t *got = mem_alloc(300000);
     struct stream s = make(&usual);
     size_t n = 77;
 
@@ -978,8 +977,8 @@ static void damaged_main(void *arg)
     assert_int_equal(n, 77);
     expect_bytes(o, &s, 0, 1000); /* its header is whole */
     object_close(o);
-    free(got);
-    free(s.p);
+    mem_free(got);
+    mem_free(s.p);
     close_ok();
 }
 
