@@ -413,7 +413,7 @@ int chunkstore_load(struct chunkstore *cs)
     if (rc < 0)
         return rc;
     r = codec_reader_on(value, len);
-    cs->next_id = codec_read_le64(&r) + (PLANTED(IDS_COME_BACK) ? 0 : CHUNK_ID_GAP);
+    cs->next_id = codec_read_le64(&r) + CHUNK_ID_GAP;
     cs->stats.chunks = codec_read_le64(&r);
     cs->stats.raw_bytes = codec_read_le64(&r);
     cs->stats.stored_bytes = codec_read_le64(&r);

@@ -25,7 +25,6 @@
     X(BULK_UNDER_OVERLAY, "a bulk write leaves older small writes in the overlay")                \
     X(CHUNK_FREED_REFERENCED, "a chunk goes with its last reference but one")                     \
     X(FOUND_NOT_LISTED, "a record does not say where a chunk lies that was found")                \
-    X(IDS_COME_BACK, "chunk ids given out before a crash are given out again")                    \
     X(SHRINK_KEEPS_TAIL, "a volume that shrank and grew shows what it held before")               \
     X(PARTIAL_WRITES_RACE, "two writes to parts of one block overwrite each other")               \
     X(REPLACED_KEEPS_CHUNKS, "the chunks of a replaced instance are never given back")
