@@ -17,11 +17,19 @@
 
 /* ---- Catalogue and recipes ---- */
 
+static void check_attrs(const struct catalog_attrs *a)
+{
+    CHECK(a->count <= CATALOG_ATTRS_MAX);
+    for (size_t i = 0; i < a->count; i++)
+        CHECK(a->attrs[i].value[a->attrs[i].len] == 0);
+}
+
 #define AGAIN(type, in)                                                                      \
     do {                                                                                     \
         struct catalog_##type *row_ = mem_zalloc(sizeof(*row_));                             \
         STRBUF_AUTO struct strbuf out_ = STRBUF_INIT;                                        \
         if (catalog_##type##_decode(in, row_) == 0) {                                        \
+            check_attrs(&row_->attrs);                                                       \
             catalog_##type##_encode(row_, &out_);                                            \
             CHECK_OK(catalog_##type##_decode((struct kv_slice){out_.data, out_.len}, row_)); \
         }                                                                                    \
