@@ -216,6 +216,7 @@ struct map_apply {
     size_t count;
     struct leaf **leaves; /* per mapping, pinned; NULL where it has no effect */
     struct chunk_txn *txn;
+    uint64_t zero_volume, zero_first, zero_count; /* ZERO: the range that the overlay loses too */
 };
 
 /* Does the mapping hold, against the overlay as it is? (Answers without changing anything.) */
@@ -280,9 +281,12 @@ static void map_change(struct map_apply *m)
     }
 }
 
-/* Takes out of the overlay what the mappings supersede. */
+/* Takes out of the overlay what the mappings supersede, and a zeroed range as a whole. Never before
+ * the map has changed: a read in between would find what both have replaced. Does not suspend. */
 static void map_settle_overlay(struct map_apply *m)
 {
+    if (m->zero_count)
+        overlay_remove_range(&m->vs->overlay, m->zero_volume, m->zero_first, m->zero_count);
     for (size_t i = 0; i < m->count; i++) {
         const struct volume_mapping *mp = &m->mappings[i];
         struct overlay_entry *e = overlay_find(&m->vs->overlay, mp->volume, mp->block);
@@ -370,7 +374,8 @@ static int apply_map(struct volumes *vs, const struct apply *a)
     return rc;
 }
 
-/* Holes for every block of the range that is mapped; the overlay loses the range. Suspends. */
+/* Holes for every block of the range that is mapped, with that the overlay loses the range.
+ * Suspends. */
 static int apply_zero(struct volumes *vs, const struct apply *a)
 {
     struct codec_reader r = codec_reader_on(a->body, a->length);
@@ -383,10 +388,13 @@ static int apply_zero(struct volumes *vs, const struct apply *a)
     (void)codec_read_le32(&r);
     if (!codec_reader_ok(&r) || n > VOLUME_ZERO_BLOCKS)
         return ERR_FORMAT;
-    overlay_remove_range(&vs->overlay, id, first, n);
-    fiber_cond_broadcast(&vs->overlay_room);
-    if (!a->kv || !v)
+    m.zero_volume = id;
+    m.zero_first = first;
+    m.zero_count = n;
+    if (!a->kv || !v) {
+        map_settle_overlay(&m);
         return 0;
+    }
     m.mappings = mem_calloc(n, sizeof(*m.mappings));
     for (uint64_t block = first; block < first + n;) {
         struct leaf *l;
@@ -402,7 +410,11 @@ static int apply_zero(struct volumes *vs, const struct apply *a)
                 m.mappings[m.count++] = (struct volume_mapping){id, block, 0, 0};
         leafmap_put(&vs->leaves, l);
     }
-    rc = m.count ? map_apply(&m, NULL, 0) : 0;
+    rc = 0;
+    if (m.count)
+        rc = map_apply(&m, NULL, 0);
+    else
+        map_settle_overlay(&m);
     mem_free(m.mappings);
     return rc;
 }
