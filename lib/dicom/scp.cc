@@ -104,7 +104,8 @@ class Connection : public DcmTCPConnection
   private:
     /* A sender without TCP_NODELAY holds the end of each message back until what went before is
      * acknowledged, and the kernel puts that off for 40 ms, in hope of an answer to send along. The
-     * answer is waiting for the end of the message. The kernel forgets this wish: it is told again. */
+     * answer is waiting for the end of the message. The kernel forgets this wish: it is told again.
+     */
     void hurry_acknowledgement()
     {
         int one = 1;

@@ -8,8 +8,9 @@
 #include "lib/base/mem.h"
 #include "lib/rt/env_sim.h"
 
-#define MODEL_INSTANCE_CONTENTS 63                                /* bits of `ghosts` */
-#define INSTANCE_CHANGED        (1ull << MODEL_INSTANCE_CONTENTS) /* in `ghosts`: reads settle nothing */
+#define MODEL_INSTANCE_CONTENTS 63 /* bits of `ghosts` */
+/* In `ghosts`: reads settle nothing. */
+#define INSTANCE_CHANGED (1ull << MODEL_INSTANCE_CONTENTS)
 
 struct model_write {
     struct list link;

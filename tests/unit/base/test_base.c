@@ -119,7 +119,8 @@ static void test_containers(void **state)
     for (struct hmap_node *n = hmap_walk(&m, NULL); n; n = hmap_walk(&m, n))
         seen++;
     assert_int_equal(seen, N - 1);
-    list_for_each_safe(it, &l) list_del(it);
+    list_for_each_safe (it, &l)
+        list_del(it);
     assert_true(list_empty(&l));
     assert_null(list_pop_front(&l));
     hmap_free(&m);
@@ -142,8 +143,8 @@ static void test_misc(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_errors), cmocka_unit_test(test_domain),
-        cmocka_unit_test(test_codec),  cmocka_unit_test(test_strbuf),
+        cmocka_unit_test(test_errors),     cmocka_unit_test(test_domain),
+        cmocka_unit_test(test_codec),      cmocka_unit_test(test_strbuf),
         cmocka_unit_test(test_containers), cmocka_unit_test(test_misc),
     };
 
