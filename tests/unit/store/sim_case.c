@@ -69,7 +69,17 @@ static void hooked_close(struct env_file *file)
     mem_free(f);
 }
 
-static const struct env_file_ops hooked_ops = {hooked_start, hooked_size, hooked_close};
+static uint64_t hooked_cache(struct env_file *file)
+{
+    return ((struct hooked_file *)file)->c->cache;
+}
+
+static const struct env_file_ops hooked_ops = {
+    .start = hooked_start,
+    .size = hooked_size,
+    .close = hooked_close,
+    .cache = hooked_cache,
+};
 
 static struct env_file *sim_case_wrap(void *arg, const char *path, struct env_file *under)
 {

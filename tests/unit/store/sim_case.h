@@ -15,7 +15,8 @@ struct sim_case {
      * nothing happens on the medium. NULL: none. */
     int (*hook)(void *arg, const char *path, const struct env_io *io);
     void *hook_arg;
-    bool running; /* or left in the middle by a failed assertion */
+    uint64_t cache; /* env_file_cache of every file, as if all lay on one device */
+    bool running;   /* or left in the middle by a failed assertion */
 };
 
 void sim_case_init(struct sim_case *c, uint64_t seed);

@@ -1057,6 +1057,61 @@ static void test_put_out_elsewhere(void **state)
     sim_case_run(&c, out_elsewhere_main, NULL);
 }
 
+/* Mirrors behind one write cache are flushed by one SYNC; where that fails, each by its own. */
+struct shared {
+    unsigned plain, dsync, syncs; /* of batches, seen so far */
+    unsigned broken;              /* bits: drives whose SYNC fails */
+};
+
+static int hook_shared(void *arg, const char *path, const struct env_io *io)
+{
+    struct shared *s = arg;
+
+    if (io->kind == ENV_WRITE && io->off >= FORMAT_JOURNAL_OFF && io->len < STORE_JOURNAL) {
+        s->plain += !io->dsync;
+        s->dsync += io->dsync;
+    }
+    if (io->kind != ENV_SYNC)
+        return 0;
+    s->syncs++;
+    return s->broken >> store_case_drive(path) & 1 ? ERR_IO : 0;
+}
+
+static void shared_cache_main(void *arg)
+{
+    struct shared s = {0};
+
+    (void)arg;
+    c.cache = 7;
+    format_size(STORE_JOURNAL);
+    start();
+    c.hook = hook_shared;
+    c.hook_arg = &s;
+    batches(3, 2);
+    assert_int_equal(s.plain, 6);
+    assert_int_equal(s.dsync, 0);
+    assert_int_equal(s.syncs, 3);
+    s.broken = 1;
+    s.syncs = 0;
+    batch(2);
+    assert_true(s.syncs >= 2);
+    assert_int_equal(t.ds->drives[0].state, DRIVE_FAILED);
+    assert_int_equal(t.ds->super.journal_mirrors, 6);
+    batches(2, 2);
+    stop(false);
+    c.hook = NULL;
+    assert_true(mirrors_equal(1, 2));
+    sim_file_delete(c.sim, "d1");
+    expect_replay(0);
+    expect_replayed_from(0);
+}
+
+static void test_shared_cache(void **state)
+{
+    (void)state;
+    sim_case_run(&c, shared_cache_main, NULL);
+}
+
 /* ---- Power cuts ---- */
 
 /* What a new mirror was given is durable before anything relies on it. */
@@ -1172,6 +1227,7 @@ int main(void)
         CASE(test_bad_source),
         CASE(test_trim_under_copy),
         CASE(test_put_out_elsewhere),
+        CASE(test_shared_cache),
         CASE(test_new_mirror_durable),
         CASE(test_power_cuts),
     };
