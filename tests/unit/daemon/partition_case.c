@@ -29,6 +29,7 @@ int partition_case_try_open(struct partition_case *pc)
                                      .k = pc->drives - pc->m,
                                      .m = pc->m,
                                      .slot_count = pc->slots,
+                                     .slot_size = pc->slot_size,
                                      .journal_len = pc->journal};
     bool exists;
     int rc;

@@ -8,7 +8,7 @@ struct partition_case {
     struct sim_case c;
     struct kv_mem_image *image; /* what of the KV store outlives a process */
     unsigned drives, m;
-    uint64_t slots, journal;
+    uint64_t slots, slot_size, journal; /* slot_size 0: the usual */
     struct partition_options options;
     /* Of the running process: */
     struct kv *kv;

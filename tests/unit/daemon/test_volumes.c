@@ -364,6 +364,22 @@ static void test_model(void **state)
     }
 }
 
+/* The same on the smallest media: everything is full, wraps and is swept all the time. */
+static void test_model_small(void **state)
+{
+    for (uint64_t seed = 20; seed <= 26; seed++) {
+        teardown(state);
+        partition_case_init(&pc, seed);
+        pc.journal = FORMAT_JOURNAL_MIN + seed % 3 * FORMAT_UNIT;
+        pc.slot_size = FORMAT_SLOT_MIN;
+        pc.slots = 60;
+        pc.drives = seed % 2 ? 1 : 3;
+        pc.m = pc.drives - 1 > 1;
+        pc.options.cache_bytes = 20000;
+        run_model(seed, 2, seed % 3 != 0);
+    }
+}
+
 /* Parts of one block written at the same time: none gets lost. */
 static struct fiber_group parts;
 
@@ -1088,13 +1104,27 @@ static void test_lost_journal(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CASE(test_admin),       CASE(test_create_race),    CASE(test_bounds),
-        CASE(test_model),       CASE(test_parts),          CASE(test_overwrite_under_drain),
-        CASE(test_extents),     CASE(test_zeroes),         CASE(test_resize),
-        CASE(test_shrink_race), CASE(test_delete),         CASE(test_delete_and_kill),
-        CASE(test_dedup),       CASE(test_full),           CASE(test_overlay_bound),
-        CASE(test_drive_dies),  CASE(test_all_drives_die), CASE(test_refused),
-        CASE(test_old_kv),      CASE(test_lost_journal),
+        CASE(test_admin),
+        CASE(test_create_race),
+        CASE(test_bounds),
+        CASE(test_model),
+        CASE(test_model_small),
+        CASE(test_parts),
+        CASE(test_overwrite_under_drain),
+        CASE(test_extents),
+        CASE(test_zeroes),
+        CASE(test_resize),
+        CASE(test_shrink_race),
+        CASE(test_delete),
+        CASE(test_delete_and_kill),
+        CASE(test_dedup),
+        CASE(test_full),
+        CASE(test_overlay_bound),
+        CASE(test_drive_dies),
+        CASE(test_all_drives_die),
+        CASE(test_refused),
+        CASE(test_old_kv),
+        CASE(test_lost_journal),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
