@@ -3,7 +3,7 @@
  *   drive:    | superblock A | superblock B | ... | journal area | slot 0 | slot 1 | ...
  *   slot:     | fragment header | columns of stripes 0, 1, 2 ... of one segment
  *   stripe:   k data columns of L bytes (one per drive) and m parity columns; the data columns,
- * read in order, are | stripe header | directory | chunks ... | zero padding |
+ *             read in order, are | stripe header | directory | chunks ... | zero padding |
  *
  * All offsets and lengths on a drive are multiples of 4096 (FORMAT_UNIT). Structs are laid out
  * without holes; the hosts we run on are little-endian (codec.h asserts it). CRCs are CRC-32C. A
@@ -19,8 +19,13 @@
  *  F4. A batch never crosses the end of the area: it lies directly behind its predecessor, or at
  *      offset 0 when it does not fit there.
  *  F5. A stripe is durable on all of its k+m drives before a journal record names a chunk in it.
- * Space behind the last stripe so named is free to be written again. F6. A slot is written by
- * another segment only after the record that freed the former one is durable.
+ *      Space behind the last stripe so named is free to be written again.
+ *  F6. A slot is written by another segment only after the record that freed the former one is
+ *      durable.
+ *  F7. A start of the store that found the journal to end before batch s sets the fence: a batch of
+ *      number s or later, and of an epoch before that start's, never counts. So what was found
+ *      missing (it was torn, or its drive did not answer) cannot come back beside what took its
+ *      place.
  */
 #pragma once
 
@@ -73,11 +78,12 @@ struct format_super {
     uint64_t journal_mirrors; /* bit i: drive i mirrors the journal */
     /* Replay begins here: the batch of this sequence number, at this offset of the area. */
     uint64_t replay_seq, replay_off, replay_lsn;
-    uint8_t reserved1[FORMAT_UNIT - 144 - FORMAT_DRIVES_MAX * sizeof(struct format_member)];
+    uint64_t fence_seq, fence_epoch; /* F7 */
+    uint8_t reserved1[FORMAT_UNIT - 160 - FORMAT_DRIVES_MAX * sizeof(struct format_member)];
     struct format_member members[FORMAT_DRIVES_MAX];
 };
 _Static_assert(sizeof(struct format_super) == FORMAT_UNIT, "on media");
-_Static_assert(offsetof(struct format_super, reserved1) == 144, "no holes");
+_Static_assert(offsetof(struct format_super, reserved1) == 160, "no holes");
 
 #define FORMAT_BATCH_MAGIC 0x42724c46u /* "FLrB" */
 

@@ -367,6 +367,10 @@ static void journal_set_mirrors(struct format_super *super, void *arg)
 
     super->journal_mirrors = j->mirrors;
     super->clean = 0;
+    if (j->running)
+        return;
+    super->fence_seq = j->head_seq; /* F7 */
+    super->fence_epoch = super->epoch + 1;
 }
 
 int journal_remirror(struct journal *j, const struct buf *extra, size_t extra_span,

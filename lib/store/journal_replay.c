@@ -5,6 +5,10 @@
  * it gets it written again, so that afterwards every mirror holds everything, whichever is lost
  * next.
  *
+ * A process that was killed may have left writes that can be read and are not durable: to go on
+ * from such a batch and lose it in a power cut would leave a hole. So every mirror is synced before
+ * anything is read. Where mirrors differ, the batch of the youngest epoch counts (F7).
+ *
  * The first number that no mirror has is the end. By F3 nothing with a higher number can exist
  * then, unless a batch in the middle was damaged on all mirrors: so the whole area of every mirror
  * is searched for a later batch, and finding one is ERR_JOURNAL. Acknowledged data would be
@@ -28,6 +32,14 @@ struct replay_mirror {
     uint64_t off; /* of the window's first byte in the area */
     size_t len;   /* valid bytes in the window */
     bool repaired;
+};
+
+/* The next batch, copied out, and which mirrors have it. */
+struct replay_found {
+    struct buf *batch;
+    struct format_batch head;
+    uint64_t off;
+    uint8_t has[FORMAT_DRIVES_MAX];
 };
 
 struct replay {
@@ -81,6 +93,8 @@ static bool batch_head_valid(const struct journal *j, const uint8_t *p,
         return false;
     if (h.length < sizeof(h) || h.length > j->batch_max || h.records == 0)
         return false;
+    if (h.seq >= j->ds->super.fence_seq && h.epoch < j->ds->super.fence_epoch)
+        return false; /* F7 */
     *ret_head = h;
     return true;
 }
@@ -156,33 +170,40 @@ static void replay_repair(struct replay *r, const uint8_t *has, const struct buf
     }
 }
 
-/* Finds the next batch on any mirror; copies it out. False at the end. */
-static bool replay_next(struct replay *r, struct buf **ret_batch, struct format_batch *ret_head,
-                        uint64_t *ret_off)
+/* Looks for the next batch at one offset of a mirror. One of a younger epoch than what was found so
+ * far takes its place. */
+static void replay_look(struct replay *r, unsigned i, uint64_t off, struct replay_found *f)
+{
+    struct format_batch h;
+    const uint8_t *p = replay_batch_at(r, &r->mirrors[i], off, r->j->head_seq, &h);
+
+    if (!p || (f->batch && h.epoch < f->head.epoch))
+        return;
+    if (!f->batch || h.epoch > f->head.epoch) {
+        buf_unref(f->batch);
+        memset(f->has, 0, sizeof(f->has));
+        f->batch = buf_new(journal_span(h.length));
+        memcpy(f->batch->data, p, f->batch->size);
+        f->head = h;
+        f->off = off;
+    }
+    f->has[i] |= f->off == off;
+}
+
+/* Finds the next batch on any mirror. False at the end. */
+static bool replay_next(struct replay *r, struct replay_found *ret_found)
 {
     struct journal *j = r->j;
     uint64_t candidates[] = {j->head_off, 0};
-    uint8_t has[FORMAT_DRIVES_MAX] = {0};
-    struct buf *batch = NULL;
+    struct replay_found f = {0};
 
-    for (unsigned c = 0; c < 2 && !batch; c++) {
-        for (unsigned i = 0; i < r->count; i++) {
-            struct format_batch h;
-            const uint8_t *p = replay_batch_at(r, &r->mirrors[i], candidates[c], j->head_seq, &h);
-
-            has[i] = p != NULL;
-            if (!p || batch)
-                continue;
-            batch = buf_new(journal_span(h.length));
-            memcpy(batch->data, p, batch->size);
-            *ret_head = h;
-            *ret_off = candidates[c];
-        }
-    }
-    if (!batch)
+    for (unsigned c = 0; c < (j->head_off ? 2u : 1u); c++)
+        for (unsigned i = 0; i < r->count; i++)
+            replay_look(r, i, candidates[c], &f);
+    if (!f.batch)
         return false;
-    replay_repair(r, has, batch, *ret_off, batch->size);
-    *ret_batch = batch;
+    replay_repair(r, f.has, f.batch, f.off, f.batch->size);
+    *ret_found = f;
     return true;
 }
 
@@ -224,23 +245,29 @@ static int replay_all(struct replay *r, int (*apply)(void *arg, const struct jou
                       void *arg, struct journal_replay_stats *stats)
 {
     struct journal *j = r->j;
-    struct format_batch h;
-    struct buf *b;
-    uint64_t off;
+    struct replay_found f;
     int rc = 0;
 
-    while (rc == 0 && replay_next(r, &b, &h, &off)) {
-        rc = replay_apply(r, b, &h, apply, arg);
-        journal_push_extent(j, h.first_lsn, h.records, off, b->size);
+    while (rc == 0 && replay_next(r, &f)) {
+        rc = replay_apply(r, f.batch, &f.head, apply, arg);
+        journal_push_extent(j, f.head.first_lsn, f.head.records, f.off, f.batch->size);
         j->next_lsn = j->head_lsn;
         stats->batches++;
-        stats->records += h.records;
-        stats->bytes += h.length;
-        buf_unref(b);
+        stats->records += f.head.records;
+        stats->bytes += f.head.length;
+        buf_unref(f.batch);
     }
     if (rc == 0 && replay_finds_later(r))
         rc = ERR_JOURNAL;
     return rc;
+}
+
+/* Makes durable what a killed process may have left half way; a drive that cannot is put out. */
+static void replay_sync(struct replay *r)
+{
+    for (unsigned i = 0; i < r->count; i++)
+        if (env_sync(r->mirrors[i].drive->file) < 0)
+            driveset_put_out(r->j->ds, r->mirrors[i].drive->index, "journal sync failed");
 }
 
 int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journal_record *r),
@@ -255,6 +282,7 @@ int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journ
     for (unsigned i = 0; i < j->ds->count; i++)
         if ((j->mirrors >> i & 1) && drive_readable(&j->ds->drives[i]))
             r->mirrors[r->count++].drive = &j->ds->drives[i];
+    replay_sync(r);
     if (r->count == 0)
         rc = j->ds->super.clean ? 0 : ERR_JOURNAL;
     else
