@@ -225,51 +225,88 @@ static void noise(struct run *r, const char *path)
     (void)sim_file_corrupt(r->sim, path, off, (size_t)len);
 }
 
-static void lie(struct run *r, const char *path)
+/* The drive lies, or (if `passing`) only returns errors. */
+static void lie(struct run *r, const char *path, bool passing)
 {
     static const uint32_t rates[] = {0, 0, 3000, 30000, 200000};
     struct sim_faults f = {.read_eio = rates[run_random(r, 5)],
-                           .write_eio = rates[run_random(r, 5)] / 4,
-                           .bit_flip = rates[run_random(r, 5)],
-                           .lost_write = rates[run_random(r, 5)],
-                           .misdirected_write = rates[run_random(r, 5)] / 2};
+                           .write_eio = rates[run_random(r, 5)] / (passing ? 1 : 4)};
 
+    if (!passing) {
+        f.bit_flip = rates[run_random(r, 5)];
+        f.lost_write = rates[run_random(r, 5)];
+        f.misdirected_write = rates[run_random(r, 5)] / 2;
+    }
     run_trace(r, "faults on %s: read_eio %u write_eio %u flip %u lost %u misdirected %u", path,
               f.read_eio, f.write_eio, f.bit_flip, f.lost_write, f.misdirected_write);
     sim_set_file_faults(r->sim, path, &f);
 }
 
-/* Something happens to a drive, to one more as long as the profile bears it. */
-static void damage(struct run *r)
+/* Which drive it shall be: one more, as long as the profile bears it. */
+static unsigned damage_pick(struct run *r)
 {
     unsigned d = (unsigned)run_random(r, r->drives);
 
-    if (!r->faults_on)
-        return;
     if ((unsigned)__builtin_popcount(r->damaged) >= r->damage_max)
         while (!(r->damaged >> d & 1))
             d = (d + 1) % r->drives;
-    if (r->deleted >> d & 1)
+    return d;
+}
+
+static void damage(struct run *r)
+{
+    unsigned d;
+    uint32_t bit;
+
+    if (!r->faults_on)
         return;
-    r->damaged |= 1u << d;
-    if (r->options.lost || run_chance(r, 20)) {
-        run_trace(r, "lost %s", r->paths[d]);
-        (void)sim_file_delete(r->sim, r->paths[d]);
-        r->deleted |= 1u << d;
-    } else if (run_chance(r, 35)) {
-        noise(r, r->paths[d]);
-    } else if (run_chance(r, 60)) {
-        lie(r, r->paths[d]);
-    } else {
+    d = damage_pick(r);
+    bit = 1u << d;
+    if (r->deleted & bit)
+        return;
+    if (r->faulty & bit && run_chance(r, 50)) {
         run_trace(r, "no more faults on %s", r->paths[d]);
         sim_set_file_faults(r->sim, r->paths[d], NULL);
+        r->faulty &= ~bit;
+        return;
     }
+    if (!(r->damaged & bit))
+        r->passing |= bit;
+    r->damaged |= bit;
+    if (r->options.lost || run_chance(r, 15)) {
+        run_trace(r, "lost %s", r->paths[d]);
+        (void)sim_file_delete(r->sim, r->paths[d]);
+        r->deleted |= bit;
+        r->passing &= ~bit;
+    } else if (run_chance(r, 35)) {
+        noise(r, r->paths[d]);
+        r->passing &= ~bit;
+    } else {
+        bool passing = (r->passing & bit) && run_chance(r, 60);
+
+        lie(r, r->paths[d], passing);
+        r->faulty |= bit;
+        r->faulty_in_life |= bit;
+        if (!passing)
+            r->passing &= ~bit;
+    }
+}
+
+/* A drive that only ever returned errors, and does not any more, is whole once the store has been
+ * opened with it: another one may be damaged in its place. */
+static void damage_passes(struct run *r)
+{
+    uint32_t whole = r->passing & ~r->faulty_in_life;
+
+    r->damaged &= ~whole;
+    r->passing &= ~whole;
 }
 
 static void heal(struct run *r)
 {
     for (unsigned d = 0; d < r->drives; d++)
         sim_set_file_faults(r->sim, r->paths[d], NULL);
+    r->faulty = 0;
 }
 
 /* ---- Lives ---- */
@@ -277,6 +314,7 @@ static void heal(struct run *r)
 static void life_started(struct run *r, const char *name, fiber_fn fn)
 {
     r->opened = false;
+    r->faulty_in_life = r->faulty;
     r->p = NULL;
     r->env = sim_process(r->sim, name, fn, r);
 }
@@ -319,6 +357,8 @@ static void life_run(struct run *r, uint64_t ns)
         }
         if (sim_run(r->sim, at) && !sim_process_ended(r->env))
             life_hangs(r);
+        if (r->opened)
+            damage_passes(r);
         if (at < end && !sim_process_ended(r->env) && run_chance(r, 40))
             damage(r);
     }
@@ -326,8 +366,8 @@ static void life_run(struct run *r, uint64_t ns)
 
 static uint64_t kill_time(struct run *r)
 {
-    if (run_chance(r, 25))
-        return run_random(r, 20 * ENV_NS_PER_MS); /* while it opens */
+    if (run_chance(r, 35)) /* while it opens */
+        return run_random(r, run_chance(r, 50) ? 4 * ENV_NS_PER_MS : 20 * ENV_NS_PER_MS);
     return run_random(r, run_chance(r, 50) ? 300 * ENV_NS_PER_MS : 2 * ENV_NS_PER_S);
 }
 
@@ -398,9 +438,9 @@ uint64_t run_seed(uint64_t seed, const struct run_options *options)
     r->faults_on = false; /* a store is made on sound drives */
     make_store(r);
     r->faults_on = faults_on;
-    for (uint64_t lives = 1 + run_random(r, 5); lives > 0; lives--, r->life++) {
+    for (uint64_t lives = 1 + run_random(r, 6); lives > 0; lives--, r->life++) {
         live(r, run_chance(r, 35));
-        if (run_chance(r, 40))
+        if (run_chance(r, 50))
             damage(r);
     }
     heal(r);

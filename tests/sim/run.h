@@ -55,7 +55,10 @@ struct run {
     struct partition_options partition;
     bool faults_on;            /* damage may be done to drives */
     uint32_t damaged, deleted; /* bit per drive */
-    unsigned damage_max;       /* drives */
+    uint32_t passing;        /* of the damaged: only ever returned errors, so may be whole again */
+    uint32_t faulty;         /* has faults now */
+    uint32_t faulty_in_life; /* had some in this life */
+    unsigned damage_max;     /* drives */
     uint64_t slow_io_ns;
 
     /* This life. */
