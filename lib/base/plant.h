@@ -12,7 +12,6 @@
 #define PLANT_TABLE(X)                                                                     \
     X(JOURNAL_NOT_SYNCED, "the journal hands batches on that are written and not durable") \
     X(STRIPE_NOT_SYNCED, "a record names stripes that are written and not durable")        \
-    X(MIRROR_NOT_COPIED, "a new mirror of the journal starts without the live batches")    \
     X(SUPER_IN_ONE_COPY, "only one copy of the superblock is written")                     \
     X(PARITY_SWAPPED, "parity is computed with two columns exchanged")                     \
     X(READ_UNVERIFIED, "what was read from a drive is served without its CRC")             \

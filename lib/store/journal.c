@@ -345,7 +345,7 @@ static int journal_add_mirror(struct journal *j, unsigned i, const struct buf *e
 
     if (rc == 0) {
         target_failed = false;
-        rc = PLANTED(MIRROR_NOT_COPIED) ? 0 : journal_copy(j, to, &target_failed);
+        rc = journal_copy(j, to, &target_failed);
     }
     if (rc < 0 && !target_failed)
         return rc;
