@@ -12,7 +12,9 @@
 #define PLANT_TABLE(X)                                                                     \
     X(JOURNAL_NOT_SYNCED, "the journal hands batches on that are written and not durable") \
     X(STRIPE_NOT_SYNCED, "a record names stripes that are written and not durable")        \
-    X(SUPER_IN_ONE_COPY, "only one copy of the superblock is written")                     \
+    X(SUPER_NOT_SYNCED, "a superblock is relied on that is written and not durable")       \
+    X(REPLAY_NOT_SYNCED, "replay goes on from batches that may not be durable")            \
+    X(REPLAY_NOT_REPAIRED, "replay leaves mirrors without batches that others have")       \
     X(PARITY_SWAPPED, "parity is computed with two columns exchanged")                     \
     X(READ_UNVERIFIED, "what was read from a drive is served without its CRC")             \
     X(SWEEP_IGNORES_HOLDS, "a segment is freed under those who still want a chunk in it")  \

@@ -115,6 +115,7 @@ static bool super_write_copy(struct driveset *ds, struct buf **blocks, uint64_t 
         if (!drive_usable(&ds->drives[i]))
             continue;
         drive_io_prepare(&ds->drives[i], &ios[n], ENV_WRITE, blocks[i]->data, FORMAT_UNIT, off);
+        ios[n].dsync = !PLANTED(SUPER_NOT_SYNCED);
         at[n++] = i;
     }
     if (n)
@@ -171,8 +172,7 @@ int driveset_commit(struct driveset *ds, bool membership,
         for (unsigned i = 0; i < ds->count; i++)
             super_sign(ds, i, blocks[i]);
         again = !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_A);
-        if (!PLANTED(SUPER_IN_ONE_COPY))
-            again |= !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_B);
+        again |= !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_B);
         membership |= again; /* a drive was put out: that must be told too */
         rc = again ? ERR_LOST : 0;
     }

@@ -21,6 +21,7 @@
 #include "lib/base/crc32c.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 #include "lib/store/journal_priv.h"
 
 #define REPLAY_WINDOW (1u << 20)
@@ -160,7 +161,7 @@ static void replay_repair(struct replay *r, const uint8_t *has, const struct buf
     for (unsigned i = 0; i < r->count; i++) {
         struct replay_mirror *m = &r->mirrors[i];
 
-        if (has[i] || !drive_usable(m->drive))
+        if (has[i] || !drive_usable(m->drive) || PLANTED(REPLAY_NOT_REPAIRED))
             continue;
         m->repaired = true;
         m->len = 0;
@@ -265,7 +266,7 @@ static int replay_all(struct replay *r, int (*apply)(void *arg, const struct jou
 /* Makes durable what a killed process may have left half way; a drive that cannot is put out. */
 static void replay_sync(struct replay *r)
 {
-    for (unsigned i = 0; i < r->count; i++)
+    for (unsigned i = 0; i < r->count && !PLANTED(REPLAY_NOT_SYNCED); i++)
         if (env_sync(r->mirrors[i].drive->file) < 0)
             driveset_put_out(r->j->ds, r->mirrors[i].drive->index, "journal sync failed");
 }
