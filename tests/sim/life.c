@@ -74,6 +74,7 @@ static void choose_geometry(struct run *r)
                                           .replace = r->partition.on_conflict == PARTITION_REPLACE};
     r->faults_on = r->m > 0 && run_chance(r, 65);
     r->damage_max = r->m;
+    r->storm = run_chance(r, 25);
     r->block_span = run_chance(r, 50) ? 64 : 8 + run_random(r, MODEL_BLOCKS - 8);
     r->slow_io_ns = run_chance(r, 80) ? 0 : 1 + run_random(r, 5 * ENV_NS_PER_MS);
 }
@@ -98,7 +99,7 @@ static void choose_work(struct run *r)
     }
     r->clients = 1 + (unsigned)run_random(r, 8);
     r->ops_left = 10 + run_random(r, run_chance(r, 85) ? 120 : 500);
-    r->think_ns = run_chance(r, 30) ? 0 : run_random(r, 10 * ENV_NS_PER_MS);
+    r->think_ns = r->storm || run_chance(r, 30) ? 0 : run_random(r, 10 * ENV_NS_PER_MS);
     if (run_chance(r, 10))
         r->think_ns = 200 * ENV_NS_PER_MS; /* time for background work */
 }
@@ -366,6 +367,8 @@ static void life_run(struct run *r, uint64_t ns)
 
 static uint64_t kill_time(struct run *r)
 {
+    if (r->storm && run_chance(r, 80)) /* opening takes 2 to 4 ms */
+        return run_random(r, 10 * ENV_NS_PER_MS);
     if (run_chance(r, 35)) /* while it opens */
         return run_random(r, run_chance(r, 50) ? 4 * ENV_NS_PER_MS : 20 * ENV_NS_PER_MS);
     return run_random(r, run_chance(r, 50) ? 300 * ENV_NS_PER_MS : 2 * ENV_NS_PER_S);
@@ -438,9 +441,10 @@ uint64_t run_seed(uint64_t seed, const struct run_options *options)
     r->faults_on = false; /* a store is made on sound drives */
     make_store(r);
     r->faults_on = faults_on;
-    for (uint64_t lives = 1 + run_random(r, 6); lives > 0; lives--, r->life++) {
-        live(r, run_chance(r, 35));
-        if (run_chance(r, 50))
+    for (uint64_t lives = r->storm ? 4 + run_random(r, 12) : 1 + run_random(r, 6); lives > 0;
+         lives--, r->life++) {
+        live(r, run_chance(r, r->storm ? 5 : 35));
+        if (run_chance(r, r->storm ? 20 : 50))
             damage(r);
     }
     heal(r);

@@ -60,6 +60,7 @@ struct run {
     uint32_t faulty_in_life; /* had some in this life */
     unsigned damage_max;     /* drives */
     uint64_t slow_io_ns;
+    bool storm; /* one kill soon after the other */
 
     /* This life. */
     unsigned life;
