@@ -155,6 +155,8 @@ static int node_open_kv(struct node *n)
         env_sleep(n->env, NODE_LOCK_WAIT);
         rc = 0;
     }
+    if (rc == 0)
+        n->kv = kv_front_new(n->env, n->kv, 0);
     return rc;
 }
 

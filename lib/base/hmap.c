@@ -1,6 +1,8 @@
 /* Intrusive chained hash map; see hmap.h. */
 #include "lib/base/hmap.h"
 
+#include <string.h>
+
 #include "lib/base/check.h"
 #include "lib/base/codec.h"
 #include "lib/base/mem.h"
@@ -18,6 +20,12 @@ void hmap_free(struct hmap *m)
 {
     mem_free(m->buckets);
     m->buckets = NULL;
+    m->count = 0;
+}
+
+void hmap_clear(struct hmap *m)
+{
+    memset(m->buckets, 0, (m->mask + 1) * sizeof(*m->buckets));
     m->count = 0;
 }
 

@@ -22,7 +22,8 @@ struct hmap {
 #define HMAP_ENTRY(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
 void hmap_init(struct hmap *m);
-void hmap_free(struct hmap *m); /* the table only; nodes belong to the user */
+void hmap_free(struct hmap *m);  /* the table only; nodes belong to the user */
+void hmap_clear(struct hmap *m); /* forgets all nodes, keeps the table's size */
 void hmap_insert(struct hmap *m, struct hmap_node *n, uint64_t hash);
 void hmap_remove(struct hmap *m, struct hmap_node *n);
 struct hmap_node *hmap_first(const struct hmap *m, uint64_t hash);

@@ -76,7 +76,13 @@ struct kv_page {
 
 void kv_page_init(struct kv_page *p, size_t max_rows, size_t max_bytes);
 bool kv_page_full(const struct kv_page *p);
-/* `full_key`'s table byte is dropped. */
-void kv_page_add(struct kv_page *p, struct kv_slice full_key, struct kv_slice value);
+/* The key as kv_scan gives it: without the table's byte. */
+void kv_page_add(struct kv_page *p, struct kv_slice key, struct kv_slice value);
+/* What a row counts towards max_bytes. */
+size_t kv_page_row_bytes(struct kv_slice key, struct kv_slice value);
+static inline struct kv_slice kv_key_of_full(struct kv_slice full)
+{
+    return (struct kv_slice){(const uint8_t *)full.data + 1, full.len - 1};
+}
 struct kv_rows *kv_page_pack(struct kv_page *p); /* frees the page's memory */
 void kv_page_free(struct kv_page *p);

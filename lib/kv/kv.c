@@ -116,15 +116,19 @@ bool kv_page_full(const struct kv_page *p)
     return p->count >= p->max_rows || (p->count > 0 && p->bytes.len >= p->max_bytes);
 }
 
-void kv_page_add(struct kv_page *p, struct kv_slice full_key, struct kv_slice value)
+size_t kv_page_row_bytes(struct kv_slice key, struct kv_slice value)
+{
+    return KV_ROW_HEAD + key.len + value.len;
+}
+
+void kv_page_add(struct kv_page *p, struct kv_slice key, struct kv_slice value)
 {
     uint8_t head[KV_ROW_HEAD];
 
-    CHECK(full_key.len >= 1);
-    codec_put_le32(head, (uint32_t)(full_key.len - 1));
+    codec_put_le32(head, (uint32_t)key.len);
     codec_put_le32(head + 4, (uint32_t)value.len);
     strbuf_add(&p->bytes, head, sizeof(head));
-    strbuf_add(&p->bytes, (const uint8_t *)full_key.data + 1, full_key.len - 1);
+    strbuf_add(&p->bytes, key.data, key.len);
     strbuf_add(&p->bytes, value.data, value.len);
     CHECK(!p->bytes.overflow);
     p->count++;

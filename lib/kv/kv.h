@@ -84,6 +84,14 @@ int kv_get_stats(struct kv *kv, struct kv_stats *ret_stats);
 /* Flushes and closes. Suspends. NULL is fine. */
 int kv_close(struct kv *kv);
 
+/* ---- Write-behind (kv_front.c) ---- */
+
+/* A store in front of `store`, which it owns from now on: what is written stays in memory, in at
+ * most two sets of `limit` bytes and a batch (0: 8 MiB), and goes to `store` in large batches. Same
+ * contract, much cheaper small writes. A failure to write behind is returned by the next kv_write
+ * or kv_flush and by all after it. */
+struct kv *kv_front_new(struct env *env, struct kv *store, size_t limit);
+
 /* ---- The two stores (kv_rocks.c, kv_mem.c) ---- */
 
 struct kv_rocks_options {

@@ -202,7 +202,7 @@ static int kv_mem_scan(struct kv *kv, struct kv_slice from, struct kv_slice to, 
     while (n && !kv_page_full(&page)) {
         if (reverse ? kv_slice_cmp(n->key, from) < 0 : kv_slice_cmp(n->key, to) >= 0)
             break;
-        kv_page_add(&page, n->key, n->value);
+        kv_page_add(&page, kv_key_of_full(n->key), n->value);
         n = reverse ? n->prev : n->next[0];
     }
     rows = kv_page_pack(&page);

@@ -316,7 +316,7 @@ static void kv_rocks_scan_run(void *arg)
 
         key.data = rocksdb_iter_key(it, &key.len);
         value.data = rocksdb_iter_value(it, &value.len);
-        kv_page_add(&page, key, value);
+        kv_page_add(&page, kv_key_of_full(key), value);
         if (kv_page_full(&page))
             break;
         if (s->reverse)
@@ -365,7 +365,8 @@ static int kv_rocks_scan(struct kv *kv, struct kv_slice from, struct kv_slice to
 struct kv_rocks_write {
     struct kv_rocks *k;
     const rocksdb_writeoptions_t *how;
-    rocksdb_writebatch_t *batch;
+    const struct kv_batch *batch;
+    rocksdb_writebatch_t *encoded; /* made by the first try */
     int result;
 };
 
@@ -388,17 +389,18 @@ static void kv_rocks_write_run(void *arg)
     struct kv_rocks_write *w = arg;
     char *error = NULL;
 
-    rocksdb_write(w->k->db, w->how, w->batch, &error);
+    if (!w->encoded)
+        w->encoded = kv_rocks_batch(w->batch);
+    rocksdb_write(w->k->db, w->how, w->encoded, &error);
     w->result = kv_rocks_error(w->k, "write", error);
 }
 
 static int kv_rocks_write(struct kv *kv, const struct kv_batch *b)
 {
     struct kv_rocks *k = kv_rocks_of(kv);
-    struct kv_rocks_write w = {k, k->write_inline, NULL, ERR_AGAIN};
+    struct kv_rocks_write w = {k, k->write_inline, b, NULL, ERR_AGAIN};
 
     fiber_mutex_lock(&k->write_lock);
-    w.batch = kv_rocks_batch(b);
     if (b->ops.len <= KV_ROCKS_INLINE_BYTES)
         kv_rocks_write_run(&w);
     if (w.result == ERR_AGAIN) {
@@ -406,7 +408,7 @@ static int kv_rocks_write(struct kv *kv, const struct kv_batch *b)
         env_offload(k->env, ENV_LANE_KV, kv_rocks_write_run, &w);
     }
     fiber_mutex_unlock(&k->write_lock);
-    rocksdb_writebatch_destroy(w.batch);
+    rocksdb_writebatch_destroy(w.encoded);
     return w.result;
 }
 

@@ -106,6 +106,18 @@ static void choose_work(struct run *r)
 
 /* ---- Processes ---- */
 
+/* As in the daemon, but with much smaller sets, so that they change over all the time. */
+static int life_open_kv(struct run *r)
+{
+    uint64_t dice;
+    int rc = kv_mem_open(r->env, r->image, &r->kv);
+
+    env_random(r->env, &dice, sizeof(dice));
+    if (rc == 0)
+        r->kv = kv_front_new(r->env, r->kv, (size_t)256 << dice % 9);
+    return rc;
+}
+
 static void format_main(void *arg)
 {
     struct run *r = arg;
@@ -118,7 +130,7 @@ static void format_main(void *arg)
                                      .journal_len = r->journal_len,
                                      .overwrite = r->life > 0};
     bool exists = false;
-    int rc = kv_mem_open(r->env, r->image, &r->kv);
+    int rc = life_open_kv(r);
 
     if (rc == 0)
         rc = partition_exists(r->kv, &exists);
@@ -180,7 +192,7 @@ static void life_main(void *arg)
 {
     struct run *r = arg;
     struct partition_start start;
-    int rc = kv_mem_open(r->env, r->image, &r->kv);
+    int rc = life_open_kv(r);
 
     r->phase = "opening";
     if (rc == 0)

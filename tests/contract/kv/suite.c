@@ -450,6 +450,100 @@ static void suite_fibers(struct suite *s)
     mem_free(c);
 }
 
+/* ---- Pages of one state --------------------------------------------------------------------- */
+
+/* A bank: every batch moves an amount between two accounts, an empty account has no row. However
+ * the rows are spread over what the store keeps where, a page of all of them has the same sum. */
+#define SUITE_BANK_ACCOUNTS 60u
+#define SUITE_BANK_SUM      (SUITE_BANK_ACCOUNTS * 2u)
+#define SUITE_BANK_MOVES    1500u
+
+struct suite_bank {
+    struct kv *kv;
+    struct env *env;
+    uint64_t seed;
+    uint8_t accounts[SUITE_BANK_ACCOUNTS];
+    unsigned moves_left;
+    struct fiber_group group;
+};
+
+static void suite_bank_set(struct kv_batch *b, struct suite_bank *bank, uint8_t account)
+{
+    struct kv_slice key = {&account, 1}, value = {&bank->accounts[account], 1};
+
+    if (bank->accounts[account])
+        kv_batch_put(b, KV_CATALOG, key, value);
+    else
+        kv_batch_delete(b, KV_CATALOG, key);
+}
+
+static void suite_bank_mover(void *arg)
+{
+    struct suite_bank *bank = arg;
+    struct kv_batch *b = kv_batch_new();
+
+    for (; bank->moves_left; bank->moves_left--) {
+        uint8_t from = (uint8_t)(suite_random(&bank->seed) % SUITE_BANK_ACCOUNTS);
+        uint8_t to = (uint8_t)(suite_random(&bank->seed) % SUITE_BANK_ACCOUNTS);
+        uint8_t amount = bank->accounts[from];
+
+        if (amount > 3)
+            amount = 3;
+        bank->accounts[from] = (uint8_t)(bank->accounts[from] - amount);
+        bank->accounts[to] = (uint8_t)(bank->accounts[to] + amount);
+        kv_batch_clear(b);
+        suite_bank_set(b, bank, from);
+        suite_bank_set(b, bank, to);
+        CHECK_OK(kv_write(bank->kv, b));
+        fiber_yield();
+    }
+    kv_batch_free(b);
+    fiber_group_done(&bank->group);
+}
+
+static void suite_bank_auditor(void *arg)
+{
+    struct suite_bank *bank = arg;
+    struct kv_slice none = {NULL, 0};
+
+    for (int reverse = 0; bank->moves_left; reverse = !reverse) {
+        struct kv_rows *rows;
+        unsigned sum = 0;
+
+        CHECK_OK(kv_scan(bank->kv, KV_CATALOG, none, none, 1000, 1u << 20, reverse, &rows));
+        for (size_t i = 0; i < rows->count; i++)
+            sum += *(const uint8_t *)rows->rows[i].value.data;
+        CHECK(sum == SUITE_BANK_SUM);
+        kv_rows_free(rows);
+        fiber_yield();
+    }
+    fiber_group_done(&bank->group);
+}
+
+static void suite_states(struct suite *s)
+{
+    enum { AUDITORS = 3 };
+    struct suite_bank *bank = mem_zalloc(sizeof(*bank));
+    struct kv_batch *b = kv_batch_new();
+
+    *bank = (struct suite_bank){
+        .kv = suite_open(s), .env = s->env, .seed = s->seed, .moves_left = SUITE_BANK_MOVES};
+    for (uint8_t i = 0; i < SUITE_BANK_ACCOUNTS; i++) {
+        bank->accounts[i] = SUITE_BANK_SUM / SUITE_BANK_ACCOUNTS;
+        suite_bank_set(b, bank, i);
+    }
+    CHECK_OK(kv_write(bank->kv, b));
+    kv_batch_free(b);
+    fiber_group_init(&bank->group);
+    fiber_group_add(&bank->group, AUDITORS + 1);
+    fiber_spawn(s->env, "mover", suite_bank_mover, bank);
+    for (int i = 0; i < AUDITORS; i++)
+        fiber_spawn(s->env, "auditor", suite_bank_auditor, bank);
+    fiber_group_wait(&bank->group);
+    CHECK_OK(kv_close(bank->kv));
+    mem_free(bank);
+}
+
 /* ---- Against a model ------------------------------------------------------------------------ */
 
 /* Keys are two letters of a small alphabet, in two tables; the model is an array of versions, 0 for
@@ -631,9 +725,9 @@ static void suite_reopen(struct suite *s)
 }
 
 const struct suite_case suite_cases[] = {
-    {"empty", suite_empty},   {"order", suite_order},         {"tables", suite_tables},
-    {"paging", suite_paging}, {"multi_get", suite_multi_get}, {"batches", suite_batches},
-    {"sizes", suite_sizes},   {"fibers", suite_fibers},       {"random_ops", suite_random_ops},
-    {"reopen", suite_reopen},
+    {"empty", suite_empty},           {"order", suite_order},         {"tables", suite_tables},
+    {"paging", suite_paging},         {"multi_get", suite_multi_get}, {"batches", suite_batches},
+    {"sizes", suite_sizes},           {"fibers", suite_fibers},       {"states", suite_states},
+    {"random_ops", suite_random_ops}, {"reopen", suite_reopen},
 };
 const size_t suite_case_count = sizeof(suite_cases) / sizeof(suite_cases[0]);

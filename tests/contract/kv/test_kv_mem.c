@@ -1,5 +1,7 @@
 /* The contract of the key-value store, held against the one in memory: the common suite without an
- * image on the real env and with one in the simulator, and simulated kills at random moments. */
+ * image on the real env and with one in the simulator, and simulated kills at random moments. All
+ * of it twice: by itself, and behind kv_front with sets so small that they change over all the
+ * time. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,13 +21,31 @@ struct test_case {
     struct suite suite;
     const struct suite_case *which;
     struct kv_mem_image *image;
+    bool front;
 };
+
+/* One of the suite's cases in one shape. */
+struct test_shape {
+    const struct suite_case *which;
+    bool front;
+};
+
+static int test_open(struct env *env, struct kv_mem_image *image, bool front, struct kv **ret_kv)
+{
+    uint64_t dice;
+    struct kv *kv = NULL;
+
+    env_random(env, &dice, sizeof(dice));
+    CHECK_OK(kv_mem_open(env, image, &kv));
+    *ret_kv = front ? kv_front_new(env, kv, (size_t)64 << dice % 9) : kv;
+    return 0;
+}
 
 static int test_suite_open(struct suite *s, struct kv **ret_kv)
 {
     struct test_case *c = s->owner;
 
-    return kv_mem_open(s->env, c->image, ret_kv);
+    return test_open(s->env, c->image, c->front, ret_kv);
 }
 
 static void test_suite_main(void *arg)
@@ -38,7 +58,8 @@ static void test_suite_main(void *arg)
 static void test_suite_real(void **state)
 {
     struct env_uring_options options = {1, 1, 16};
-    struct test_case c = {.which = *state};
+    const struct test_shape *shape = *state;
+    struct test_case c = {.which = shape->which, .front = shape->front};
 
     c.suite = (struct suite){.open = test_suite_open, .owner = &c, .seed = 7};
     assert_int_equal(env_uring_new(&options, &c.suite.env), 0);
@@ -48,9 +69,12 @@ static void test_suite_real(void **state)
 
 static void test_suite_sim(void **state)
 {
+    const struct test_shape *shape = *state;
+
     for (uint64_t seed = 1; seed <= 5; seed++) {
         struct sim *sim = sim_new(seed);
-        struct test_case c = {.which = *state, .image = kv_mem_image_new()};
+        struct test_case c = {
+            .which = shape->which, .image = kv_mem_image_new(), .front = shape->front};
 
         c.suite =
             (struct suite){.reopens = true, .open = test_suite_open, .owner = &c, .seed = seed};
@@ -70,6 +94,7 @@ struct test_kill {
     struct kv_mem_image *image;
     struct crash_progress progress;
     uint64_t reached, count, seed; /* reached: what the last verification found */
+    bool front;
 };
 
 static void test_kill_main(void *arg)
@@ -77,7 +102,7 @@ static void test_kill_main(void *arg)
     struct test_kill *k = arg;
     struct kv *kv;
 
-    CHECK_OK(kv_mem_open(k->env, k->image, &kv));
+    CHECK_OK(test_open(k->env, k->image, k->front, &kv));
     k->reached = crash_verify(kv, &k->progress);
     k->progress.flushed = k->progress.written = k->reached;
     crash_workload(k->env, kv, &k->progress, k->reached + 1, k->count, 16, k->seed);
@@ -89,10 +114,10 @@ struct test_tally {
     uint64_t lost, spared; /* batches lost; batches kept that no flush had covered */
 };
 
-static void test_kill_run(uint64_t seed, struct test_tally *tally)
+static void test_kill_run(uint64_t seed, bool front, struct test_tally *tally)
 {
     struct sim *sim = sim_new(seed);
-    struct test_kill k = {.image = kv_mem_image_new()};
+    struct test_kill k = {.image = kv_mem_image_new(), .front = front};
 
     for (int round = 0; round < 10; round++) {
         struct crash_progress before;
@@ -114,30 +139,48 @@ static void test_kill_run(uint64_t seed, struct test_tally *tally)
     sim_free(sim);
 }
 
-static void test_kills(void **state)
+static void test_kill_many(bool front)
 {
     struct test_tally tally = {0, 0};
 
-    (void)state;
     for (uint64_t seed = 1; seed <= 100; seed++)
-        test_kill_run(seed, &tally);
+        test_kill_run(seed, front, &tally);
     printf("kills: %llu batches lost, %llu kept without a flush\n", (unsigned long long)tally.lost,
            (unsigned long long)tally.spared);
     assert_true(tally.lost > 1000);   /* else kills came too late, */
     assert_true(tally.spared > 1000); /* or nothing was ever made durable unasked */
 }
 
+static void test_kills(void **state)
+{
+    (void)state;
+    test_kill_many(false);
+}
+
+static void test_kills_front(void **state)
+{
+    (void)state;
+    test_kill_many(true);
+}
+
 int main(void)
 {
-    struct CMUnitTest tests[40] = {cmocka_unit_test(test_kills)};
-    static char names[40][40];
-    size_t n = 1;
+    static struct CMUnitTest tests[80] = {cmocka_unit_test(test_kills),
+                                          cmocka_unit_test(test_kills_front)};
+    static struct test_shape shapes[2][40];
+    static char names[80][48];
+    size_t n = 2;
 
+    CHECK(n + 4 * suite_case_count <= 80 && suite_case_count <= 40);
     for (size_t i = 0; i < suite_case_count; i++)
-        for (int sim = 0; sim < 2; sim++, n++) {
-            snprintf(names[n], sizeof(names[n]), "%s%s", suite_cases[i].name, sim ? "_sim" : "");
+        for (int kind = 0; kind < 4; kind++, n++) {
+            bool sim = kind & 1, front = kind & 2;
+
+            shapes[front][i] = (struct test_shape){&suite_cases[i], front};
+            snprintf(names[n], sizeof(names[n]), "%s%s%s", suite_cases[i].name,
+                     front ? "_front" : "", sim ? "_sim" : "");
             tests[n] = (struct CMUnitTest){names[n], sim ? test_suite_sim : test_suite_real, NULL,
-                                           NULL, (void *)(uintptr_t)&suite_cases[i]};
+                                           NULL, &shapes[front][i]};
         }
     return _cmocka_run_group_tests("kv_mem", tests, n, NULL, NULL);
 }
