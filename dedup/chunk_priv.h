@@ -8,6 +8,11 @@
 #include "lib/base/list.h"
 #include "lib/rt/sync.h"
 
+/* The fingerprint index knows a chunk by so many bytes of its fingerprint: enough to find it, and
+ * the chunk's row has the whole to make sure. Of chunks that agree in them, which will hardly ever
+ * happen, one is not found again, and is stored twice if it comes twice. */
+#define CHUNK_FP_KEY 8u
+
 /* A row of the chunk table in memory. */
 struct chunk_row {
     struct hmap_node by_id, by_fp;

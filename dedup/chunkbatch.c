@@ -141,7 +141,7 @@ static int group_look_up(struct group *g, const size_t *ask, size_t n)
     int rc;
 
     for (size_t i = 0; i < n; i++)
-        keys[i] = (struct kv_slice){g->items[ask[i]].fingerprint, FINGERPRINT_SIZE};
+        keys[i] = (struct kv_slice){g->items[ask[i]].fingerprint, CHUNK_FP_KEY};
     rc = kv_multi_get(cs->kv, KV_FPRINT, keys, n, values, lens);
     for (size_t i = 0; i < n; i++) {
         if (rc == 0 && values[i] && lens[i] == 8)

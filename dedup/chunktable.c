@@ -9,6 +9,7 @@
  */
 #include "dedup/chunkstore.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "dedup/chunk_priv.h"
@@ -20,7 +21,6 @@
 
 #define CHUNK_CACHE_DEFAULT (256u * 1024)
 #define CHUNK_ID_GAP        (1u << 20) /* skipped at start: ids given out but never journaled */
-#define CHUNK_WALK_MIN      16u        /* rows wanted from which a walk may pay */
 #define CHUNK_LISTED_MAX    65536u     /* chunks in one record */
 
 static const struct kv_slice chunk_stats_key = {"chunks", 6};
@@ -270,26 +270,43 @@ static int chunk_row_take(struct chunkstore *cs, uint64_t id, const void *value,
     return 0;
 }
 
-/* Loads rows by asking for each. */
-static int chunk_rows_ask(struct chunkstore *cs, const uint64_t *ids, const size_t *missing,
-                          size_t n, struct chunk_row **rows)
+/* A row that is wanted, and where in the caller's array. */
+struct chunk_want {
+    uint64_t id;
+    size_t at;
+};
+
+static int chunk_want_compare(const void *a, const void *b)
 {
+    const struct chunk_want *x = a, *y = b;
+
+    return x->id < y->id ? -1 : x->id > y->id;
+}
+
+/* Loads the rows wanted, in the order of ids: what was written together lies together. */
+static int chunk_rows_load(struct chunkstore *cs, struct chunk_want *want, size_t n,
+                           struct chunk_row **rows)
+{
+    struct chunk_load load = {.tick = ++cs->load_tick};
     uint8_t(*keys)[8] = mem_calloc(n, 8);
     struct kv_slice *slices = mem_calloc(n, sizeof(*slices));
     void **values = mem_calloc(n, sizeof(*values));
     size_t *lens = mem_calloc(n, sizeof(*lens));
     int rc;
 
+    qsort(want, n, sizeof(*want), chunk_want_compare);
     for (size_t i = 0; i < n; i++) {
-        codec_put_be64(keys[i], ids[missing[i]]);
+        codec_put_be64(keys[i], want[i].id);
         slices[i] = (struct kv_slice){keys[i], 8};
     }
+    list_push_back(&cs->loads, &load.link);
     rc = kv_multi_get(cs->kv, KV_CHUNK, slices, n, values, lens);
     for (size_t i = 0; i < n; i++) {
         if (rc == 0)
-            rc = chunk_row_take(cs, ids[missing[i]], values[i], lens[i], &rows[missing[i]]);
+            rc = chunk_row_take(cs, want[i].id, values[i], lens[i], &rows[want[i].at]);
         mem_free(values[i]);
     }
+    list_del(&load.link);
     mem_free(keys);
     mem_free(slices);
     mem_free(values);
@@ -297,74 +314,10 @@ static int chunk_rows_ask(struct chunkstore *cs, const uint64_t *ids, const size
     return rc;
 }
 
-/* The row of an id in a scan's result, or NULL. */
-static const struct kv_row *chunk_rows_find(const struct kv_rows *found, uint64_t id)
-{
-    size_t low = 0, high = found->count;
-
-    while (low < high) {
-        size_t mid = low + (high - low) / 2;
-        uint64_t at = codec_get_be64(found->rows[mid].key.data);
-
-        if (at == id)
-            return &found->rows[mid];
-        if (at < id)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return NULL;
-}
-
-/* Loads rows that lie close together by one walk, which costs a tenth of asking for each. */
-static int chunk_rows_walk(struct chunkstore *cs, const uint64_t *ids, const size_t *missing,
-                           size_t n, uint64_t low, uint64_t high, struct chunk_row **rows)
-{
-    uint8_t from[8], to[8];
-    struct kv_rows *found;
-    size_t span = (size_t)(high - low + 1);
-    int rc;
-
-    codec_put_be64(from, low);
-    codec_put_be64(to, high + 1);
-    rc = kv_scan(cs->kv, KV_CHUNK, (struct kv_slice){from, 8}, (struct kv_slice){to, 8}, span,
-                 span * (CHUNK_ROW_SIZE + 64), 0, &found);
-    if (rc < 0)
-        return rc;
-    for (size_t i = 0; rc == 0 && i < n; i++) {
-        const struct kv_row *row = chunk_rows_find(found, ids[missing[i]]);
-
-        rc = chunk_row_take(cs, ids[missing[i]], row ? row->value.data : NULL,
-                            row ? row->value.len : 0, &rows[missing[i]]);
-    }
-    kv_rows_free(found);
-    return rc;
-}
-
-/* Loads the rows at the positions `missing` of ids. */
-static int chunk_rows_load(struct chunkstore *cs, const uint64_t *ids, const size_t *missing,
-                           size_t n, struct chunk_row **rows)
-{
-    struct chunk_load load = {.tick = ++cs->load_tick};
-    uint64_t low = UINT64_MAX, high = 0;
-    int rc;
-
-    for (size_t i = 0; i < n; i++) {
-        low = ids[missing[i]] < low ? ids[missing[i]] : low;
-        high = ids[missing[i]] > high ? ids[missing[i]] : high;
-    }
-    list_push_back(&cs->loads, &load.link);
-    if (n >= CHUNK_WALK_MIN && high - low < 3 * n)
-        rc = chunk_rows_walk(cs, ids, missing, n, low, high, rows);
-    else
-        rc = chunk_rows_ask(cs, ids, missing, n, rows);
-    list_del(&load.link);
-    return rc;
-}
-
 int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct chunk_row **rows)
 {
-    size_t *missing = mem_calloc(n, sizeof(*missing)), count = 0;
+    struct chunk_want *want = mem_calloc(n, sizeof(*want));
+    size_t count = 0;
     int rc = 0;
 
     for (size_t i = 0; i < n; i++) {
@@ -372,15 +325,15 @@ int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct 
 
         rows[i] = NULL;
         if (!r)
-            missing[count++] = i;
+            want[count++] = (struct chunk_want){ids[i], i};
         else if (r->registered) {
             chunk_row_pin(cs, r);
             rows[i] = r;
         }
     }
     if (count)
-        rc = chunk_rows_load(cs, ids, missing, count, rows);
-    mem_free(missing);
+        rc = chunk_rows_load(cs, want, count, rows);
+    mem_free(want);
     if (rc < 0)
         for (size_t i = 0; i < n; i++)
             chunk_row_unpin(cs, rows[i]);
@@ -638,7 +591,7 @@ static void chunk_touch_drop(struct chunkstore *cs, struct chunk_touch *c, struc
     if (!c->brought) {
         codec_put_be64(key, r->id);
         kv_batch_delete(batch, KV_CHUNK, (struct kv_slice){key, 8});
-        kv_batch_delete(batch, KV_FPRINT, (struct kv_slice){r->fp, FINGERPRINT_SIZE});
+        kv_batch_delete(batch, KV_FPRINT, (struct kv_slice){r->fp, CHUNK_FP_KEY});
     }
     segment_account(cs->segments, &r->loc, false);
     cs->stats.chunks--;
@@ -656,7 +609,7 @@ static void chunk_touch_put(struct chunkstore *cs, struct chunk_touch *c, struct
     chunk_row_encode(r, row);
     kv_batch_put(batch, KV_CHUNK, (struct kv_slice){key, 8}, (struct kv_slice){row, sizeof(row)});
     if (c->brought)
-        kv_batch_put(batch, KV_FPRINT, (struct kv_slice){r->fp, FINGERPRINT_SIZE},
+        kv_batch_put(batch, KV_FPRINT, (struct kv_slice){r->fp, CHUNK_FP_KEY},
                      (struct kv_slice){key, 8});
     r->changed = cs->load_tick;
 }

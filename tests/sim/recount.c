@@ -182,10 +182,10 @@ static void row_fprint(struct recount *c, struct kv_slice key, struct kv_slice v
 {
     struct count_chunk *ch;
 
-    if (value.len != 8 || key.len != FINGERPRINT_SIZE)
+    if (value.len != 8 || key.len != CHUNK_FP_KEY)
         run_fail(c->r, "recount: a fingerprint's row is broken");
     ch = find(&c->chunks, codec_get_be64(value.data));
-    if (!ch || memcmp(ch->row.fp, key.data, FINGERPRINT_SIZE) != 0)
+    if (!ch || memcmp(ch->row.fp, key.data, CHUNK_FP_KEY) != 0)
         run_fail(c->r, "recount: a fingerprint names chunk %llu, which %s",
                  (unsigned long long)codec_get_be64(value.data),
                  ch ? "has another" : "is not there");
