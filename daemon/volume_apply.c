@@ -437,14 +437,41 @@ int volumes_apply(struct volumes *vs, uint16_t type, const struct apply *a)
 
 /* ---- Submitting ---- */
 
+/* Brings what applying the mappings will need into the caches. Records are applied one at a time,
+ * each acknowledged after those before it: one that waits for the KV store holds up all. Here
+ * only the submitter waits. Suspends. */
+static int map_warm(struct volumes *vs, const struct volume_mapping *mappings, size_t n)
+{
+    uint64_t *ids = mem_calloc(n, sizeof(*ids));
+    size_t count = 0;
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        const struct volume_mapping *mp = &mappings[i];
+        struct leaf *l = NULL;
+
+        rc = leafmap_get(&vs->leaves, mp->volume, mp->block / LEAF_BLOCKS, &l);
+        if (rc == 0 && l->entries[mp->block % LEAF_BLOCKS])
+            ids[count++] = LEAF_CHUNK(l->entries[mp->block % LEAF_BLOCKS]);
+        leafmap_put(&vs->leaves, l);
+    }
+    if (rc == 0)
+        rc = chunkstore_warm(vs->p->chunks, ids, count);
+    mem_free(ids);
+    return rc;
+}
+
 int volume_submit_map(struct volumes *vs, const struct chunk_batch *batch,
                       const struct volume_mapping *mappings, size_t n, unsigned flags)
 {
     STRBUF_AUTO struct strbuf body = STRBUF_INIT;
     uint8_t bytes[VOLUME_MAPPING_SIZE] = {0};
     struct iovec iov;
+    int rc = map_warm(vs, mappings, n);
 
     CHECK(n <= VOLUME_MAPPINGS_MAX);
+    if (rc < 0)
+        return rc;
     if (batch)
         chunk_batch_encode(batch, &body);
     else

@@ -97,6 +97,11 @@ struct chunk_read {
  * first error. Suspends. */
 int chunkstore_read(struct chunkstore *cs, struct chunk_read *reads, size_t n);
 
+/* Brings the rows of these chunks into the cache: for who will soon submit a record that changes
+ * them, so that applying it need not wait for the KV store, and others with it. Ids that are not
+ * there are no error. Suspends. */
+int chunkstore_warm(struct chunkstore *cs, const uint64_t *ids, size_t n);
+
 /* Keeps chunks readable (by chunkstore_read_pinned), whatever happens to their references, until
  * unpinned. ERR_NOENT when one is gone already. Suspends. */
 struct chunk_pins;

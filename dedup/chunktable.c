@@ -340,6 +340,17 @@ int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct 
     return rc;
 }
 
+int chunkstore_warm(struct chunkstore *cs, const uint64_t *ids, size_t n)
+{
+    struct chunk_row **rows = mem_calloc(n, sizeof(struct chunk_row *));
+    int rc = chunk_rows_get(cs, ids, n, rows);
+
+    for (size_t i = 0; rc == 0 && i < n; i++)
+        chunk_row_unpin(cs, rows[i]);
+    mem_free(rows);
+    return rc;
+}
+
 /* ---- Counters ---- */
 
 static void chunk_stats_put(struct chunkstore *cs, struct kv_batch *batch)

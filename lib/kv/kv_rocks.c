@@ -49,6 +49,7 @@
 #define KV_ROCKS_LOG_FILES       2
 #define KV_ROCKS_MANIFEST_BYTES  (16u << 20)
 #define KV_ROCKS_INLINE_ROWS     64u /* a larger scan goes straight to the lane */
+#define KV_ROCKS_INLINE_KEYS     32u /* and several keys, more than these */
 #define KV_ROCKS_DENSE_MIN       16u /* keys from which a walk is considered for several at once */
 #define KV_ROCKS_DENSE_SPAN      3u  /* and the rows it may pass, per key wanted */
 #define KV_ROCKS_INLINE_SKIPS    1024u        /* and so does one that meets many deleted rows */
@@ -366,7 +367,8 @@ static int kv_rocks_multi_walk(struct kv_rocks *k, const struct kv_slice *keys, 
     size_t at = 0;
 
     memcpy(to.bytes, last.data, last.len); /* and a zero: the next key there can be */
-    kv_rocks_scan_run(&s);
+    if (n <= KV_ROCKS_INLINE_ROWS)
+        kv_rocks_scan_run(&s);
     if (s.result == ERR_AGAIN) {
         s.memory_only = false;
         env_offload(k->env, ENV_LANE_KV, kv_rocks_scan_run, &s);
@@ -397,7 +399,8 @@ static int kv_rocks_multi_ask_all(struct kv_rocks *k, const struct kv_slice *key
     g.values = mem_calloc(n, sizeof(*values));
     g.lens = mem_calloc(n, sizeof(*lens));
     kv_rocks_multi_init(&g, keys, n);
-    kv_rocks_multi_run(&g);
+    if (n <= KV_ROCKS_INLINE_KEYS)
+        kv_rocks_multi_run(&g);
     if (g.result == 0 && g.left > 0) {
         g.how = k->read_all;
         env_offload(k->env, ENV_LANE_KV, kv_rocks_multi_run, &g);
