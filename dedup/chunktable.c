@@ -96,7 +96,7 @@ static bool chunk_row_sane(const struct chunk_row *r)
 {
     if (r->raw == 0 || r->raw > CHUNK_MAX || r->loc.stored == 0 || r->loc.stored > r->raw)
         return false;
-    return r->codec == COMPRESS_RAW ? r->loc.stored == r->raw : r->codec == COMPRESS_ZSTD;
+    return r->codec == COMPRESS_RAW ? r->loc.stored == r->raw : r->codec < COMPRESS_CODECS;
 }
 
 int chunk_row_decode(const void *p, size_t n, struct chunk_row *r)

@@ -90,7 +90,9 @@ static void round_trip(const uint8_t *p, size_t n, int want_codec)
     size_t stored = compress_pack(p, n, packed, &codec);
 
     assert_true(stored > 0 && stored <= n);
-    if (want_codec >= 0)
+    if (want_codec == COMPRESS_ZSTD)
+        assert_int_not_equal(codec, COMPRESS_RAW); /* with or without a filter */
+    else if (want_codec >= 0)
         assert_int_equal(codec, want_codec);
     if (codec == COMPRESS_RAW) {
         assert_int_equal(stored, n);
@@ -143,6 +145,60 @@ static void test_compress_border(void **state)
     free(p);
 }
 
+/* Rows of 16-bit samples that wander, signed or not, in pieces of odd and even lengths and phases.
+ */
+static void test_compress_samples(void **state)
+{
+    enum { N = 262144 };
+    uint8_t *p = malloc(N + 1), *packed = malloc(N + 1);
+    enum compress_codec codec;
+    uint64_t seed = 1;
+    int16_t sample = -300;
+
+    (void)state;
+    for (size_t i = 0; i < N / 2; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        sample = (int16_t)(sample + (int16_t)(seed >> 60) - 8 + (i % 512 ? 0 : 40));
+        p[2 * i] = (uint8_t)sample;
+        p[2 * i + 1] = (uint8_t)((uint16_t)sample >> 8);
+    }
+    p[N] = 99;
+    for (size_t n = 16384; n <= N; n = n * 2 - 1) {
+        round_trip(p, n, COMPRESS_DELTA16_ZSTD);
+        round_trip(p + 1, n, -1); /* out of phase: whatever pays, but exact */
+    }
+    round_trip(p, N + 1, COMPRESS_DELTA16_ZSTD);
+    assert_true(compress_pack(p, N, packed, &codec) < N / 3); /* zstd alone: hardly half */
+    free(p);
+    free(packed);
+}
+
+/* Differences over the whole range of 16 bits, where folding and wrapping must be exact. */
+static void test_compress_extremes(void **state)
+{
+    static const uint16_t edges[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+    enum { N = 32768 };
+    uint8_t *p = malloc(N), *packed = malloc(N), *back = malloc(N);
+    enum compress_codec codec;
+    size_t stored;
+
+    (void)state;
+    for (size_t i = 0; i < N / 2; i++) {
+        /* Runs of a value, then each edge after each. */
+        uint16_t v = i < 8192 ? (uint16_t)(i / 3) : edges[(i + i / 6) % 6];
+
+        p[2 * i] = (uint8_t)v;
+        p[2 * i + 1] = (uint8_t)(v >> 8);
+    }
+    stored = compress_pack(p, N, packed, &codec);
+    assert_int_equal(codec, COMPRESS_DELTA16_ZSTD);
+    assert_int_equal(compress_unpack(codec, packed, stored, back, N), 0);
+    assert_memory_equal(back, p, N);
+    free(p);
+    free(packed);
+    free(back);
+}
+
 static void test_unpack_refuses(void **state)
 {
     uint8_t in[100], out[1000];
@@ -193,6 +249,8 @@ int main(void)
         cmocka_unit_test(test_fingerprint_vectors),
         cmocka_unit_test(test_compress_round_trips),
         cmocka_unit_test(test_compress_border),
+        cmocka_unit_test(test_compress_samples),
+        cmocka_unit_test(test_compress_extremes),
         cmocka_unit_test(test_unpack_refuses),
         cmocka_unit_test(test_is_zero),
     };
