@@ -311,6 +311,26 @@ static void expect_patients_sound(void)
     mem_free(studies);
 }
 
+static size_t rows_in(enum kv_table t)
+{
+    static const struct kv_slice all = {"", 0};
+    struct kv_rows *rows;
+    size_t n;
+
+    assert_int_equal(kv_scan(pc.kv, t, all, all, 1000, 1u << 20, 0, &rows), 0);
+    n = rows->count;
+    kv_rows_free(rows);
+    return n;
+}
+
+/* What was deleted left nothing behind, not even what no query would show. */
+static void expect_bare(void)
+{
+    assert_int_equal(rows_in(KV_CATALOG), 0);
+    assert_int_equal(rows_in(KV_INDEX), 0);
+    assert_int_equal(rows_in(KV_RECIPE), 0);
+}
+
 static void expect_counts(uint64_t studies, uint64_t series, uint64_t instances)
 {
     assert_int_equal(counts().studies, studies);
@@ -319,6 +339,8 @@ static void expect_counts(uint64_t studies, uint64_t series, uint64_t instances)
     assert_int_equal(rows_at(OBJECT_SERIES), series);
     assert_int_equal(rows_at(OBJECT_INSTANCE), instances);
     expect_patients_sound();
+    if (instances == 0)
+        expect_bare();
 }
 
 static uint64_t stored_bytes(void)

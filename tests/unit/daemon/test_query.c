@@ -439,6 +439,17 @@ static void many_main(void *arg)
 #define ISSUER  0x00100021u
 #define STUDIES 0x00201200u
 
+static void write_row(enum kv_table t, const struct catalog_key *k, const char *value)
+{
+    batch = kv_batch_new();
+    if (value)
+        kv_batch_put(batch, t, catalog_key_slice(k), (struct kv_slice){value, strlen(value)});
+    else
+        kv_batch_delete(batch, t, catalog_key_slice(k));
+    assert_int_equal(kv_write(p.kv, batch), 0);
+    kv_batch_free(batch);
+}
+
 /* A study with a series and an instance, in a batch of its own. NULL leaves an attribute out. */
 static void put_study_of(const char *uid, const char *vr, const char *id, const char *issuer)
 {
@@ -590,6 +601,34 @@ static void patients_main(void *arg)
     expect_query(&q, "Q Q+");
 }
 
+/* What other patients have is not even looked at: here it could not be read. */
+static void only_own_main(void *arg)
+{
+    struct object_match m = {ID, OBJECT_MATCH_EXACT, "P10"};
+    struct object_query q = {.level = OBJECT_STUDY, .matches = &m, .match_count = 1};
+    struct object_rows *rows;
+    struct catalog_key k;
+
+    (void)arg;
+    for (unsigned i = 0; i < 3; i++) {
+        static const char levels[] = "TSI";
+
+        catalog_key_make(&k, levels[i], "1.11", i ? "1.11.1" : NULL, i > 1 ? "1.11.1.1" : NULL);
+        write_row(KV_CATALOG, &k, "damaged");
+    }
+    catalog_id_key(&k, "P11", 3, NULL);
+    write_row(KV_CATALOG, &k, "damaged");
+    for (int level = OBJECT_PATIENT; level <= OBJECT_INSTANCE; level++) {
+        q.level = (enum object_level)level;
+        m.kind = OBJECT_MATCH_EXACT;
+        assert_int_equal(study_query(&ss.face, &q, &rows), 0);
+        assert_int_equal(rows->count, 1);
+        mem_free(rows);
+        m.kind = OBJECT_MATCH_WILDCARD;
+        assert_int_equal(study_query(&ss.face, &q, &rows), ERR_FORMAT);
+    }
+}
+
 /* More studies of a patient than a page of the index holds. */
 static void many_studies_main(void *arg)
 {
@@ -619,17 +658,6 @@ static void many_studies_main(void *arg)
     assert_true(rows->more);
     mem_free(rows);
     expect(OBJECT_PATIENT, STUDIES, OBJECT_MATCH_EXACT, "600", "R S");
-}
-
-static void write_row(enum kv_table t, const struct catalog_key *k, const char *value)
-{
-    batch = kv_batch_new();
-    if (value)
-        kv_batch_put(batch, t, catalog_key_slice(k), (struct kv_slice){value, strlen(value)});
-    else
-        kv_batch_delete(batch, t, catalog_key_slice(k));
-    assert_int_equal(kv_write(p.kv, batch), 0);
-    kv_batch_free(batch);
 }
 
 static void damaged_patient_main(void *arg)
@@ -727,10 +755,10 @@ static void test_stage(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CASE(exact), CASE(universal), CASE(wildcard),     CASE(range),
-        CASE(list),  CASE(levels),    CASE(under),        CASE(paging),
-        CASE(anded), CASE(row),       CASE(many),         CASE(damaged),
-        CASE(index), CASE(patients),  CASE(many_studies), CASE(damaged_patient),
+        CASE(exact),        CASE(universal),       CASE(wildcard), CASE(range),    CASE(list),
+        CASE(levels),       CASE(under),           CASE(paging),   CASE(anded),    CASE(row),
+        CASE(many),         CASE(damaged),         CASE(index),    CASE(only_own), CASE(patients),
+        CASE(many_studies), CASE(damaged_patient),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
