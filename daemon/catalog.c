@@ -114,6 +114,21 @@ static int row_end(struct codec_reader *r, struct catalog_attrs *attrs)
 
 /* ---- Rows ---- */
 
+void catalog_patient_encode(const struct catalog_patient *p, struct strbuf *out)
+{
+    strbuf_addc(out, CATALOG_VERSION);
+    put_u64(out, p->studies);
+    catalog_attrs_encode(p->attrs.attrs, p->attrs.count, out);
+}
+
+int catalog_patient_decode(struct kv_slice value, struct catalog_patient *ret_patient)
+{
+    struct codec_reader r = row_begin(value);
+
+    ret_patient->studies = codec_read_le64(&r);
+    return row_end(&r, &ret_patient->attrs);
+}
+
 void catalog_study_encode(const struct catalog_study *s, struct strbuf *out)
 {
     strbuf_addc(out, CATALOG_VERSION);
@@ -235,6 +250,56 @@ void catalog_key_after(struct catalog_key *k)
         k->len--;
     if (k->len)
         k->bytes[k->len - 1]++;
+}
+
+/* ---- Patients ---- */
+
+#define TAG_ISSUER 0x00100021u
+
+/* A sequence under a tag that is text elsewhere matches nothing, so it says nothing here. */
+static const char *text_or_empty(const struct catalog_attrs *a, uint32_t tag)
+{
+    for (size_t i = 0; i < a->count; i++)
+        if (a->attrs[i].tag == tag)
+            return strcmp(a->attrs[i].vr, "SQ") == 0 ? "" : a->attrs[i].value;
+    return "";
+}
+
+const char *catalog_patient_id(const struct catalog_attrs *study)
+{
+    return text_or_empty(study, CATALOG_TAG_PATIENT_ID);
+}
+
+const char *catalog_id_next(const char *at, size_t *ret_len)
+{
+    at += strspn(at, "\\");
+    *ret_len = strcspn(at, "\\");
+    return *at ? at : NULL;
+}
+
+void catalog_id_key(struct catalog_key *k, const char *id, size_t len, const char *study)
+{
+    if (len > CATALOG_ID_MAX)
+        len = CATALOG_ID_MAX;
+    k->bytes[0] = 'P';
+    memcpy(k->bytes + 1, id, len);
+    k->len = 1 + len;
+    k->bytes[k->len++] = 0;
+    if (study)
+        key_add(k, study);
+}
+
+bool catalog_patient_key(struct catalog_key *k, const struct catalog_attrs *study)
+{
+    const char *id = catalog_patient_id(study), *issuer = text_or_empty(study, TAG_ISSUER);
+    size_t len = strlen(id), n = strnlen(issuer, CATALOG_ID_MAX);
+
+    if (len == 0 || len > CATALOG_ID_MAX || strchr(id, '\\'))
+        return false;
+    catalog_id_key(k, id, len, NULL);
+    memcpy(k->bytes + k->len, issuer, n);
+    k->len += n;
+    return true;
 }
 
 int catalog_uids_split(struct kv_slice bytes, unsigned n, struct catalog_uids *ret_uids)

@@ -1,12 +1,25 @@
-/* The catalogue's rows: studies, series and instances as they stand in the KV store.
+/* The catalogue's rows: patients, studies, series and instances as they stand in the KV store.
  *
- * KV_CATALOG: 'T' study            -> struct catalog_study
+ * KV_CATALOG: 'P' Patient ID NUL its issuer -> struct catalog_patient
+ *             'T' study            -> struct catalog_study
  *             'S' study NUL series -> struct catalog_series
  *             'I' study NUL series NUL instance -> struct catalog_instance
  * KV_INDEX:   'U' instance         -> study NUL series
+ *             'P' Patient ID NUL study -> empty
  * KV_RECIPE:  instance             -> the recipe (recipe.h)
  *
  * Decoded rows point into the bytes they were decoded from.
+ *
+ * Who is a patient. PatientID tells patients apart, and where hospitals share a store their issuers
+ * do; so the two together are the key, as the catalogue has them: UTF-8, without the padding, and
+ * upper and lower case are different. An absent issuer is as good as an empty one. Studies without
+ * a Patient ID have no patient: they have nothing in common but that nobody said whose they are.
+ * The same goes for an ID that no standard allows, of several values or over CATALOG_ID_MAX bytes
+ * (LO has 64 characters, of at most 4 bytes): better in no row than in a wrong one.
+ *
+ * The index is about finding studies by PatientID and knows no such doubts: a study has a row under
+ * each value that a query could name, cut at CATALOG_ID_MAX bytes. Whoever finds a study there
+ * matches it again.
  */
 #pragma once
 
@@ -21,6 +34,9 @@
 #define CATALOG_ATTRS_MAX      128u
 #define CATALOG_MODALITIES_MAX 32u
 #define CATALOG_DIGEST         32u
+#define CATALOG_ID_MAX         256u /* bytes of a Patient ID or its issuer in a key */
+
+#define CATALOG_TAG_PATIENT_ID 0x00100020u
 
 struct catalog_attrs {
     size_t count;
@@ -30,6 +46,11 @@ struct catalog_attrs {
 struct catalog_modality {
     char name[17];
     uint32_t series;
+};
+
+struct catalog_patient {
+    uint64_t studies;
+    struct catalog_attrs attrs; /* name, ID, issuer, birth date, sex: as the first study had them */
 };
 
 struct catalog_study {
@@ -54,6 +75,8 @@ struct catalog_instance {
 /* Encoding appends to `out`; decoding gives ERR_FORMAT. */
 void catalog_attrs_encode(const struct object_attr *attrs, size_t n, struct strbuf *out);
 int catalog_attrs_decode(struct codec_reader *r, struct catalog_attrs *ret_attrs);
+void catalog_patient_encode(const struct catalog_patient *p, struct strbuf *out);
+int catalog_patient_decode(struct kv_slice value, struct catalog_patient *ret_patient);
 void catalog_study_encode(const struct catalog_study *s, struct strbuf *out);
 int catalog_study_decode(struct kv_slice value, struct catalog_study *ret_study);
 void catalog_series_encode(const struct catalog_series *s, struct strbuf *out);
@@ -61,9 +84,12 @@ int catalog_series_decode(struct kv_slice value, struct catalog_series *ret_seri
 void catalog_instance_encode(const struct catalog_instance *i, struct strbuf *out);
 int catalog_instance_decode(struct kv_slice value, struct catalog_instance *ret_instance);
 
+#define CATALOG_KEY_MAX \
+    (1u + 2u * (CATALOG_ID_MAX + 1u)) /* that of a patient, and a NUL behind it */
+
 /* A key of KV_CATALOG; series and instance as the level has them. Cut at their first NULL. */
 struct catalog_key {
-    uint8_t bytes[3 * (OBJECT_UID_MAX + 1) + 1];
+    uint8_t bytes[CATALOG_KEY_MAX];
     size_t len;
 };
 void catalog_key_make(struct catalog_key *k, char level, const char *study, const char *series,
@@ -74,6 +100,17 @@ static inline struct kv_slice catalog_key_slice(const struct catalog_key *k)
 {
     return (struct kv_slice){k->bytes, k->len};
 }
+
+/* The patient that a study with these attributes belongs to; false: none, and *k is as it was. */
+bool catalog_patient_key(struct catalog_key *k, const struct catalog_attrs *study);
+/* Whatever has this Patient ID: the beginning of patients' keys in KV_CATALOG and, with a study
+ * behind it (NULL: none), of those in KV_INDEX. The ID is cut at CATALOG_ID_MAX bytes. */
+void catalog_id_key(struct catalog_key *k, const char *id, size_t len, const char *study);
+/* The values of a study's PatientID, one by one: the first that is not empty at `at` or behind it,
+ * of *ret_len bytes. NULL at the end. Begin with catalog_patient_id, go on behind the value. */
+const char *catalog_id_next(const char *at, size_t *ret_len);
+/* The attribute's text; "" when there is none that could match anything. */
+const char *catalog_patient_id(const struct catalog_attrs *study);
 
 /* The NUL-separated parts of a key behind its level byte (or of a 'U' value, with level false); `n`
  * parts expected. The texts point into `store`. ERR_FORMAT. */

@@ -6,7 +6,8 @@
  *   DELETE: study / series / instance UID
  *
  * Rows of a study and a series are made by the first instance and go with the last one. They keep
- * the attributes that the first instance had.
+ * the attributes that the first instance had. A patient's row is made by the first study and goes
+ * with the last one (study_patient.c): only where a study comes or goes it is looked at.
  */
 #include <string.h>
 
@@ -70,6 +71,7 @@ struct put_apply {
     struct kv_slice row, recipe_bytes; /* in the body */
     struct catalog_instance instance;
     struct catalog_attrs study_attrs, series_attrs;
+    struct study_patient patient; /* loaded where a study comes */
     struct recipe recipe;
     struct chunk_txn *txn;
 };
@@ -261,15 +263,53 @@ static void rows_delete(struct studies *ss, const struct catalog_uids *home, con
     ss->bytes -= bytes;
 }
 
-/* ---- PUT ---- */
-
-/* An instance that is to be replaced. */
+/* An instance that is to be removed. */
 struct old_instance {
     struct catalog_uids home; /* study, series */
     struct catalog_instance row;
     struct recipe recipe;
     struct upper upper;
+    struct study_patient patient; /* loaded where the study goes */
 };
+
+static void old_free(struct old_instance *old)
+{
+    recipe_free(&old->recipe);
+    mem_free(old->upper.study_value);
+    mem_free(old->upper.series_value);
+    mem_free(old->patient.value);
+    mem_free(old);
+}
+
+/* Will the study go with this instance? */
+static bool old_is_last(const struct old_instance *old)
+{
+    return old->upper.study_exists && old->upper.study.instances == 1;
+}
+
+/* Its rows in the levels above, and its recipe; see old_recipe. */
+static int old_load(struct studies *ss, const char *instance, struct chunk_txn *txn,
+                    struct old_instance *old)
+{
+    int rc = upper_load(ss, old->home.part[0], old->home.part[1], &old->upper);
+
+    if (rc == 0 && old_is_last(old))
+        rc = study_patient_load(ss, &old->upper.study.attrs, true, &old->patient);
+    return rc < 0 ? rc : old_recipe(ss, instance, txn, &old->recipe);
+}
+
+/* Takes the instance out of all rows. */
+static void old_remove(struct studies *ss, const char *instance, struct old_instance *old,
+                       struct kv_batch *batch)
+{
+    upper_remove(ss, &old->upper, old->row.bytes);
+    upper_put(&old->upper, old->home.part[0], old->home.part[1], batch);
+    if (old->upper.study.instances == 0)
+        study_patient_remove(&old->patient, &old->upper.study.attrs, old->home.part[0], batch);
+    rows_delete(ss, &old->home, instance, old->row.bytes, batch);
+}
+
+/* ---- PUT ---- */
 
 static void rows_put(struct put_apply *p, struct upper *u)
 {
@@ -278,6 +318,8 @@ static void rows_put(struct put_apply *p, struct upper *u)
     uint8_t home[2 * OBJECT_UID_MAX + 1];
     size_t n = strlen(p->study_uid) + 1, m = strlen(p->series_uid);
 
+    if (!u->study_exists)
+        study_patient_add(&p->patient, &p->study_attrs, p->study_uid, batch);
     upper_add(u, p);
     upper_put(u, p->study_uid, p->series_uid, batch);
     catalog_key_make(&k, 'I', p->study_uid, p->series_uid, p->instance_uid);
@@ -293,15 +335,14 @@ static void rows_put(struct put_apply *p, struct upper *u)
 }
 
 /* The old instance leaves first, in the rows in memory; where the new one has the same study or
- * series it goes on from there. Its rows come later in the batch and win. */
+ * series or patient it goes on from there. Its rows come later in the batch and win. */
 static void rows_replace(struct put_apply *p, struct upper *u, struct old_instance *old)
 {
     bool same_study = strcmp(old->home.part[0], p->study_uid) == 0;
     bool same_series = same_study && strcmp(old->home.part[1], p->series_uid) == 0;
 
-    upper_remove(p->ss, &old->upper, old->row.bytes);
-    upper_put(&old->upper, old->home.part[0], old->home.part[1], p->a->kv);
-    rows_delete(p->ss, &old->home, p->instance_uid, old->row.bytes, p->a->kv);
+    old_remove(p->ss, p->instance_uid, old, p->a->kv);
+    study_patient_follow(&p->patient, &old->patient);
     if (same_study) {
         u->study = old->upper.study;
         u->study_exists = u->study.instances > 0;
@@ -320,9 +361,9 @@ static int put_change(struct put_apply *p, struct old_instance *old)
     int rc = upper_load(p->ss, p->study_uid, p->series_uid, u);
 
     if (rc == 0 && old)
-        rc = upper_load(p->ss, old->home.part[0], old->home.part[1], &old->upper);
-    if (rc == 0 && old)
-        rc = old_recipe(p->ss, p->instance_uid, p->txn, &old->recipe);
+        rc = old_load(p->ss, p->instance_uid, p->txn, old);
+    if (rc == 0 && (!u->study_exists || (old && old_is_last(old)))) /* a study may come */
+        rc = study_patient_load(p->ss, &p->study_attrs, false, &p->patient);
     for (uint32_t i = 0; i < p->recipe.chunk_count; i++)
         chunk_txn_need(p->txn, p->recipe.chunks[i].id);
     if (rc == 0)
@@ -364,11 +405,8 @@ static int put_decide(struct put_apply *p)
     }
     if (rc == 0 && result)
         result->outcome = outcome;
-    recipe_free(&old->recipe);
-    mem_free(old->upper.study_value);
-    mem_free(old->upper.series_value);
+    old_free(old);
     mem_free(value);
-    mem_free(old);
     return rc;
 }
 
@@ -388,6 +426,7 @@ static int apply_put(struct studies *ss, const struct apply *a)
         rc = put_decide(p);
     chunk_txn_abort(p->txn); /* where nothing was stored: its new chunks never come to be */
     recipe_free(&p->recipe);
+    mem_free(p->patient.value);
     mem_free(p);
     return rc;
 }
@@ -398,10 +437,8 @@ static int delete_change(struct studies *ss, const struct apply *a, struct old_i
                          const char *instance)
 {
     struct chunk_txn *txn = chunk_txn_begin(ss->p->chunks);
-    int rc = upper_load(ss, old->home.part[0], old->home.part[1], &old->upper);
+    int rc = old_load(ss, instance, txn, old);
 
-    if (rc == 0)
-        rc = old_recipe(ss, instance, txn, &old->recipe);
     if (rc == 0)
         rc = chunk_txn_load(txn);
     if (rc < 0) {
@@ -410,9 +447,7 @@ static int delete_change(struct studies *ss, const struct apply *a, struct old_i
     }
     recipe_refs(txn, &old->recipe, -1);
     chunk_txn_commit(txn, a->kv);
-    upper_remove(ss, &old->upper, old->row.bytes);
-    upper_put(&old->upper, old->home.part[0], old->home.part[1], a->kv);
-    rows_delete(ss, &old->home, instance, old->row.bytes, a->kv);
+    old_remove(ss, instance, old, a->kv);
     return 0;
 }
 
@@ -433,11 +468,8 @@ static int apply_delete(struct studies *ss, const struct apply *a)
         rc = delete_change(ss, a, old, instance);
     if (rc == 0 && result)
         result->bytes = old->row.bytes;
-    recipe_free(&old->recipe);
-    mem_free(old->upper.study_value);
-    mem_free(old->upper.series_value);
+    old_free(old);
     mem_free(value);
-    mem_free(old);
     return rc;
 }
 

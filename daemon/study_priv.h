@@ -1,5 +1,6 @@
 /* What the study store's parts share: study.c (life, opening, reading), study_put.c (ingest),
- * study_apply.c (records), study_query.c (the catalogue). */
+ * study_apply.c (records), study_patient.c (patients'
+ * rows), study_query.c (the catalogue). */
 #pragma once
 
 #include <string.h>
@@ -25,6 +26,27 @@ static inline void study_copy_uid(char to[OBJECT_UID_MAX + 1], const char *from)
     memcpy(to, from, n);
     to[n] = 0;
 }
+
+/* The patient of a study that comes or goes (study_patient.c), loaded, changed, written back. */
+struct study_patient {
+    bool known, exists; /* known: there is to be a row; exists: there is one */
+    struct catalog_key key;
+    struct catalog_patient row;
+    void *value; /* bytes that the row points into; mem_free */
+};
+
+/* Loads the patient that a study with these attributes belongs to. `counted`: the study is there,
+ * so the patient must be (ERR_FORMAT). Suspends. */
+int study_patient_load(struct studies *ss, const struct catalog_attrs *study, bool counted,
+                       struct study_patient *ret_patient);
+/* A study comes into being, or ceases to be: the patient's row and the index follow in the batch.
+ * The attributes must live as long as `sp` is used. */
+void study_patient_add(struct study_patient *sp, const struct catalog_attrs *attrs,
+                       const char *study, struct kv_batch *batch);
+void study_patient_remove(struct study_patient *sp, const struct catalog_attrs *attrs,
+                          const char *study, struct kv_batch *batch);
+/* Both were loaded, `before` was changed since: where they are one patient, go on from there. */
+void study_patient_follow(struct study_patient *sp, const struct study_patient *before);
 
 /* What RECORD_OBJECT_PUT says of the instance (study_apply.c encodes and decodes). */
 struct study_put_record {

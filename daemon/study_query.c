@@ -1,6 +1,10 @@
 /* The catalogue's queries: walk the rows of a level in key order, keep those that match.
  *
- * Rows are read page by page; with UIDs given only their part of the table is walked. A series or
+ * Rows are read page by page; with UIDs given only their part of the table is walked. An exact
+ * Patient ID (and no study) goes by the index: that patient's studies in the order of their UIDs,
+ * which is the order of the whole walk, and under each of them its part of the table. The index
+ * only leads there: a study that changed meanwhile, or that shares the beginning of an overlong ID,
+ * is dropped by the matching, which asks about the Patient ID like about anything else. A series or
  * instance row is joined with the rows above it, which come once per study and series because keys
  * sort that way. Results are gathered in one growing block with offsets, turned into pointers at
  * the end.
@@ -19,15 +23,17 @@
 
 #define TAG_MODALITIES       0x00080061u
 #define TAG_TRANSFER_SYNTAX  0x00083002u
+#define TAG_PATIENT_STUDIES  0x00201200u
 #define TAG_STUDY_SERIES     0x00201206u
 #define TAG_STUDY_INSTANCES  0x00201208u
 #define TAG_SERIES_INSTANCES 0x00201209u
 
 /* ---- Matching (PS3.4 section C.2.2.2) ---- */
 
+/* A Patient ID is compared as one whatever a sender took it for: the index knows no other way. */
 static bool is_person(const struct object_attr *a)
 {
-    return strcmp(a->vr, "PN") == 0;
+    return strcmp(a->vr, "PN") == 0 && a->tag != CATALOG_TAG_PATIENT_ID;
 }
 
 /* '*' and '?' against one value; the classic two-pointer walk, linear for a bounded pattern. */
@@ -225,6 +231,7 @@ struct join {
     struct catalog_uids uids;         /* of the present row */
     void *study_value, *series_value; /* bytes of the rows above, as loaded last */
     char study_uid[OBJECT_UID_MAX + 1], series_uid[OBJECT_UID_MAX + 1]; /* which those are */
+    struct catalog_patient patient;
     struct catalog_study study;
     struct catalog_series series;
     struct catalog_instance instance;
@@ -232,7 +239,7 @@ struct join {
     size_t attr_count;
     struct strbuf computed; /* texts of computed attributes */
     struct found found;
-    uint64_t skipped;
+    uint64_t limit, skipped;
     bool full;
 };
 
@@ -302,6 +309,11 @@ static void join_build(struct join *j)
     strbuf_reset(&j->computed);
     (void)strbuf_room(&j->computed, 2048); /* more than all computed texts together */
     j->computed.len = 0;
+    if (level == OBJECT_PATIENT) {
+        join_attrs(j, &j->patient.attrs);
+        join_number(j, TAG_PATIENT_STUDIES, j->patient.studies);
+        return;
+    }
     join_study(j);
     if (level >= OBJECT_SERIES) {
         join_attrs(j, &j->series.attrs);
@@ -332,7 +344,8 @@ static void join_emit(struct join *j)
     struct found *f = &j->found;
     enum object_level level = j->q->level;
     struct found_row *r;
-    const char *texts[5] = {j->uids.part[0], level >= OBJECT_SERIES ? j->uids.part[1] : "",
+    const char *texts[5] = {level >= OBJECT_STUDY ? j->uids.part[0] : "",
+                            level >= OBJECT_SERIES ? j->uids.part[1] : "",
                             level == OBJECT_INSTANCE ? j->uids.part[2] : "",
                             level == OBJECT_INSTANCE ? j->instance.sop_class : "",
                             level == OBJECT_INSTANCE ? j->instance.transfer_syntax : ""};
@@ -344,12 +357,14 @@ static void join_emit(struct join *j)
     r = &f->rows[f->row_count++];
     *r = (struct found_row){.row = {.level = level, .attr_count = j->attr_count},
                             .first_attr = f->attr_count};
-    r->row.bytes = level == OBJECT_STUDY    ? j->study.bytes
-                   : level == OBJECT_SERIES ? j->series.bytes
-                                            : j->instance.bytes;
-    r->row.stored_ns = level == OBJECT_STUDY    ? j->study.stored_ns
-                       : level == OBJECT_SERIES ? j->series.stored_ns
-                                                : j->instance.stored_ns;
+    r->row.bytes = level == OBJECT_STUDY      ? j->study.bytes
+                   : level == OBJECT_SERIES   ? j->series.bytes
+                   : level == OBJECT_INSTANCE ? j->instance.bytes
+                                              : 0;
+    r->row.stored_ns = level == OBJECT_STUDY      ? j->study.stored_ns
+                       : level == OBJECT_SERIES   ? j->series.stored_ns
+                       : level == OBJECT_INSTANCE ? j->instance.stored_ns
+                                                  : 0;
     r->row.dataset_off = level == OBJECT_INSTANCE ? j->instance.dataset_off : 0;
     for (unsigned i = 0; i < 5; i++)
         r->uids[i] = found_text(f, texts[i], strlen(texts[i]));
@@ -399,8 +414,11 @@ static int load_series(struct join *j, const char *study, const char *uid)
 static int join_row(struct join *j, const struct kv_row *row)
 {
     struct kv_slice uids = {(const uint8_t *)row->key.data + 1, row->key.len - 1};
-    int rc = catalog_uids_split(uids, (unsigned)j->q->level + 1, &j->uids);
+    int rc;
 
+    if (j->q->level == OBJECT_PATIENT)
+        return catalog_patient_decode(row->value, &j->patient);
+    rc = catalog_uids_split(uids, (unsigned)j->q->level + 1, &j->uids);
     if (rc < 0)
         return rc;
     if (j->q->level == OBJECT_STUDY)
@@ -419,6 +437,8 @@ static bool join_wanted(const struct join *j)
 {
     const struct object_query *q = j->q;
 
+    if (q->level == OBJECT_PATIENT)
+        return true;
     return (!q->study_uid || strcmp(q->study_uid, j->uids.part[0]) == 0) &&
            (!q->series_uid || q->level < OBJECT_SERIES ||
             strcmp(q->series_uid, j->uids.part[1]) == 0) &&
@@ -426,7 +446,7 @@ static bool join_wanted(const struct join *j)
             strcmp(q->instance_uid, j->uids.part[2]) == 0);
 }
 
-static int join_take(struct join *j, const struct kv_row *row, uint64_t limit)
+static int join_take(struct join *j, const struct kv_row *row)
 {
     int rc = join_row(j, row);
 
@@ -441,59 +461,176 @@ static int join_take(struct join *j, const struct kv_row *row, uint64_t limit)
         return 0;
     if (j->skipped < j->q->offset)
         j->skipped++;
-    else if (j->found.row_count == limit)
+    else if (j->found.row_count == j->limit)
         j->full = true; /* there is one more */
     else
         join_emit(j);
     return 0;
 }
 
-/* The part of the table that the query's UIDs point to. */
-static void query_bounds(const struct object_query *q, struct catalog_key *from,
+/* ---- Walking ---- */
+
+/* The value of a match for one exact Patient ID; NULL when the query has none. */
+static const char *query_patient(const struct object_query *q)
+{
+    for (size_t i = 0; i < q->match_count; i++) {
+        const struct object_match *m = &q->matches[i];
+
+        if (m->tag == CATALOG_TAG_PATIENT_ID && m->kind == OBJECT_MATCH_EXACT && m->value[0] &&
+            strcmp(m->value, "*") != 0) /* "*" is universal, whatever it is called */
+            return m->value;
+    }
+    return NULL;
+}
+
+/* The part of the table that the query's UIDs or patient point to; `study` is the query's own or
+ * one that the index led to. */
+static void query_bounds(const struct object_query *q, const char *study, struct catalog_key *from,
                          struct catalog_key *to)
 {
     static const char levels[] = {'T', 'S', 'I'};
-    const char *series = q->study_uid ? q->series_uid : NULL;
+    const char *series = study ? q->series_uid : NULL;
     const char *instance = series ? q->instance_uid : NULL;
+    const char *id = query_patient(q);
 
-    catalog_key_make(from, levels[q->level], q->study_uid,
-                     q->level >= OBJECT_SERIES ? series : NULL,
-                     q->level == OBJECT_INSTANCE ? instance : NULL);
+    if (q->level == OBJECT_PATIENT && id)
+        catalog_id_key(from, id, strlen(id), NULL);
+    else if (q->level == OBJECT_PATIENT)
+        catalog_key_make(from, 'P', NULL, NULL, NULL);
+    else
+        catalog_key_make(from, levels[q->level], study, q->level >= OBJECT_SERIES ? series : NULL,
+                         q->level == OBJECT_INSTANCE ? instance : NULL);
     *to = *from;
     catalog_key_after(to);
 }
 
-static int query_walk(struct join *j, uint64_t limit)
+/* The walk goes on behind this row. */
+static int walk_behind(struct catalog_key *from, const struct kv_row *last)
 {
-    struct catalog_key from, to;
+    if (last->key.len + 1 > sizeof(from->bytes))
+        return ERR_FORMAT;
+    memcpy(from->bytes, last->key.data, last->key.len);
+    from->bytes[last->key.len] = 0;
+    from->len = last->key.len + 1;
+    return 0;
+}
+
+/* Hands the rows from `from` on (which it moves) to take_page, until it fails or the result is
+ * full. */
+static int walk_pages(struct join *j, enum kv_table t, struct catalog_key *from,
+                      const struct catalog_key *to,
+                      int (*take_page)(struct join *j, const struct kv_rows *rows))
+{
     bool end = false;
     int rc = 0;
 
-    query_bounds(j->q, &from, &to);
     while (rc == 0 && !end && !j->full) {
         struct kv_rows *rows;
 
-        rc = kv_scan(j->ss->p->kv, KV_CATALOG, catalog_key_slice(&from), catalog_key_slice(&to),
-                     QUERY_PAGE, QUERY_PAGE_BYTES, 0, &rows);
+        rc = kv_scan(j->ss->p->kv, t, catalog_key_slice(from), catalog_key_slice(to), QUERY_PAGE,
+                     QUERY_PAGE_BYTES, 0, &rows);
         if (rc < 0)
             break;
-        for (size_t i = 0; rc == 0 && i < rows->count && !j->full; i++)
-            rc = join_take(j, &rows->rows[i], limit);
         end = rows->count == 0;
         if (!end) {
-            const struct kv_slice *last = &rows->rows[rows->count - 1].key;
-
-            if (last->len + 1 > sizeof(from.bytes))
-                rc = ERR_FORMAT;
-            else {
-                memcpy(from.bytes, last->data, last->len);
-                from.bytes[last->len] = 0;
-                from.len = last->len + 1;
-            }
+            rc = take_page(j, rows);
+            if (rc == 0)
+                rc = walk_behind(from, &rows->rows[rows->count - 1]);
         }
         kv_rows_free(rows);
     }
     return rc;
+}
+
+static int take_rows(struct join *j, const struct kv_rows *rows)
+{
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < rows->count && !j->full; i++)
+        rc = join_take(j, &rows->rows[i]);
+    return rc;
+}
+
+static int query_walk(struct join *j, const char *study)
+{
+    struct catalog_key from, to;
+
+    query_bounds(j->q, study, &from, &to);
+    return walk_pages(j, KV_CATALOG, &from, &to, take_rows);
+}
+
+/* The study that a row of the index is about: what stands behind its last NUL. */
+static int indexed_study(const struct kv_row *row, char ret_uid[OBJECT_UID_MAX + 1])
+{
+    const uint8_t *key = row->key.data;
+    size_t at = row->key.len;
+
+    while (at > 0 && key[at - 1] != 0)
+        at--;
+    if (at == 0 || row->key.len - at > OBJECT_UID_MAX)
+        return ERR_FORMAT;
+    memcpy(ret_uid, key + at, row->key.len - at);
+    ret_uid[row->key.len - at] = 0;
+    return 0;
+}
+
+/* A page of the index, its studies in one go. */
+static int take_indexed_studies(struct join *j, const struct kv_rows *index)
+{
+    struct catalog_key *keys = mem_calloc(index->count, sizeof(*keys));
+    struct kv_slice *slices = mem_calloc(index->count, sizeof(*slices));
+    void **values = mem_calloc(index->count, sizeof(*values));
+    size_t *lens = mem_calloc(index->count, sizeof(*lens));
+    char uid[OBJECT_UID_MAX + 1];
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < index->count; i++) {
+        rc = indexed_study(&index->rows[i], uid);
+        if (rc == 0)
+            catalog_key_make(&keys[i], 'T', uid, NULL, NULL);
+        slices[i] = catalog_key_slice(&keys[i]);
+    }
+    if (rc == 0)
+        rc = kv_multi_get(j->ss->p->kv, KV_CATALOG, slices, index->count, values, lens);
+    for (size_t i = 0; rc == 0 && i < index->count && !j->full; i++)
+        if (values[i]) /* else it went meanwhile */
+            rc = join_take(j, &(struct kv_row){slices[i], {values[i], lens[i]}});
+    for (size_t i = 0; i < index->count; i++)
+        mem_free(values[i]);
+    mem_free(values);
+    mem_free(lens);
+    mem_free(slices);
+    mem_free(keys);
+    return rc;
+}
+
+/* A page of the index, what lies under its studies. */
+static int take_indexed(struct join *j, const struct kv_rows *index)
+{
+    char uid[OBJECT_UID_MAX + 1];
+    int rc = 0;
+
+    if (j->q->level == OBJECT_STUDY)
+        return take_indexed_studies(j, index);
+    for (size_t i = 0; rc == 0 && i < index->count && !j->full; i++) {
+        rc = indexed_study(&index->rows[i], uid);
+        if (rc == 0)
+            rc = query_walk(j, uid);
+    }
+    return rc;
+}
+
+static int query_run(struct join *j)
+{
+    const char *id = query_patient(j->q);
+    struct catalog_key from, to;
+
+    if (!id || j->q->study_uid || j->q->level == OBJECT_PATIENT)
+        return query_walk(j, j->q->study_uid);
+    catalog_id_key(&from, id, strlen(id), NULL);
+    to = from;
+    catalog_key_after(&to);
+    return walk_pages(j, KV_INDEX, &from, &to, take_indexed);
 }
 
 static bool uid_fits(const char *uid)
@@ -505,16 +642,17 @@ int study_query(struct object_store *os, const struct object_query *q,
                 struct object_rows **ret_rows)
 {
     struct join *j;
-    uint64_t limit = q->limit && q->limit < QUERY_LIMIT_MAX ? q->limit : QUERY_LIMIT_MAX;
     int rc;
 
-    if (q->level > OBJECT_INSTANCE)
+    if (q->level < OBJECT_PATIENT || q->level > OBJECT_INSTANCE ||
+        (q->level == OBJECT_PATIENT && (q->study_uid || q->series_uid || q->instance_uid)))
         return ERR_INVAL;
     j = mem_zalloc(sizeof(*j));
     j->ss = (struct studies *)os;
     j->q = q;
+    j->limit = q->limit && q->limit < QUERY_LIMIT_MAX ? q->limit : QUERY_LIMIT_MAX;
     rc = uid_fits(q->study_uid) && uid_fits(q->series_uid) && uid_fits(q->instance_uid)
-             ? query_walk(j, limit)
+             ? query_run(j)
              : 0; /* such a UID cannot be stored */
     if (rc == 0)
         *ret_rows = found_finish(&j->found, j->full);

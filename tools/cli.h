@@ -1,5 +1,6 @@
 /* What the parts of the `filmroom` command share: its options, the requests to the daemon, tables.
- * The commands are cli_status.c, cli_volume.c and cli_study.c; filmroom.c finds and runs them. */
+ * The commands are cli_status.c, cli_volume.c, cli_patient.c and cli_study.c; filmroom.c finds and
+ * runs them. */
 #pragma once
 
 #include <stdbool.h>
@@ -55,6 +56,8 @@ int cli_volume_list(struct cli *cli);
 int cli_volume_show(struct cli *cli);
 int cli_volume_resize(struct cli *cli);
 int cli_volume_delete(struct cli *cli);
+int cli_patient_list(struct cli *cli);
+int cli_patient_show(struct cli *cli);
 int cli_study_list(struct cli *cli);
 int cli_study_show(struct cli *cli);
 int cli_study_delete(struct cli *cli);
@@ -122,6 +125,20 @@ void cli_table_number(struct cli_table *t, uint64_t n);
 void cli_table_size(struct cli_table *t, uint64_t bytes);
 void cli_table_print(const struct cli_table *t);
 void cli_table_free(struct cli_table *t);
+
+/* DA "20240131" as "2024-01-31"; anything else as it is. */
+const char *cli_date(const char *text, char buf[12]);
+
+/* ---- Lists (cli_study.c) -------------------------------------------------------------------- */
+
+/* The path of a list with the options that narrow it. The caller frees. */
+char *cli_list_path(const struct cli *cli, const char *resource);
+/* A list that was cut: how to go on, on stderr. */
+void cli_tell_more(const json_t *json, const char *list);
+/* The table of an answer's "studies". */
+void cli_print_studies(const json_t *json);
+
+/* ---- Fields (cli_table.c) ------------------------------------------------------------------- */
 
 /* "Name:     value" lines. */
 void cli_print_field(const char *name, const char *value);

@@ -26,15 +26,6 @@ static char *cli_study_path(const char *study, const char *series)
     return strbuf_take(&path);
 }
 
-/* DA "20240131" as "2024-01-31"; anything else as it is. */
-static const char *cli_date(const char *text, char buf[12])
-{
-    if (strlen(text) != 8 || strspn(text, "0123456789") != 8)
-        return text;
-    snprintf(buf, 12, "%.4s-%.2s-%.2s", text, text + 4, text + 6);
-    return buf;
-}
-
 /* "CT,SR". The caller frees. */
 static char *cli_joined(const json_t *array)
 {
@@ -53,7 +44,7 @@ static char *cli_joined(const json_t *array)
 
 /* ---- list ----------------------------------------------------------------------------------- */
 
-static char *cli_study_query(const struct cli *cli)
+char *cli_list_path(const struct cli *cli, const char *resource)
 {
     static const struct {
         enum cli_option option;
@@ -64,7 +55,7 @@ static char *cli_study_query(const struct cli *cli)
     struct strbuf path = STRBUF_INIT;
     char sep = '?';
 
-    strbuf_adds(&path, "/v1/studies");
+    strbuf_adds(&path, resource);
     for (size_t i = 0; i < sizeof(args) / sizeof(args[0]); i++)
         if (cli_given(cli, args[i].option)) {
             strbuf_addf(&path, "%c%s=", sep, args[i].name);
@@ -74,7 +65,15 @@ static char *cli_study_query(const struct cli *cli)
     return strbuf_take(&path);
 }
 
-static void cli_print_studies(const json_t *json)
+void cli_tell_more(const json_t *json, const char *list)
+{
+    if (json_is_true(json_object_get(json, "more")))
+        fprintf(stderr, "There are more: go on with --offset %llu\n",
+                (unsigned long long)(cli_number(json, "offset") +
+                                     json_array_size(json_object_get(json, list))));
+}
+
+void cli_print_studies(const json_t *json)
 {
     static const char *const headings[] = {"PATIENT ID", "NAME",        "DATE",
                                            "MODALITY",   ">SERIES",     ">INSTANCES",
@@ -104,7 +103,7 @@ static void cli_print_studies(const json_t *json)
 
 int cli_study_list(struct cli *cli)
 {
-    char *path = cli_study_query(cli);
+    char *path = cli_list_path(cli, "/v1/studies");
     json_t *json = cli_get(cli, path);
 
     mem_free(path);
@@ -114,10 +113,7 @@ int cli_study_list(struct cli *cli)
         cli_print_json(json);
     } else {
         cli_print_studies(json);
-        if (json_is_true(json_object_get(json, "more")))
-            fprintf(stderr, "There are more: go on with --offset %llu\n",
-                    (unsigned long long)(cli_number(json, "offset") +
-                                         json_array_size(json_object_get(json, "studies"))));
+        cli_tell_more(json, "studies");
     }
     json_decref(json);
     return CLI_OK;

@@ -185,6 +185,14 @@ void cli_table_free(struct cli_table *t)
 
 /* ---- Fields --------------------------------------------------------------------------------- */
 
+const char *cli_date(const char *text, char buf[12])
+{
+    if (strlen(text) != 8 || strspn(text, "0123456789") != 8)
+        return text;
+    snprintf(buf, 12, "%.4s-%.2s-%.2s", text, text + 4, text + 6);
+    return buf;
+}
+
 void cli_print_field(const char *name, const char *value)
 {
     printf("%-14s%s\n", name, cli_safe(value));

@@ -56,6 +56,17 @@ static const struct cli_command cli_commands[] = {
     {"volume delete", "NAME [--force]", "delete a VM disk and its data",
      "  --force   do not ask\n\nA volume that a client has open is not deleted.\n", 1,
      CLI_MASK(CLI_FORCE), cli_volume_delete},
+    {"patient list", "[--patient ID] [--name NAME] [--limit N] [--offset N]",
+     "patients, by Patient ID and its issuer",
+     "  --patient ID     Patient ID; * and ? stand for any text and any character\n"
+     "  --name NAME      patient's name, as in 'DOE*'\n"
+     "  --limit N        at most N patients (default 100, at most 10000)\n"
+     "  --offset N       skip the first N\n\n"
+     "Studies without a Patient ID are of no patient: see study list.\n",
+     0, CLI_MASK(CLI_PATIENT) | CLI_MASK(CLI_NAME) | CLI_MASK(CLI_LIMIT) | CLI_MASK(CLI_OFFSET),
+     cli_patient_list},
+    {"patient show", "ID", "whoever has this Patient ID, with the studies", NULL, 1, 0,
+     cli_patient_show},
     {"study list",
      "[--patient ID] [--name NAME] [--date DATE] [--modality M]\n"
      "                           [--accession N] [--limit N] [--offset N]",

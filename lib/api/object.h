@@ -34,15 +34,22 @@ struct object_attr {
     const char *value; /* NUL-terminated as well */
 };
 
-enum object_level { OBJECT_STUDY, OBJECT_SERIES, OBJECT_INSTANCE };
+/* In the order in which one lies above another. The patient's level is the catalogue's alone:
+ * objects are stored by study, series and instance, and these are counted from 0. */
+enum object_level { OBJECT_PATIENT = -1, OBJECT_STUDY, OBJECT_SERIES, OBJECT_INSTANCE };
 
-/* One study, series or instance. Attributes are in tag order and include those of the levels above
- * (an instance row carries its series' and study's), and the computed ones: ModalitiesInStudy
- * (0008,0061), NumberOf...Related... (0020,1206/1208/1209), TransferSyntaxUID as
- * AvailableTransferSyntaxUID (0008,3002). */
+/* One patient, study, series or instance. Attributes are in tag order and include those of the
+ * levels above (an instance row carries its series' and study's), and the computed ones:
+ * ModalitiesInStudy (0008,0061), NumberOf...Related... (0020,1206/1208/1209), TransferSyntaxUID as
+ * AvailableTransferSyntaxUID (0008,3002).
+ *
+ * A patient is who has one Patient ID of one issuer: name, IDs, birth date and sex as its first
+ * study said them, and NumberOfPatientRelatedStudies (0020,1200); no bytes and no time. Studies
+ * whose Patient ID is empty, missing, longer than 256 bytes or of several values belong to no
+ * patient. */
 struct object_row {
     enum object_level level;
-    const char *study_uid, *series_uid, *instance_uid; /* "" above the level */
+    const char *study_uid, *series_uid, *instance_uid; /* "" below the level */
     const char *sop_class_uid, *transfer_syntax_uid;   /* instances only, else "" */
     uint64_t bytes;       /* Part 10 bytes, summed at the upper levels */
     uint64_t stored_ns;   /* wall clock of the last store in it */
@@ -74,8 +81,10 @@ struct object_match {
     const char *value; /* UTF-8 */
 };
 
-/* Matches are anded. study_uid and series_uid restrict where not NULL. Rows come in a stable order;
- * offset and limit page through it (limit 0: the store's own maximum of 10000). */
+/* Matches are anded. study_uid and series_uid restrict where not NULL (patients have none: they
+ * must be NULL there). Rows come in a stable order; offset and limit page through it (limit 0: the
+ * store's own maximum of 10000). An exact Patient ID (0010,0020) is looked up, and what other
+ * patients have is not walked. */
 struct object_query {
     enum object_level level;
     const char *study_uid, *series_uid, *instance_uid;
@@ -196,7 +205,7 @@ static inline void object_close(struct object *o)
         o->ops->close(o);
 }
 
-/* The rows that match. ERR_INVAL for a match that makes no sense. */
+/* The rows that match. ERR_INVAL for a match or a level that makes no sense. Suspends. */
 static inline int object_query(struct object_store *os, const struct object_query *q,
                                struct object_rows **ret_rows)
 {

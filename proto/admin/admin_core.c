@@ -146,18 +146,21 @@ static void admin_parse_resize(struct admin_call *c, const struct admin_request 
     json_decref(body);
 }
 
-/* ---- Study queries -------------------------------------------------------------------------- */
+/* ---- Queries of studies and patients -------------------------------------------------------- */
+
+#define ADMIN_TAG_PATIENT_ID 0x00100020u
 
 static const struct admin_filter {
     const char *name;
     uint32_t tag;
     enum object_match_kind kind; /* EXACT turns into WILDCARD where the value has a '*' or '?' */
+    bool of_patient;             /* patients have it as well */
 } admin_filters[] = {
-    {"patient", 0x00100020, OBJECT_MATCH_EXACT},   /* Patient ID */
-    {"name", 0x00100010, OBJECT_MATCH_EXACT},      /* Patient's Name */
-    {"date", 0x00080020, OBJECT_MATCH_RANGE},      /* Study Date */
-    {"modality", 0x00080061, OBJECT_MATCH_EXACT},  /* Modalities in Study */
-    {"accession", 0x00080050, OBJECT_MATCH_EXACT}, /* Accession Number */
+    {"patient", ADMIN_TAG_PATIENT_ID, OBJECT_MATCH_EXACT, true},
+    {"name", 0x00100010, OBJECT_MATCH_EXACT, true},       /* Patient's Name */
+    {"date", 0x00080020, OBJECT_MATCH_RANGE, false},      /* Study Date */
+    {"modality", 0x00080061, OBJECT_MATCH_EXACT, false},  /* Modalities in Study */
+    {"accession", 0x00080050, OBJECT_MATCH_EXACT, false}, /* Accession Number */
 };
 
 static bool admin_add_match(struct admin_call *c, const struct admin_arg *arg)
@@ -166,7 +169,7 @@ static bool admin_add_match(struct admin_call *c, const struct admin_arg *arg)
         const struct admin_filter *f = &admin_filters[i];
         struct object_match *m = &c->matches[c->match_count];
 
-        if (strcmp(arg->name, f->name) != 0)
+        if (strcmp(arg->name, f->name) != 0 || (c->kind == ADMIN_PATIENT_LIST && !f->of_patient))
             continue;
         if (c->match_count == ADMIN_MATCH_MAX) {
             admin_call_fail(c, ERR_INVAL, "too many conditions, at most %u", ADMIN_MATCH_MAX);
@@ -202,7 +205,7 @@ static uint64_t admin_number(struct admin_call *c, const struct admin_arg *arg, 
     return n;
 }
 
-static void admin_parse_study_list(struct admin_call *c, const struct admin_request *r)
+static void admin_parse_list(struct admin_call *c, const struct admin_request *r)
 {
     c->limit = ADMIN_STUDIES_DEFAULT;
     for (size_t i = 0; i < r->arg_count && !c->error; i++) {
@@ -217,6 +220,21 @@ static void admin_parse_study_list(struct admin_call *c, const struct admin_requ
     }
     if (!c->error && c->limit == 0)
         admin_call_fail(c, ERR_INVAL, "\"limit\" must be from 1 to %u", ADMIN_STUDIES_MAX);
+}
+
+/* The ID is taken as it stands: '*' and '?' may well be part of one. */
+static void admin_parse_patient(struct admin_call *c, const struct admin_request *r)
+{
+    const char *id = r->segments[2];
+
+    if (r->arg_count > 0)
+        admin_call_fail(c, ERR_INVAL, "the argument \"%.100s\" is not known here", r->args[0].name);
+    else if (!*id || strcmp(id, "*") == 0) /* as a match either would mean any patient */
+        admin_call_fail(c, ERR_INVAL, "\"%s\" is not a Patient ID: see the list of patients", id);
+    if (c->error)
+        return;
+    c->matches[c->match_count++] =
+        (struct object_match){ADMIN_TAG_PATIENT_ID, OBJECT_MATCH_EXACT, mem_strdup(id)};
 }
 
 /* ---- Routes --------------------------------------------------------------------------------- */
@@ -235,7 +253,9 @@ static const struct admin_route {
     {{"v1", "volumes", "*"}, "GET", ADMIN_VOLUME_SHOW, NULL},
     {{"v1", "volumes", "*"}, "PATCH", ADMIN_VOLUME_RESIZE, admin_parse_resize},
     {{"v1", "volumes", "*"}, "DELETE", ADMIN_VOLUME_DELETE, NULL},
-    {{"v1", "studies"}, "GET", ADMIN_STUDY_LIST, admin_parse_study_list},
+    {{"v1", "patients"}, "GET", ADMIN_PATIENT_LIST, admin_parse_list},
+    {{"v1", "patients", "*"}, "GET", ADMIN_PATIENT_SHOW, admin_parse_patient},
+    {{"v1", "studies"}, "GET", ADMIN_STUDY_LIST, admin_parse_list},
     {{"v1", "studies", "*"}, "GET", ADMIN_STUDY_SHOW, NULL},
     {{"v1", "studies", "*"}, "DELETE", ADMIN_STUDY_DELETE, NULL},
     {{"v1", "studies", "*", "series", "*"}, "DELETE", ADMIN_SERIES_DELETE, NULL},
@@ -281,7 +301,7 @@ static void admin_take_path(struct admin_call *c, const struct admin_request *r)
         admin_take_uid(c, r->segments[2], c->study_uid);
         if (r->segment_count >= 5 && !c->error)
             admin_take_uid(c, r->segments[4], c->series_uid);
-    } else if (r->segment_count >= 3) {
+    } else if (r->segment_count >= 3 && strcmp(r->segments[1], "volumes") == 0) {
         size_t n = strlen(r->segments[2]);
 
         if (n == 0 || n > BLOCK_NAME_MAX)
@@ -345,6 +365,7 @@ void admin_call_free(struct admin_call *c)
     mem_free(c->volumes);
     mem_free(c->rows);
     mem_free(c->series);
+    mem_free(c->studies);
     mem_free(c);
 }
 
@@ -450,9 +471,26 @@ static int admin_run_study_show(struct admin_call *c, struct object_store *os)
     return object_query(os, &q, &c->series);
 }
 
+static int admin_run_patient_show(struct admin_call *c, struct object_store *os)
+{
+    struct object_query q = {
+        .level = OBJECT_PATIENT, .matches = c->matches, .match_count = c->match_count};
+    int r = object_query(os, &q, &c->rows);
+
+    if (r < 0)
+        return r;
+    if (c->rows->count == 0) {
+        admin_call_fail(c, ERR_NOENT, "no patient has the ID \"%.200s\": see the list of patients",
+                        c->matches[0].value);
+        return c->error;
+    }
+    q.level = OBJECT_STUDY;
+    return object_query(os, &q, &c->studies);
+}
+
 static int admin_run_study(struct admin_call *c, struct object_store *os)
 {
-    struct object_query q = {.level = OBJECT_STUDY,
+    struct object_query q = {.level = c->kind == ADMIN_PATIENT_LIST ? OBJECT_PATIENT : OBJECT_STUDY,
                              .matches = c->matches,
                              .match_count = c->match_count,
                              .offset = c->offset,
@@ -460,8 +498,11 @@ static int admin_run_study(struct admin_call *c, struct object_store *os)
     int r;
 
     switch (c->kind) {
+    case ADMIN_PATIENT_LIST:
     case ADMIN_STUDY_LIST:
         return object_query(os, &q, &c->rows);
+    case ADMIN_PATIENT_SHOW:
+        return admin_run_patient_show(c, os);
     case ADMIN_STUDY_SHOW:
         return admin_run_study_show(c, os);
     default:
@@ -495,6 +536,8 @@ void admin_call_run(struct admin_call *c, const struct admin_backend *backend)
         if (backend->blocks)
             r = admin_run_volume(c, backend->blocks);
         break;
+    case ADMIN_PATIENT_LIST:
+    case ADMIN_PATIENT_SHOW:
     case ADMIN_STUDY_LIST:
     case ADMIN_STUDY_SHOW:
     case ADMIN_STUDY_DELETE:

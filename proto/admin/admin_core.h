@@ -8,6 +8,8 @@
  *   GET    /v1/volumes/NAME
  *   PATCH  /v1/volumes/NAME               {"size", "allow_shrink"?}
  *   DELETE /v1/volumes/NAME
+ *   GET    /v1/patients?patient=&name=&offset=&limit=
+ *   GET    /v1/patients/ID                whoever has the Patient ID, with the studies
  *   GET    /v1/studies?patient=&name=&date=&modality=&accession=&offset=&limit=
  *   GET    /v1/studies/UID                with its series
  *   DELETE /v1/studies/UID
@@ -33,7 +35,7 @@
 
 #define ADMIN_BODY_MAX        65536u /* bytes of a request body */
 #define ADMIN_STUDIES_DEFAULT 100u
-#define ADMIN_STUDIES_MAX     10000u
+#define ADMIN_STUDIES_MAX     10000u /* and so for patients */
 
 /* What the API is about. Any may be NULL: its resources are then not there (404). */
 struct admin_backend {

@@ -17,6 +17,8 @@ enum admin_kind {
     ADMIN_VOLUME_SHOW,
     ADMIN_VOLUME_RESIZE,
     ADMIN_VOLUME_DELETE,
+    ADMIN_PATIENT_LIST,
+    ADMIN_PATIENT_SHOW,
     ADMIN_STUDY_LIST,
     ADMIN_STUDY_SHOW,
     ADMIN_STUDY_DELETE,
@@ -42,8 +44,8 @@ struct admin_call {
     /* What the engine said. */
     struct admin_status *status;
     struct admin_drive *drives;
-    struct block_info *volumes; /* one for show, create, resize */
-    struct object_rows *rows, *series;
+    struct block_info *volumes;                  /* one for show, create, resize */
+    struct object_rows *rows, *series, *studies; /* below a study, of a patient */
     struct object_delete_result deleted;
     size_t count; /* of drives or volumes */
 };

@@ -250,6 +250,7 @@ static json_t *admin_json_study(const struct object_row *row)
     admin_set_text(json, "study_uid", row->study_uid);
     admin_set_text(json, "patient_id", admin_attr(row, 0x00100020));
     admin_set_text(json, "patient_name", admin_attr(row, 0x00100010));
+    admin_set_text(json, "issuer", admin_attr(row, 0x00100021));
     admin_set_text(json, "date", admin_attr(row, 0x00080020));
     admin_set_text(json, "time", admin_attr(row, 0x00080030));
     admin_set_text(json, "accession", admin_attr(row, 0x00080050));
@@ -276,13 +277,48 @@ static json_t *admin_json_series(const struct object_row *row)
     return json;
 }
 
-static json_t *admin_json_studies(const struct admin_call *c)
+static json_t *admin_json_patient(const struct object_row *row)
 {
-    json_t *json = json_object(), *array = json_array();
+    json_t *json = json_object();
 
-    for (size_t i = 0; i < c->rows->count; i++)
-        admin_append(array, admin_json_study(&c->rows->rows[i]));
-    admin_set(json, "studies", array);
+    admin_set_text(json, "patient_id", admin_attr(row, 0x00100020));
+    admin_set_text(json, "issuer", admin_attr(row, 0x00100021));
+    admin_set_text(json, "patient_name", admin_attr(row, 0x00100010));
+    admin_set_text(json, "birth_date", admin_attr(row, 0x00100030));
+    admin_set_text(json, "sex", admin_attr(row, 0x00100040));
+    admin_set_number(json, "studies", admin_attr_number(row, 0x00201200));
+    return json;
+}
+
+static json_t *admin_json_rows(const struct object_rows *rows,
+                               json_t *(*one)(const struct object_row *row))
+{
+    json_t *array = json_array();
+
+    for (size_t i = 0; i < rows->count; i++)
+        admin_append(array, one(&rows->rows[i]));
+    return array;
+}
+
+/* Whoever has the ID: one patient, or one of each issuer; and all their studies. */
+static json_t *admin_json_patient_show(const struct admin_call *c)
+{
+    json_t *json = json_object();
+
+    admin_set(json, "patients", admin_json_rows(c->rows, admin_json_patient));
+    admin_set(json, "studies", admin_json_rows(c->studies, admin_json_study));
+    admin_set(json, "studies_more", json_boolean(c->studies->more));
+    return json;
+}
+
+static json_t *admin_json_list(const struct admin_call *c)
+{
+    json_t *json = json_object();
+
+    if (c->kind == ADMIN_PATIENT_LIST)
+        admin_set(json, "patients", admin_json_rows(c->rows, admin_json_patient));
+    else
+        admin_set(json, "studies", admin_json_rows(c->rows, admin_json_study));
     admin_set_number(json, "offset", c->offset);
     admin_set(json, "more", json_boolean(c->rows->more));
     return json;
@@ -290,11 +326,9 @@ static json_t *admin_json_studies(const struct admin_call *c)
 
 static json_t *admin_json_study_show(const struct admin_call *c)
 {
-    json_t *json = admin_json_study(&c->rows->rows[0]), *array = json_array();
+    json_t *json = admin_json_study(&c->rows->rows[0]);
 
-    for (size_t i = 0; i < c->series->count; i++)
-        admin_append(array, admin_json_series(&c->series->rows[i]));
-    admin_set(json, "series_list", array);
+    admin_set(json, "series_list", admin_json_rows(c->series, admin_json_series));
     admin_set(json, "series_more", json_boolean(c->series->more));
     return json;
 }
@@ -329,8 +363,11 @@ json_t *admin_json(const struct admin_call *c)
     case ADMIN_VOLUME_SHOW:
     case ADMIN_VOLUME_RESIZE:
         return admin_json_volume(c->volumes);
+    case ADMIN_PATIENT_LIST:
     case ADMIN_STUDY_LIST:
-        return admin_json_studies(c);
+        return admin_json_list(c);
+    case ADMIN_PATIENT_SHOW:
+        return admin_json_patient_show(c);
     case ADMIN_STUDY_SHOW:
         return admin_json_study_show(c);
     case ADMIN_VOLUME_DELETE:

@@ -224,7 +224,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (size < 1)
         return 0;
-    switch (data[0] % 9) {
+    switch (data[0] % 10) {
     case 0:
         AGAIN(study, in);
         break;
@@ -248,6 +248,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         break;
     case 7:
         try_segments(in.data, in.len);
+        break;
+    case 9:
+        AGAIN(patient, in);
         break;
     default:
         try_super(in.data, in.len);

@@ -32,7 +32,8 @@ def without_daemon(folder):
     fails(run(CLI, "status", "--frobnicate", ok=False), 2, "--frobnicate")
     check("Usage" in run(CLI, "--help").stdout, "no usage in the help")
     for command in ("status", "drive list", "volume create", "volume list", "volume show",
-                    "volume resize", "volume delete", "study list", "study show", "study delete"):
+                    "volume resize", "volume delete", "patient list",
+                    "patient show", "study list", "study show", "study delete"):
         text = run(CLI, *command.split(), "--help").stdout
         check(f"filmroom [--data DIR] [--json] {command}" in text, "no help for", command)
     check(run(CLI, "--version").stdout.strip(), "no version")
@@ -123,6 +124,42 @@ def studies(daemon, folder):
     fails(daemon.cli("study", "show", ct.study, ok=False), 1, "no study")
 
 
+def patients(daemon, folder):
+    """Patients come with their first study and go with their last."""
+    before = {r["patient_id"] for r in daemon.cli_json("patient", "list")["patients"]}
+    check("PAT/1 ?" not in before, "patients:", before)
+    first = phantom(os.path.join(folder, "p1"), slices=1, seed=11, patient="PAT/1 ?",
+                    name="Roe^Richard")
+    second = phantom(os.path.join(folder, "p2"), slices=1, seed=12, patient="PAT/1 ?",
+                     name="Roe^Rich")
+    third = phantom(os.path.join(folder, "p3"), slices=1, seed=13, patient="PAT-2")
+    for files in (first, second, third):
+        dicom.store_all(daemon.dicom, [dicom.Instance(f) for f in files])
+    uids = sorted(dicom.Instance(f[0]).study for f in (first, second))
+    rows = daemon.cli_json("patient", "list", "--name", "roe*")["patients"]
+    check([(r["patient_id"], r["patient_name"], r["studies"]) for r in rows]
+          == [("PAT/1 ?", "Roe^Richard", 2)], "one patient, named by the first study:", rows)
+    text = daemon.cli("patient", "list").stdout
+    check("PAT/1 ?" in text and "PAT-2" in text and "BIRTH DATE" in text, "patient list:", text)
+    rows = daemon.cli_json("patient", "list", "--limit", "1")
+    check(len(rows["patients"]) == 1 and rows["more"], "one, and more:", rows)
+    shown = daemon.cli_json("patient", "show", "PAT/1 ?")
+    check(sorted(r["study_uid"] for r in shown["studies"]) == uids, "patient show:", shown)
+    check(shown["patients"][0]["studies"] == 2, "patient show:", shown)
+    text = daemon.cli("patient", "show", "PAT-2").stdout
+    check("PAT-2" in text and dicom.Instance(third[0]).study in text, "patient show:", text)
+    rows = daemon.cli_json("study", "list", "--patient", "PAT-2")["studies"]
+    check([r["study_uid"] for r in rows] == [dicom.Instance(third[0]).study], "by ID:", rows)
+    daemon.cli("study", "delete", uids[0], "--yes")
+    check(daemon.cli_json("patient", "show", "PAT/1 ?")["patients"][0]["studies"] == 1,
+          "a study is deleted and still counted")
+    daemon.cli("study", "delete", uids[1], "--yes")
+    fails(daemon.cli("patient", "show", "PAT/1 ?", ok=False), 1, "no patient", "list")
+    daemon.cli("study", "delete", dicom.Instance(third[0]).study, "--yes")
+    check({r["patient_id"] for r in daemon.cli_json("patient", "list")["patients"]} == before,
+          "patients are left")
+
+
 def identical_and_other(daemon, folder):
     """Re-sending is counted, and so is other content under the same UID."""
     files = phantom(os.path.join(folder, "again"), slices=1, seed=9)
@@ -175,6 +212,7 @@ def main():
                         ("volumes: create, list, show", lambda: volumes(d)),
                         ("volumes: resize, delete", lambda: resize_and_delete(d)),
                         ("studies: list, show, delete", lambda: studies(d, folder)),
+                        ("patients: list, show", lambda: patients(d, folder)),
                         ("identical and conflicting instances are counted and logged",
                          lambda: identical_and_other(d, folder)),
                         ("a second daemon on the same store is refused", lambda: second_daemon(d)),

@@ -128,7 +128,8 @@ static void add_dataset(struct strbuf *out, unsigned index, int variant, const c
     add_text(out, 0x00080020, "DA", study ? "20240229" : "20231105");
     add_text(out, 0x00080060, "CS", series ? "MR" : "CT");
     add_text(out, 0x00100010, "PN", study ? "Doe^Jane" : "Roe^Richard");
-    add_text(out, 0x00100020, "LO", study ? "P-2" : "P-1");
+    /* Whose the second study is depends on which of its instances came first. */
+    add_text(out, 0x00100020, "LO", study && variant != 2 ? "P-2" : "P-1");
     instance_study_uid(study, text);
     add_text(out, 0x0020000d, "UI", text);
     instance_series_uid(study, series, text);

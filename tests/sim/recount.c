@@ -1,5 +1,6 @@
 /* Counts everything in the KV store again that the engine keeps counts of: references of chunks
- * from maps and recipes, chunks and bytes of segments, blocks of volumes, the indexes.
+ * from maps and recipes, chunks and bytes of segments, blocks of volumes, studies of patients, the
+ * indexes.
  *
  * It reads the tables as they are, with the partition closed, and trusts nothing that it can
  * derive.
@@ -192,16 +193,150 @@ static void row_fprint(struct recount *c, struct kv_slice key, struct kv_slice v
     c->fprints++;
 }
 
+/* ---- Patients: rows, index and studies must say the same, each seen from each ---- */
+
+static bool same_key(const struct catalog_key *k, struct kv_slice key)
+{
+    return k->len == key.len && memcmp(k->bytes, key.data, key.len) == 0;
+}
+
+/* A row that `what` demands. The caller frees. */
+static void *demand(struct recount *c, enum kv_table t, const struct catalog_key *k,
+                    const char *what, struct kv_slice *ret_value)
+{
+    void *value;
+    int rc = kv_get(c->r->kv, t, catalog_key_slice(k), &value, &ret_value->len);
+
+    if (rc < 0)
+        run_fail(c->r, "recount: %s: %s", what, err_name(rc));
+    ret_value->data = value;
+    return value;
+}
+
+/* The study of a row of the patients' index. The caller frees both. */
+static struct catalog_study *indexed_study(struct recount *c, struct kv_slice key, void **ret_value)
+{
+    struct catalog_study *s = mem_zalloc(sizeof(*s));
+    const char *at = key.data, *nul = memrchr(at, 0, key.len);
+    char uid[OBJECT_UID_MAX + 1] = "";
+    struct catalog_key k;
+    struct kv_slice value;
+    size_t n = nul ? (size_t)(at + key.len - nul) - 1 : 0;
+
+    if (n == 0 || n > OBJECT_UID_MAX)
+        run_fail(c->r, "recount: a row of the patients' index is broken");
+    memcpy(uid, nul + 1, n);
+    catalog_key_make(&k, 'T', uid, NULL, NULL);
+    *ret_value = demand(c, KV_CATALOG, &k, "a study in the patients' index", &value);
+    if (catalog_study_decode(value, s) < 0)
+        run_fail(c->r, "recount: a study's row is broken");
+    return s;
+}
+
+static void row_patient(struct recount *c, struct kv_slice key, struct kv_slice value)
+{
+    struct catalog_patient *p = mem_zalloc(sizeof(*p));
+    struct catalog_key k, from, to;
+    struct kv_rows *rows;
+    const char *id;
+    uint64_t counted = 0;
+    int rc;
+
+    if (catalog_patient_decode(value, p) < 0 || !catalog_patient_key(&k, &p->attrs) ||
+        !same_key(&k, key))
+        run_fail(c->r, "recount: a patient's row is broken, or not its own");
+    id = catalog_patient_id(&p->attrs);
+    catalog_id_key(&from, id, strlen(id), NULL);
+    to = from;
+    catalog_key_after(&to);
+    rc = kv_scan(c->r->kv, KV_INDEX, catalog_key_slice(&from), catalog_key_slice(&to), RECOUNT_PAGE,
+                 4u << 20, 0, &rows);
+    if (rc < 0 || rows->count == RECOUNT_PAGE)
+        run_fail(c->r, "recount: the studies of a patient: %s", err_name(rc));
+    for (size_t i = 0; i < rows->count; i++) {
+        void *bytes;
+        struct catalog_study *s = indexed_study(c, rows->rows[i].key, &bytes);
+
+        counted += catalog_patient_key(&k, &s->attrs) && same_key(&k, key);
+        mem_free(s);
+        mem_free(bytes);
+    }
+    if (p->studies == 0 || p->studies != counted)
+        run_fail(c->r, "recount: patient %s has %llu studies, its row says %llu", id,
+                 (unsigned long long)counted, (unsigned long long)p->studies);
+    kv_rows_free(rows);
+    mem_free(p);
+}
+
+static void row_study(struct recount *c, struct kv_slice key, struct kv_slice value)
+{
+    struct catalog_study *s = mem_zalloc(sizeof(*s));
+    struct catalog_uids uids;
+    struct catalog_key k;
+    struct kv_slice other;
+    size_t len;
+
+    if (catalog_study_decode(value, s) < 0 ||
+        catalog_uids_split((struct kv_slice){(const char *)key.data + 1, key.len - 1}, 1, &uids) <
+            0)
+        run_fail(c->r, "recount: a study's row is broken");
+    for (const char *id = catalog_patient_id(&s->attrs); (id = catalog_id_next(id, &len));
+         id += len) {
+        catalog_id_key(&k, id, len, uids.part[0]);
+        mem_free(demand(c, KV_INDEX, &k, "a study's row in the patients' index", &other));
+    }
+    if (catalog_patient_key(&k, &s->attrs))
+        mem_free(demand(c, KV_CATALOG, &k, "a study's patient", &other));
+    mem_free(s);
+}
+
+/* Is the study under this key one with such a Patient ID? */
+static void row_indexed(struct recount *c, struct kv_slice key)
+{
+    const char *nul = memrchr(key.data, 0, key.len);
+    bool found = false;
+    struct catalog_key k;
+    size_t len;
+    void *bytes;
+    struct catalog_study *s = indexed_study(c, key, &bytes);
+
+    for (const char *id = catalog_patient_id(&s->attrs); (id = catalog_id_next(id, &len));
+         id += len) {
+        catalog_id_key(&k, id, len, NULL);
+        found |=
+            same_key(&k, (struct kv_slice){key.data, (size_t)(nul + 1 - (const char *)key.data)});
+    }
+    if (!found)
+        run_fail(c->r, "recount: the index finds a study under an ID that is not its");
+    mem_free(s);
+    mem_free(bytes);
+}
+
 static void row_catalog(struct recount *c, struct kv_slice key, struct kv_slice value)
 {
-    (void)value;
-    c->instances += *(const char *)key.data == 'I';
+    switch (*(const char *)key.data) {
+    case 'I':
+        c->instances++;
+        break;
+    case 'T':
+        row_study(c, key, value);
+        break;
+    case 'P':
+        row_patient(c, key, value);
+        break;
+    case 'S':
+        break;
+    default:
+        run_fail(c->r, "recount: an unknown row in the catalogue");
+    }
 }
 
 static void row_index(struct recount *c, struct kv_slice key, struct kv_slice value)
 {
     (void)value;
     c->homes += *(const char *)key.data == 'U';
+    if (*(const char *)key.data == 'P')
+        row_indexed(c, key);
 }
 
 /* ---- Sums ---- */

@@ -9,6 +9,8 @@
 
 #define VERIFY_PIECE (512u * 1024)
 
+#define TAG_PATIENT_ID       0x00100020u
+#define TAG_PATIENT_STUDIES  0x00201200u
 #define TAG_STUDY_SERIES     0x00201206u
 #define TAG_STUDY_INSTANCES  0x00201208u
 #define TAG_SERIES_INSTANCES 0x00201209u
@@ -148,6 +150,46 @@ static void verify_level(struct run *r, enum object_level level, uint64_t want)
     mem_free(rows);
 }
 
+/* Studies with this Patient ID; the rows have been counted, so here it is the index that answers.
+ */
+static uint64_t count_studies_of(struct run *r, const char *id)
+{
+    struct object_match m = {TAG_PATIENT_ID, OBJECT_MATCH_EXACT, id};
+    struct object_query q = {.level = OBJECT_STUDY, .matches = &m, .match_count = 1};
+    struct object_rows *rows;
+    uint64_t n;
+    int rc = object_query(partition_objects(r->p), &q, &rows);
+
+    if (rc < 0)
+        run_fail(r, "verify: query of patient %s: %s", id, err_name(rc));
+    n = rows->count;
+    mem_free(rows);
+    return n;
+}
+
+/* Every study has a patient, and is found by its ID. */
+static void verify_patients(struct run *r, uint64_t studies)
+{
+    struct object_query q = {.level = OBJECT_PATIENT};
+    struct object_rows *rows;
+    uint64_t counted = 0;
+    int rc = object_query(partition_objects(r->p), &q, &rows);
+
+    if (rc < 0)
+        run_fail(r, "verify: query of patients: %s", err_name(rc));
+    for (size_t i = 0; i < rows->count; i++) {
+        uint64_t n = row_number(r, &rows->rows[i], TAG_PATIENT_STUDIES);
+
+        if (n == 0)
+            run_fail(r, "verify: a patient without studies");
+        counted += n;
+    }
+    mem_free(rows);
+    if (counted != studies || count_studies_of(r, "P-1") + count_studies_of(r, "P-2") != studies)
+        run_fail(r, "verify: patients have %llu studies, and there are %llu",
+                 (unsigned long long)counted, (unsigned long long)studies);
+}
+
 static void verify_catalogue(struct run *r)
 {
     uint64_t studies = 0, series = 0, instances = 0;
@@ -164,6 +206,7 @@ static void verify_catalogue(struct run *r)
     verify_level(r, OBJECT_STUDY, studies);
     verify_level(r, OBJECT_SERIES, series);
     verify_level(r, OBJECT_INSTANCE, instances);
+    verify_patients(r, studies);
     partition_get_status(r->p, &s);
     if (s.studies.studies != studies || s.studies.instances != instances)
         run_fail(r, "verify: the status counts %llu studies and %llu instances, not %llu and %llu",

@@ -216,6 +216,30 @@ static void fake_study_row(const struct fake *f, struct object_rows *r, struct f
     fake_attr(row, m->attrs[n], 0x00201208, m->numbers[n][1]);
 }
 
+/* A patient is who has a Patient ID; nothing where an earlier study has the same. */
+static void fake_patient_row(const struct fake *f, struct object_rows *r, struct fake_more *m,
+                             const struct fake_study *s)
+{
+    size_t n = r->count;
+    unsigned studies = 0;
+
+    for (size_t i = 0; i < f->study_count; i++) {
+        if (strcmp(f->studies[i].patient_id, s->patient_id) != 0)
+            continue;
+        if (&f->studies[i] < s)
+            return;
+        studies++;
+    }
+    r->count++;
+    snprintf(m->numbers[n][0], 12, "%u", studies);
+    fake_attr(&r->rows[n], m->attrs[n], 0x00100010, s->patient_name);
+    fake_attr(&r->rows[n], m->attrs[n], 0x00100020, s->patient_id);
+    fake_attr(&r->rows[n], m->attrs[n], 0x00100021, "HOSPITAL");
+    fake_attr(&r->rows[n], m->attrs[n], 0x00100030, "19700131");
+    fake_attr(&r->rows[n], m->attrs[n], 0x00100040, "F");
+    fake_attr(&r->rows[n], m->attrs[n], 0x00201200, m->numbers[n][0]);
+}
+
 static void fake_series_row(struct object_rows *r, struct fake_more *m, const struct fake_series *s)
 {
     size_t n = r->count++;
@@ -262,13 +286,15 @@ static int fake_query(struct object_store *os, const struct object_query *q,
     if (f->fail)
         return -(int)f->fail;
     r = fake_rows_new(&m);
-    if (q->level == OBJECT_STUDY) {
+    if (q->level <= OBJECT_STUDY) {
         fake_remember(f, q);
         for (size_t i = 0; i < f->study_count; i++) {
             if (!fake_wanted(&f->studies[i], q) || (skip > 0 && skip--))
                 continue;
             if (q->limit && r->count == q->limit)
                 r->more = true;
+            else if (q->level == OBJECT_PATIENT)
+                fake_patient_row(f, r, m, &f->studies[i]);
             else
                 fake_study_row(f, r, m, &f->studies[i]);
         }

@@ -31,7 +31,7 @@ struct fake {
     struct fake_series series[FAKE_MAX];
     size_t series_count;
     unsigned fail;                  /* a code that every call returns, negated; 0 for none */
-    struct object_query last;       /* the last query at the study level, */
+    struct object_query last;       /* the last query of studies or patients, */
     struct object_match last_match; /* its first condition, */
     char last_value[128];           /* and that one's value */
 };

@@ -289,6 +289,45 @@ static void test_study_show_delete(void **state)
     test_refused("DELETE", "/v1/studies/1.2.3/series/", NULL, 400, "INVAL", "not a DICOM UID");
 }
 
+static void test_patients(void **state)
+{
+    json_t *json = test_ask("GET", "/v1/patients?patient=P*&name=D*&limit=1", NULL, 200), *one;
+
+    (void)state;
+    assert_int_equal(fake.last.level, OBJECT_PATIENT);
+    assert_int_equal(fake.last.match_count, 2);
+    assert_int_equal(fake.last_match.kind, OBJECT_MATCH_WILDCARD);
+    assert_int_equal(json_array_size(json_object_get(json, "patients")), 1);
+    assert_true(json_is_true(json_object_get(json, "more")));
+    one = json_array_get(json_object_get(json, "patients"), 0);
+    assert_string_equal(text_of(one, "patient_id"), "P1");
+    assert_string_equal(text_of(one, "issuer"), "HOSPITAL");
+    assert_string_equal(text_of(one, "patient_name"), "Doe^Jane");
+    assert_string_equal(text_of(one, "birth_date"), "19700131");
+    assert_string_equal(text_of(one, "sex"), "F");
+    assert_int_equal(number_of(one, "studies"), 1);
+    json_decref(json);
+    json = test_ask("GET", "/v1/patients/P2", NULL, 200);
+    assert_int_equal(fake.last_match.tag, 0x00100020);
+    assert_int_equal(fake.last_match.kind, OBJECT_MATCH_EXACT);
+    assert_int_equal(json_array_size(json_object_get(json, "patients")), 1);
+    one = json_array_get(json_object_get(json, "studies"), 0);
+    assert_string_equal(text_of(one, "study_uid"), "1.2.4");
+    assert_true(json_is_false(json_object_get(json, "studies_more")));
+    json_decref(json);
+    test_refused("GET", "/v1/patients/P3", NULL, 404, "NOENT", "no patient has the ID \"P3\"");
+    test_refused("GET", "/v1/patients/P*", NULL, 404, "NOENT", "P*"); /* an ID, no wildcard */
+    assert_int_equal(fake.last_match.kind, OBJECT_MATCH_EXACT);
+    test_refused("GET", "/v1/patients/*", NULL, 400, "INVAL", "not a Patient ID");
+    test_refused("GET", "/v1/patients/P1?limit=1", NULL, 400, "INVAL", "limit");
+    test_refused("GET", "/v1/patients?modality=CT", NULL, 400, "INVAL", "modality");
+    test_refused("GET", "/v1/patients?limit=0", NULL, 400, "INVAL", "limit");
+    test_refused("DELETE", "/v1/patients/P1", NULL, 405, "METHOD", "GET only");
+    fake.fail = (unsigned)-ERR_IO;
+    test_refused("GET", "/v1/patients", NULL, 500, "IO", "I/O");
+    test_refused("GET", "/v1/patients/P1", NULL, 500, "IO", "I/O");
+}
+
 static void test_routes(void **state)
 {
     struct admin_call *c = test_call("PUT", "/v1/volumes/vm1", NULL);
@@ -319,6 +358,7 @@ int main(void)
         cmocka_unit_test_setup(test_studies, setup),
         cmocka_unit_test_setup(test_study_filters, setup),
         cmocka_unit_test_setup(test_study_show_delete, setup),
+        cmocka_unit_test_setup(test_patients, setup),
         cmocka_unit_test_setup(test_routes, setup),
     };
 

@@ -120,6 +120,26 @@ class Cli(unittest.TestCase):
         _, err = self.run_cli("study", "show", "abc/def", code=1)
         self.assertIn("not a DICOM UID", err)
 
+    def test_patients(self):
+        lines = self.run_cli("patient", "list")[0].splitlines()
+        self.assertEqual(lines[0].split(), ["PATIENT", "ID", "ISSUER", "NAME", "BIRTH", "DATE",
+                                            "SEX", "STUDIES"])
+        self.assertRegex(lines[1], r"^P1 +HOSPITAL +Doe\^Jane +1970-01-31  F +1$")
+        self.assertEqual(len(lines), 3)
+        out, err = self.run_cli("patient", "list", "--limit", "1")
+        self.assertEqual(len(out.splitlines()), 2)
+        self.assertIn("--offset 1", err)
+        self.assertEqual(len(self.json_of("patient", "list", "--patient=P2")["patients"]), 1)
+        _, err = self.run_cli("patient", "list", "--modality", "CT", code=2)
+        self.assertIn("patient list has no option --modality", err)
+        out, _ = self.run_cli("patient", "show", "P1")
+        self.assertIn("1970-01-31", out)
+        self.assertRegex(out, r"\n\nPATIENT ID.*\nP1 .* CHEST CT +1\.2\.3\n$")
+        self.assertEqual(self.json_of("patient", "show", "P1")["studies"][0]["study_uid"], "1.2.3")
+        for name in ("P9", "a/b ?%", "..", "P*"):
+            _, err = self.run_cli("patient", "show", name, code=1)
+            self.assertIn(f'no patient has the ID "{name}"', err)
+
     def test_study_delete(self):
         _, err = self.run_cli("study", "delete", "1.2.3", code=2)
         self.assertIn("add --yes", err)
@@ -191,8 +211,8 @@ class Cli(unittest.TestCase):
 
     def test_help(self):
         out, _ = self.run_cli("--help")
-        commands = re.findall(r"^  ((?:status|drive|volume|study)(?: \w+)?)  ", out, re.M)
-        self.assertEqual(len(commands), 10, out)
+        commands = re.findall(r"^  ((?:status|drive|volume|patient|study)(?: \w+)?)  ", out, re.M)
+        self.assertEqual(len(commands), 12, out)
         for command in commands:
             text, _ = self.run_cli(*command.split(), "--help", data=False)
             self.assertIn(f"Usage: filmroom [--data DIR] [--json] {command}", text)

@@ -47,9 +47,11 @@ struct sample {
     const char *study, *series, *instance, *name, *modality, *sender;
     uint64_t pixels; /* seed of the frames */
     unsigned frames; /* of 200 x 300 samples of 16 bits */
+    const char *id, *issuer;
 };
 
-static const struct sample usual = {"1.1", "1.1.1", "1.1.1.1", "Meyer^Anna", "CT", "SENDER", 1, 2};
+static const struct sample usual = {"1.1",    "1.1.1", "1.1.1.1", "Meyer^Anna", "CT",
+                                    "SENDER", 1,       2,         "P1",         NULL};
 
 struct stream {
     uint8_t *p;
@@ -118,7 +120,8 @@ static void put_dataset(struct stream *s, const struct sample *m)
     put_text(s, 0x00080020, "DA", "20240101");
     put_text(s, 0x00080060, "CS", m->modality);
     put_text(s, 0x00100010, "PN", m->name);
-    put_text(s, 0x00100020, "LO", "P1");
+    put_text(s, 0x00100020, "LO", m->id);
+    put_text(s, 0x00100021, "LO", m->issuer);
     put_text(s, 0x0020000d, "UI", m->study);
     put_text(s, 0x0020000e, "UI", m->series);
     put_us(s, 0x00280002, 1);
@@ -246,6 +249,88 @@ static size_t rows_at(enum object_level level)
     return n;
 }
 
+static const char *text_of(const struct object_row *r, uint32_t tag)
+{
+    for (size_t i = 0; i < r->attr_count; i++)
+        if (r->attrs[i].tag == tag)
+            return r->attrs[i].value;
+    return "";
+}
+
+/* All rows of a level, or those with a Patient ID; the caller frees. */
+static struct object_rows *rows_of(enum object_level level, const char *id)
+{
+    struct object_match m = {0x00100020, OBJECT_MATCH_EXACT, id ? id : ""};
+    struct object_query q = {.level = level, .matches = &m, .match_count = 1};
+    struct object_rows *rows;
+
+    assert_int_equal(object_query(pc.os, &q, &rows), 0);
+    return rows;
+}
+
+/* What the index finds under an ID is what the walk over all studies finds. */
+static void expect_index(const struct object_rows *studies, const char *id)
+{
+    struct object_rows *found = rows_of(OBJECT_STUDY, id);
+    size_t n = 0;
+
+    for (size_t i = 0; i < studies->count; i++)
+        if (strcmp(text_of(&studies->rows[i], 0x00100020), id) == 0) {
+            assert_true(n < found->count);
+            assert_string_equal(found->rows[n++].study_uid, studies->rows[i].study_uid);
+        }
+    assert_int_equal(found->count, n);
+    mem_free(found);
+}
+
+/* Patients have the studies that there are, and those without an ID have none. */
+static void expect_patients_sound(void)
+{
+    struct object_rows *patients = rows_of(OBJECT_PATIENT, NULL);
+    struct object_rows *studies = rows_of(OBJECT_STUDY, NULL);
+    size_t owned = 0;
+
+    for (size_t i = 0; i < patients->count; i++) {
+        const struct object_row *p = &patients->rows[i];
+        char want[20];
+        size_t n = 0;
+
+        for (size_t k = 0; k < studies->count; k++)
+            n += strcmp(text_of(p, 0x00100020), text_of(&studies->rows[k], 0x00100020)) == 0 &&
+                 strcmp(text_of(p, 0x00100021), text_of(&studies->rows[k], 0x00100021)) == 0;
+        snprintf(want, sizeof(want), "%zu", n);
+        assert_true(n > 0);
+        assert_string_equal(text_of(p, 0x00201200), want);
+        owned += n;
+        expect_index(studies, text_of(p, 0x00100020));
+    }
+    for (size_t k = 0; k < studies->count; k++)
+        owned += text_of(&studies->rows[k], 0x00100020)[0] == 0;
+    assert_int_equal(owned, studies->count);
+    mem_free(patients);
+    mem_free(studies);
+}
+
+static size_t rows_in(enum kv_table t)
+{
+    static const struct kv_slice all = {"", 0};
+    struct kv_rows *rows;
+    size_t n;
+
+    assert_int_equal(kv_scan(pc.kv, t, all, all, 1000, 1u << 20, 0, &rows), 0);
+    n = rows->count;
+    kv_rows_free(rows);
+    return n;
+}
+
+/* What was deleted left nothing behind, not even what no query would show. */
+static void expect_bare(void)
+{
+    assert_int_equal(rows_in(KV_CATALOG), 0);
+    assert_int_equal(rows_in(KV_INDEX), 0);
+    assert_int_equal(rows_in(KV_RECIPE), 0);
+}
+
 static void expect_counts(uint64_t studies, uint64_t series, uint64_t instances)
 {
     assert_int_equal(counts().studies, studies);
@@ -253,6 +338,9 @@ static void expect_counts(uint64_t studies, uint64_t series, uint64_t instances)
     assert_int_equal(rows_at(OBJECT_STUDY), studies);
     assert_int_equal(rows_at(OBJECT_SERIES), series);
     assert_int_equal(rows_at(OBJECT_INSTANCE), instances);
+    expect_patients_sound();
+    if (instances == 0)
+        expect_bare();
 }
 
 static uint64_t stored_bytes(void)
@@ -749,7 +837,7 @@ static void store_tree(void)
         snprintf(series, sizeof(series), "1.%u.%u", i / 6, i / 3 % 2);
         snprintf(instance, sizeof(instance), "1.%u.%u.%u", i / 6, i / 3 % 2, i % 3);
         m = (struct sample){study, series, instance, "A^B", i / 3 % 2 ? "MR" : "CT",
-                            "S",   10 * i, 1};
+                            "S",   10 * i, 1,        "P1",  NULL};
         assert_int_equal(store(&m), OBJECT_STORED);
     }
     expect_counts(2, 4, 12);
@@ -838,6 +926,111 @@ static void test_open_while_deleted(void **state)
 {
     (void)state;
     sim_case_run(&pc.c, open_deleted_main, NULL);
+}
+
+/* ---- Patients ---- */
+
+/* "ID/issuer name studies, ..." */
+static void expect_patients(const char *want)
+{
+    struct object_rows *rows = rows_of(OBJECT_PATIENT, NULL);
+    STRBUF_AUTO struct strbuf got = STRBUF_INIT;
+
+    strbuf_adds(&got, "");
+    for (size_t i = 0; i < rows->count; i++) {
+        const struct object_row *r = &rows->rows[i];
+
+        strbuf_addf(&got, "%s%s/%s %s %s", i ? ", " : "", text_of(r, 0x00100020),
+                    text_of(r, 0x00100021), text_of(r, 0x00100010), text_of(r, 0x00201200));
+    }
+    assert_string_equal(got.data, want);
+    mem_free(rows);
+    expect_patients_sound();
+}
+
+static int store_for(const char *study, const char *instance, const char *id, const char *issuer,
+                     const char *name)
+{
+    struct sample m = {study, study, instance, name, "CT", "S", 1, 0, id, issuer};
+
+    return store(&m);
+}
+
+static void patients_main(void *arg)
+{
+    (void)arg;
+    partition_case_open(&pc);
+    expect_patients("");
+    assert_int_equal(store_for("1.1", "1", "P1", NULL, "Doe^J"), OBJECT_STORED);
+    assert_int_equal(store_for("1.1", "2", "P9", NULL, "Other"), OBJECT_STORED); /* as the study */
+    expect_patients("P1/ Doe^J 1");
+    assert_int_equal(store_for("1.2", "3", " P1 ", "", "Doe^Jane"), OBJECT_STORED); /* padded */
+    assert_int_equal(store_for("1.3", "4", "P1", "H", "Roe^R"), OBJECT_STORED);
+    assert_int_equal(store_for("1.4", "5", "", NULL, "Nobody"), OBJECT_STORED);
+    assert_int_equal(store_for("1.5", "6", NULL, NULL, "Nobody"), OBJECT_STORED);
+    assert_int_equal(store_for("1.6", "7", "P2", NULL, "Two"), OBJECT_STORED);
+    expect_patients("P1/ Doe^J 2, P1/H Roe^R 1, P2/ Two 1");
+    assert_int_equal(delete ("1.1", "1.1", "1", 1), 0);
+    expect_patients("P1/ Doe^J 2, P1/H Roe^R 1, P2/ Two 1"); /* the study has another */
+    assert_int_equal(delete ("1.1", NULL, NULL, 1), 0);
+    expect_patients("P1/ Doe^J 1, P1/H Roe^R 1, P2/ Two 1"); /* what the first study said stays */
+    close_ok();
+    partition_case_open(&pc);
+    expect_patients("P1/ Doe^J 1, P1/H Roe^R 1, P2/ Two 1");
+    assert_int_equal(delete ("1.2", NULL, NULL, 1), 0);
+    assert_int_equal(delete ("1.4", NULL, NULL, 1), 0);
+    expect_patients("P1/H Roe^R 1, P2/ Two 1");
+    assert_int_equal(delete ("1.3", NULL, NULL, 1), 0);
+    assert_int_equal(delete ("1.6", NULL, NULL, 1), 0);
+    expect_patients("");
+    assert_int_equal(delete ("1.5", NULL, NULL, 1), 0);
+    expect_counts(0, 0, 0);
+    close_ok();
+}
+
+static void test_patients(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, patients_main, NULL);
+}
+
+/* A replacement takes a study away and brings one in one record: of the same patient or another. */
+static void patients_replaced_main(void *arg)
+{
+    (void)arg;
+    partition_case_open(&pc);
+    assert_int_equal(store_for("1.1", "1", "P1", NULL, "A"), OBJECT_STORED);
+    assert_int_equal(store_for("1.1", "1", "P1", NULL, "B"), OBJECT_REPLACED);
+    expect_patients("P1/ B 1"); /* the study went, and so did what it said */
+    assert_int_equal(store_for("1.1", "1", "P2", NULL, "C"), OBJECT_REPLACED);
+    expect_patients("P2/ C 1");
+    assert_int_equal(store_for("1.2", "1", "P2", NULL, "D"), OBJECT_REPLACED);
+    expect_patients("P2/ D 1");
+    assert_int_equal(store_for("1.2", "2", "P2", NULL, "D"), OBJECT_STORED);
+    assert_int_equal(store_for("1.3", "1", "P2", NULL, "E"), OBJECT_REPLACED);
+    expect_patients("P2/ D 2"); /* one study stays, one comes */
+    assert_int_equal(store_for("1.4", "1", "P2", NULL, "F"), OBJECT_REPLACED);
+    expect_patients("P2/ D 2"); /* one goes, one comes, one stays */
+    assert_int_equal(store_for("1.2", "1", "P3", NULL, "G"), OBJECT_REPLACED);
+    expect_patients("P2/ D 1"); /* into a study that is there, whatever it says */
+    assert_int_equal(store_for("1.5", "2", "P4", "H", "H"), OBJECT_REPLACED);
+    expect_patients("P2/ D 1, P4/H H 1");
+    assert_int_equal(store_for("1.6", "2", "", NULL, "I"), OBJECT_REPLACED);
+    expect_patients("P2/ D 1");
+    assert_int_equal(store_for("1.6", "2", "P5", NULL, "J"), OBJECT_REPLACED);
+    expect_patients("P2/ D 1, P5/ J 1");
+    expect_counts(2, 2, 2);
+    close_ok();
+    partition_case_open(&pc);
+    expect_patients("P2/ D 1, P5/ J 1");
+    close_ok();
+}
+
+static void test_patients_replaced(void **state)
+{
+    (void)state;
+    pc.options.on_conflict = PARTITION_REPLACE;
+    sim_case_run(&pc.c, patients_replaced_main, NULL);
 }
 
 /* ---- Full, broken, killed ---- */
@@ -1009,6 +1202,8 @@ int main(void)
         CASE(test_budget),
         CASE(test_delete),
         CASE(test_open_while_deleted),
+        CASE(test_patients),
+        CASE(test_patients_replaced),
         CASE(test_full),
         CASE(test_kill),
         CASE(test_damaged_medium),

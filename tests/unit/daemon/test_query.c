@@ -1,4 +1,5 @@
-/* daemon/study_query: what matches what (PS3.4 section C.2.2.2), joined levels, paging. The rows
+/* daemon/study_query: what matches what (PS3.4 section C.2.2.2), joined levels, paging, patients
+ * and their index. The rows
  * are written straight into a KV store. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -30,6 +31,7 @@ static struct sim_case c;
 static struct partition p;
 static struct studies ss;
 static struct kv_batch *batch;
+static struct study_patient patient;
 
 /* ---- Rows ---- */
 
@@ -66,6 +68,10 @@ static void put_study(const char *uid, const char *name, const char *id, const c
     catalog_study_encode(s, &row);
     catalog_key_make(&k, 'T', uid, NULL, NULL);
     put_row(&k, &row);
+    patient = (struct study_patient){0};
+    assert_int_equal(study_patient_load(&ss, &s->attrs, false, &patient), 0);
+    study_patient_add(&patient, &s->attrs, uid, batch);
+    mem_free(patient.value);
     mem_free(s);
 }
 
@@ -121,9 +127,20 @@ static void put_rows(void)
 
 /* ---- Asking ---- */
 
+static const char *text_of(const struct object_row *r, uint32_t tag)
+{
+    for (size_t i = 0; i < r->attr_count; i++)
+        if (r->attrs[i].tag == tag) {
+            assert_int_equal(r->attrs[i].len, strlen(r->attrs[i].value));
+            return r->attrs[i].value;
+        }
+    return NULL;
+}
+
 static const char *uid_of(const struct object_row *r)
 {
-    return r->level == OBJECT_STUDY    ? r->study_uid
+    return r->level == OBJECT_PATIENT  ? text_of(r, ID)
+           : r->level == OBJECT_STUDY  ? r->study_uid
            : r->level == OBJECT_SERIES ? r->series_uid
                                        : r->instance_uid;
 }
@@ -344,16 +361,6 @@ static void anded_main(void *arg)
     expect_query(&q, "");
 }
 
-static const char *text_of(const struct object_row *r, uint32_t tag)
-{
-    for (size_t i = 0; i < r->attr_count; i++)
-        if (r->attrs[i].tag == tag) {
-            assert_int_equal(r->attrs[i].len, strlen(r->attrs[i].value));
-            return r->attrs[i].value;
-        }
-    return NULL;
-}
-
 /* An instance's row carries all that is above it, and what is computed. */
 static void row_main(void *arg)
 {
@@ -384,6 +391,13 @@ static void row_main(void *arg)
     assert_int_equal(study_instance_row(&ss, "1.1", "1.1.2", "1.1.1.2", &rows), ERR_NOENT);
     assert_int_equal(
         study_query(&ss.face, &(struct object_query){.level = (enum object_level)3}, &rows),
+        ERR_INVAL);
+    assert_int_equal(
+        study_query(&ss.face, &(struct object_query){.level = (enum object_level) - 2}, &rows),
+        ERR_INVAL);
+    assert_int_equal(
+        study_query(&ss.face, &(struct object_query){.level = OBJECT_PATIENT, .study_uid = "1.1"},
+                    &rows),
         ERR_INVAL);
 }
 
@@ -418,6 +432,275 @@ static void many_main(void *arg)
     assert_string_equal(rows->rows[0].instance_uid, "5.1.0250");
     assert_string_equal(rows->rows[499].instance_uid, "5.1.0749");
     mem_free(rows);
+}
+
+/* ---- Patients ---- */
+
+#define ISSUER  0x00100021u
+#define STUDIES 0x00201200u
+
+static void write_row(enum kv_table t, const struct catalog_key *k, const char *value)
+{
+    batch = kv_batch_new();
+    if (value)
+        kv_batch_put(batch, t, catalog_key_slice(k), (struct kv_slice){value, strlen(value)});
+    else
+        kv_batch_delete(batch, t, catalog_key_slice(k));
+    assert_int_equal(kv_write(p.kv, batch), 0);
+    kv_batch_free(batch);
+}
+
+/* A study with a series and an instance, in a batch of its own. NULL leaves an attribute out. */
+static void put_study_of(const char *uid, const char *vr, const char *id, const char *issuer)
+{
+    STRBUF_AUTO struct strbuf row = STRBUF_INIT;
+    struct catalog_study *s = mem_zalloc(sizeof(*s));
+    struct catalog_key k;
+    char series[OBJECT_UID_MAX + 1], instance[OBJECT_UID_MAX + 1];
+
+    snprintf(series, sizeof(series), "%.50s.1", uid);
+    snprintf(instance, sizeof(instance), "%.50s.1.1", uid);
+    batch = kv_batch_new();
+    s->series = s->instances = 1;
+    s->attrs.attrs[s->attrs.count++] = attr(NAME, "PN", uid);
+    if (id)
+        s->attrs.attrs[s->attrs.count++] = attr(ID, vr, id);
+    if (issuer)
+        s->attrs.attrs[s->attrs.count++] = attr(ISSUER, "LO", issuer);
+    catalog_study_encode(s, &row);
+    catalog_key_make(&k, 'T', uid, NULL, NULL);
+    put_row(&k, &row);
+    put_series(uid, series, "CT");
+    put_instance(uid, series, instance, "1");
+    patient = (struct study_patient){0};
+    assert_int_equal(study_patient_load(&ss, &s->attrs, false, &patient), 0);
+    study_patient_add(&patient, &s->attrs, uid, batch);
+    mem_free(patient.value);
+    assert_int_equal(kv_write(p.kv, batch), 0);
+    kv_batch_free(batch);
+    mem_free(s);
+}
+
+static char cut[CATALOG_ID_MAX + 1], over[CATALOG_ID_MAX + 50], longer[CATALOG_ID_MAX + 50];
+
+static void put_patients(void)
+{
+    memset(cut, 'x', CATALOG_ID_MAX);
+    memset(over, 'x', sizeof(over) - 1);
+    memset(longer, 'x', sizeof(longer) - 1);
+    longer[sizeof(longer) - 2] = 'y';
+    put_study_of("6.2", "LO", "Q", NULL);
+    put_study_of("6.10", "LO", "Q", "");
+    put_study_of("6.1", "LO", "Q", "H2");
+    put_study_of("6.3", "LO", "A\\\\Q\\Q", NULL); /* whose? */
+    put_study_of("6.4", "LO", over, NULL);
+    put_study_of("6.5", "LO", longer, NULL); /* the same key as that one's */
+    put_study_of("6.6", "LO", cut, NULL);
+    put_study_of("6.7", "LO", "", "H2");
+    put_study_of("6.8", "LO", NULL, "H2");
+    put_study_of("6.9", "PN", "q=Q", NULL); /* not what it is taken for */
+    put_study_of("6.11", "SQ", "Q", NULL);
+    put_study_of("6.12", "LO", "QQ", "");
+}
+
+/* The same UIDs in the same order. */
+static void expect_same(const struct object_query *a, const struct object_query *b)
+{
+    struct object_rows *x, *y;
+
+    assert_int_equal(study_query(&ss.face, a, &x), 0);
+    assert_int_equal(study_query(&ss.face, b, &y), 0);
+    assert_int_equal(x->count, y->count);
+    assert_int_equal(x->more, y->more);
+    for (size_t i = 0; i < x->count; i++) {
+        assert_string_equal(uid_of(&x->rows[i]), uid_of(&y->rows[i]));
+        assert_int_equal(x->rows[i].attr_count, y->rows[i].attr_count);
+    }
+    mem_free(x);
+    mem_free(y);
+}
+
+/* A wildcard without '*' and '?' means what an exact value means, and knows no index. */
+static void expect_as_walked(const char *id)
+{
+    for (int level = OBJECT_PATIENT; level <= OBJECT_INSTANCE; level++)
+        for (unsigned offset = 0; offset < 4; offset++)
+            for (unsigned limit = 0; limit < 4; limit++) {
+                struct object_match by_index = {ID, OBJECT_MATCH_EXACT, id};
+                struct object_match walked = {ID, OBJECT_MATCH_WILDCARD, id};
+                struct object_query a = {.level = (enum object_level)level,
+                                         .matches = &by_index,
+                                         .match_count = 1,
+                                         .offset = offset,
+                                         .limit = limit};
+                struct object_query b = a;
+
+                b.matches = &walked;
+                expect_same(&a, &b);
+                if (level != OBJECT_PATIENT) {
+                    a.instance_uid = b.instance_uid = "6.10.1.1";
+                    expect_same(&a, &b);
+                    a.study_uid = b.study_uid = "6.10";
+                    expect_same(&a, &b);
+                }
+            }
+}
+
+static void index_main(void *arg)
+{
+    static const char *const ids[] = {"P1", "P", "Q", "q", "A", "A\\Q", "q=Q", "QQ", "none"};
+
+    (void)arg;
+    put_patients();
+    studies_by(ID, OBJECT_MATCH_EXACT, "Q",
+               "6.1 6.10 6.2 6.3"); /* not in the order of their coming */
+    studies_by(ID, OBJECT_MATCH_EXACT, "A", "6.3");
+    studies_by(ID, OBJECT_MATCH_EXACT, "q=Q", "6.9");
+    studies_by(ID, OBJECT_MATCH_EXACT, over, "6.4");
+    studies_by(ID, OBJECT_MATCH_EXACT, longer, "6.5");
+    studies_by(ID, OBJECT_MATCH_EXACT, cut, "6.6");
+    expect(OBJECT_INSTANCE, ID, OBJECT_MATCH_EXACT, "Q", "6.1.1.1 6.10.1.1 6.2.1.1 6.3.1.1");
+    for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++)
+        expect_as_walked(ids[i]);
+    expect_as_walked(over);
+    expect_as_walked(longer);
+    expect_as_walked(cut);
+}
+
+static void patients_main(void *arg)
+{
+    struct object_match issued[] = {{ID, OBJECT_MATCH_EXACT, "Q"},
+                                    {ISSUER, OBJECT_MATCH_EXACT, "H2"}};
+    struct object_query q = {.level = OBJECT_PATIENT, .matches = issued, .match_count = 1};
+    struct object_rows *rows;
+    char want[CATALOG_ID_MAX + 100];
+
+    (void)arg;
+    put_patients();
+    snprintf(want, sizeof(want), "P1 P10 P[2]* Q Q QQ q=Q %s", cut);
+    expect(OBJECT_PATIENT, ID, OBJECT_MATCH_EXACT, "", want);
+    expect(OBJECT_PATIENT, ID, OBJECT_MATCH_EXACT, "*", want);
+    expect(OBJECT_PATIENT, NAME, OBJECT_MATCH_WILDCARD, "meyer*", "P1 P10");
+    expect(OBJECT_PATIENT, STUDIES, OBJECT_MATCH_EXACT, "2", "Q");
+    assert_int_equal(study_query(&ss.face, &q, &rows), 0);
+    assert_int_equal(rows->count, 2);
+    assert_int_equal(rows->rows[0].level, OBJECT_PATIENT);
+    assert_string_equal(text_of(&rows->rows[0], NAME), "6.2"); /* as the first study said */
+    assert_string_equal(text_of(&rows->rows[0], STUDIES), "2");
+    assert_null(text_of(&rows->rows[0], ISSUER));
+    assert_string_equal(text_of(&rows->rows[1], ISSUER), "H2");
+    assert_string_equal(text_of(&rows->rows[1], STUDIES), "1");
+    assert_string_equal(rows->rows[0].study_uid, "");
+    assert_int_equal(rows->rows[0].bytes, 0);
+    mem_free(rows);
+    q.match_count = 2;
+    expect_query(&q, "Q");
+    q.match_count = 0;
+    q.offset = 3;
+    q.limit = 2;
+    expect_query(&q, "Q Q+");
+}
+
+/* What other patients have is not even looked at: here it could not be read. */
+static void only_own_main(void *arg)
+{
+    struct object_match m = {ID, OBJECT_MATCH_EXACT, "P10"};
+    struct object_query q = {.level = OBJECT_STUDY, .matches = &m, .match_count = 1};
+    struct object_rows *rows;
+    struct catalog_key k;
+
+    (void)arg;
+    for (unsigned i = 0; i < 3; i++) {
+        static const char levels[] = "TSI";
+
+        catalog_key_make(&k, levels[i], "1.11", i ? "1.11.1" : NULL, i > 1 ? "1.11.1.1" : NULL);
+        write_row(KV_CATALOG, &k, "damaged");
+    }
+    catalog_id_key(&k, "P11", 3, NULL);
+    write_row(KV_CATALOG, &k, "damaged");
+    for (int level = OBJECT_PATIENT; level <= OBJECT_INSTANCE; level++) {
+        q.level = (enum object_level)level;
+        m.kind = OBJECT_MATCH_EXACT;
+        assert_int_equal(study_query(&ss.face, &q, &rows), 0);
+        assert_int_equal(rows->count, 1);
+        mem_free(rows);
+        m.kind = OBJECT_MATCH_WILDCARD;
+        assert_int_equal(study_query(&ss.face, &q, &rows), ERR_FORMAT);
+    }
+}
+
+/* More studies of a patient than a page of the index holds. */
+static void many_studies_main(void *arg)
+{
+    struct object_match m = {ID, OBJECT_MATCH_EXACT, "R"},
+                        walked = {ID, OBJECT_MATCH_WILDCARD, "R"};
+    struct object_query a = {.level = OBJECT_STUDY, .matches = &m, .match_count = 1}, b = a;
+    struct object_rows *rows;
+    char uid[20];
+
+    (void)arg;
+    for (unsigned i = 0; i < 1200; i++) {
+        snprintf(uid, sizeof(uid), "7.%u", i);
+        put_study_of(uid, "LO", i % 2 ? "R" : "S", NULL);
+    }
+    b.matches = &walked;
+    for (int level = OBJECT_PATIENT; level <= OBJECT_INSTANCE; level++) {
+        a.level = b.level = (enum object_level)level;
+        a.offset = b.offset = a.limit = b.limit = 0;
+        expect_same(&a, &b);
+        a.offset = b.offset = 250;
+        a.limit = b.limit = 300;
+        expect_same(&a, &b);
+    }
+    a.level = OBJECT_STUDY;
+    assert_int_equal(study_query(&ss.face, &a, &rows), 0);
+    assert_int_equal(rows->count, 300);
+    assert_true(rows->more);
+    mem_free(rows);
+    expect(OBJECT_PATIENT, STUDIES, OBJECT_MATCH_EXACT, "600", "R S");
+}
+
+static void damaged_patient_main(void *arg)
+{
+    struct object_match m = {ID, OBJECT_MATCH_EXACT, "P1"};
+    struct object_query q = {.level = OBJECT_STUDY, .matches = &m, .match_count = 1};
+    struct catalog_attrs *attrs = mem_zalloc(sizeof(*attrs));
+    struct object_rows *rows;
+    struct catalog_key k;
+    char longest[OBJECT_UID_MAX + 2];
+
+    (void)arg;
+    catalog_id_key(&k, "P1", 2, "1.0"); /* a study that went while the walk was under way */
+    write_row(KV_INDEX, &k, "");
+    catalog_id_key(&k, "P1", 2, "1.3"); /* ... or is somebody else's by now */
+    write_row(KV_INDEX, &k, "");
+    expect_query(&q, "1.1");
+    q.level = OBJECT_SERIES;
+    expect_query(&q, "1.1.1 1.1.2");
+    memset(longest, '1', OBJECT_UID_MAX + 1);
+    longest[OBJECT_UID_MAX + 1] = 0;
+    catalog_id_key(&k, "P1", 2, NULL);
+    memcpy(k.bytes + k.len, longest, OBJECT_UID_MAX + 1);
+    k.len += OBJECT_UID_MAX + 1;
+    write_row(KV_INDEX, &k, "");
+    assert_int_equal(study_query(&ss.face, &q, &rows), ERR_FORMAT);
+    q.level = OBJECT_STUDY;
+    assert_int_equal(study_query(&ss.face, &q, &rows), ERR_FORMAT);
+    attrs->attrs[attrs->count++] = attr(ID, "LO", "P1");
+    assert_int_equal(study_patient_load(&ss, attrs, true, &patient), 0);
+    mem_free(patient.value);
+    assert_true(catalog_patient_key(&k, attrs));
+    write_row(KV_CATALOG, &k, "damaged");
+    patient = (struct study_patient){0};
+    assert_int_equal(study_patient_load(&ss, attrs, false, &patient), ERR_FORMAT);
+    mem_free(patient.value);
+    q.level = OBJECT_PATIENT;
+    assert_int_equal(study_query(&ss.face, &q, &rows), ERR_FORMAT);
+    write_row(KV_CATALOG, &k, NULL);
+    patient = (struct study_patient){0};
+    assert_int_equal(study_patient_load(&ss, attrs, true, &patient), ERR_FORMAT); /* its study is */
+    assert_int_equal(study_patient_load(&ss, attrs, false, &patient), 0);
+    mem_free(attrs);
 }
 
 static void damaged_main(void *arg)
@@ -472,8 +755,10 @@ static void test_stage(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CASE(exact), CASE(universal), CASE(wildcard), CASE(range), CASE(list), CASE(levels),
-        CASE(under), CASE(paging),    CASE(anded),    CASE(row),   CASE(many), CASE(damaged),
+        CASE(exact),        CASE(universal),       CASE(wildcard), CASE(range),    CASE(list),
+        CASE(levels),       CASE(under),           CASE(paging),   CASE(anded),    CASE(row),
+        CASE(many),         CASE(damaged),         CASE(index),    CASE(only_own), CASE(patients),
+        CASE(many_studies), CASE(damaged_patient),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -104,6 +104,23 @@ static void test_study_row(void **state)
     free(got);
 }
 
+static void test_patient_row(void **state)
+{
+    STRBUF_AUTO struct strbuf out = STRBUF_INIT;
+    struct catalog_patient *p = calloc(1, sizeof(*p)), *got = calloc(1, sizeof(*got));
+
+    (void)state;
+    p->studies = 1ull << 33;
+    fill_attrs(&p->attrs);
+    catalog_patient_encode(p, &out);
+    assert_int_equal(catalog_patient_decode(slice(&out), got), 0);
+    assert_int_equal(got->studies, 1ull << 33);
+    check_attrs(&got->attrs);
+    DAMAGE(out, catalog_patient, catalog_patient_decode);
+    free(p);
+    free(got);
+}
+
 static void test_series_row(void **state)
 {
     STRBUF_AUTO struct strbuf out = STRBUF_INIT;
@@ -235,6 +252,63 @@ static void test_keys(void **state)
     catalog_key_after(&after);
     assert_int_equal(after.len, 1);
     assert_int_equal(after.bytes[0], 'U');
+}
+
+static bool patient_of(struct catalog_key *k, const char *vr, const char *id, const char *issuer)
+{
+    struct catalog_attrs *a = calloc(1, sizeof(*a));
+    bool known;
+
+    if (id)
+        a->attrs[a->count++] = (struct object_attr){0x00100020, "", (uint32_t)strlen(id), id};
+    if (id)
+        memcpy(a->attrs[0].vr, vr, 3);
+    if (issuer)
+        a->attrs[a->count++] =
+            (struct object_attr){0x00100021, "LO", (uint32_t)strlen(issuer), issuer};
+    known = catalog_patient_key(k, a);
+    free(a);
+    return known;
+}
+
+static void test_patient_keys(void **state)
+{
+    char longest[CATALOG_ID_MAX + 2] = {0};
+    struct catalog_key k, other;
+    const char *id = "\\A\\\\B C\\";
+    size_t n;
+
+    (void)state;
+    assert_true(patient_of(&k, "LO", "A b", NULL));
+    assert_int_equal(k.len, 5);
+    assert_memory_equal(k.bytes, "PA b\0", 5);
+    assert_true(patient_of(&other, "LO", "A b", ""));
+    assert_true(k.len == other.len && memcmp(k.bytes, other.bytes, k.len) == 0);
+    assert_true(patient_of(&k, "LO", "A b", "X\\Y"));
+    assert_int_equal(k.len, 8);
+    assert_memory_equal(k.bytes, "PA b\0X\\Y", 8);
+    assert_false(patient_of(&k, "LO", NULL, "X"));
+    assert_false(patient_of(&k, "LO", "", "X"));
+    assert_false(patient_of(&k, "LO", "A\\B", NULL));
+    assert_false(patient_of(&k, "SQ", "A", NULL));
+    memset(longest, 'x', CATALOG_ID_MAX);
+    assert_true(patient_of(&k, "LO", longest, longest));
+    assert_true(k.len < sizeof(k.bytes)); /* and a NUL to go on behind it */
+    longest[CATALOG_ID_MAX] = 'x';
+    assert_false(patient_of(&other, "LO", longest, NULL));
+    assert_true(patient_of(&other, "LO", "A", longest)); /* an issuer is cut */
+    catalog_id_key(&k, longest, CATALOG_ID_MAX + 1, "1.2");
+    assert_int_equal(k.len, 1 + CATALOG_ID_MAX + 1 + 3);
+    assert_memory_equal(k.bytes + k.len - 4,
+                        "\0"
+                        "1.2",
+                        4);
+    id = catalog_id_next(id, &n);
+    assert_true(n == 1 && *id == 'A');
+    id = catalog_id_next(id + n, &n);
+    assert_true(n == 3 && strncmp(id, "B C", 3) == 0);
+    assert_null(catalog_id_next(id + n, &n));
+    assert_null(catalog_id_next("", &n));
 }
 
 /* ---- Recipes ---- */
@@ -623,7 +697,9 @@ int main(void)
         cmocka_unit_test(test_series_row),
         cmocka_unit_test(test_instance_row),
         cmocka_unit_test(test_attr_bounds),
+        cmocka_unit_test(test_patient_row),
         cmocka_unit_test(test_keys),
+        cmocka_unit_test(test_patient_keys),
         cmocka_unit_test(test_recipe),
         cmocka_unit_test(test_bad_recipes),
         cmocka_unit_test(test_overlay),

@@ -1079,7 +1079,7 @@ static void test_row_bytes(void **state)
         bad = r;
         bad.raw = i == 0 ? 0 : i == 1 ? CHUNK_MAX + 1 : bad.raw;
         bad.loc.stored = i == 2 ? 0 : i == 3 ? 5001 : bad.loc.stored;
-        bad.codec = (uint8_t)(i == 4 ? COMPRESS_RAW : i == 5 ? 2 : bad.codec);
+        bad.codec = (uint8_t)(i == 4 ? COMPRESS_RAW : i == 5 ? COMPRESS_CODECS : bad.codec);
         chunk_row_encode(&bad, bytes);
         assert_int_equal(chunk_row_decode(bytes, sizeof(bytes), &got), ERR_FORMAT);
     }
