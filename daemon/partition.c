@@ -697,6 +697,7 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
     s.unique = s.chunks.raw_bytes;
     s.stored = s.chunks.stored_bytes;
     s.physical = space.physical;
+    s.reclaimable = space.dead;
     s.current_k = space.k;
     s.current_m = space.m;
     *ret_status = s;

@@ -76,6 +76,7 @@ struct partition_status {
     uint64_t unique;         /* raw bytes of chunks: after deduplication */
     uint64_t stored;         /* after compression */
     uint64_t physical;       /* slots taken, with parity */
+    uint64_t reclaimable;    /* room in slots taken that holds nothing alive, before parity */
     uint64_t volumes;
     struct partition_study_counts studies;
     uint64_t overlay_bytes;
