@@ -80,6 +80,7 @@ static int status_get(struct admin_source *a, struct admin_status *ret_status)
                                            .deduped = ps.unique,
                                            .stored = ps.stored,
                                            .physical = ps.physical,
+                                           .reclaimable = ps.reclaimable,
                                            .free = ps.free};
     st->journal_size = ps.journal.size;
     st->journal_used = ps.journal.used;

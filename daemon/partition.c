@@ -13,6 +13,8 @@
 
 #define PARTITION_TICK         (100 * ENV_NS_PER_MS) /* background work looks around this often */
 #define PARTITION_PRESSURE     40u /* percent of the journal used at which a checkpoint is made */
+#define COMPACTOR_QUIET        8u  /* records between two steps that count as other work */
+#define COMPACTOR_RETRY        (100 * ENV_NS_PER_MS)
 #define PARTITION_SEGMENT_PAGE 4096u
 #define PARTITION_CACHE        (96u << 20)
 #define PARTITION_OVERLAY      (48u << 20)
@@ -99,6 +101,8 @@ static int apply_dispatch(struct partition *p, uint16_t type, const struct apply
         return a->kv
                    ? segment_apply_free(p->segments, a->body, a->length, apply_segment_gone, a->kv)
                    : 0;
+    case RECORD_CHUNK_MOVE:
+        return a->kv ? chunkstore_apply_move(p->chunks, a->body, a->length, a->kv) : 0;
     case RECORD_VOLUME_CREATE:
     case RECORD_VOLUME_RESIZE:
     case RECORD_VOLUME_DELETE:
@@ -267,8 +271,10 @@ static int partition_reclaim(struct partition *p)
     unsigned freed = 1;
     int rc = 0;
 
-    while (rc == 0 && freed && segment_sweep_due(p->segments) && !p->broken)
+    while (rc == 0 && freed && segment_sweep_due(p->segments) && !p->broken) {
         rc = segment_sweep(p->segments, &freed);
+        p->segments_freed += rc == 0 ? freed : 0;
+    }
     return rc;
 }
 
@@ -294,11 +300,84 @@ static void partition_maintain(void *arg)
     fiber_group_done(&p->fibers);
 }
 
+/* ---- Compaction ---- */
+
+/* Between two steps: gives way to others, the more the less the space is needed. A tenth of the
+ * time is for compaction while there is other work, half when there is none. */
+static bool compactor_pause(void *arg, uint64_t took)
+{
+    struct partition *p = arg;
+    enum compact_need need = chunkstore_compact_need(p->chunks);
+    bool busy = p->processed_lsn > p->compactor_lsn + COMPACTOR_QUIET;
+    unsigned factor = need == COMPACT_NOW ? 0 : need == COMPACT_IDLE && busy ? 9 : 1;
+
+    p->compactor_lsn = p->processed_lsn;
+    if (factor)
+        chunkstore_wait_wanted(p->chunks, env_now(p->env) + factor * took);
+    return !p->stopping && !p->broken;
+}
+
+static int compactor_round(struct partition *p, enum compact_need need)
+{
+    uint64_t freed = p->segments_freed;
+    int rc = need == COMPACT_NOTHING ? 0 : chunkstore_compact(p->chunks, need, compactor_pause, p);
+
+    if (rc == 0 || rc == ERR_NOENT)
+        rc = partition_reclaim(p);
+    if (p->segments_freed > freed)
+        chunkstore_room_changed(p->chunks, true);
+    else if (need == COMPACT_NOTHING || rc < 0)
+        chunkstore_room_changed(p->chunks, false);
+    return rc;
+}
+
+static void partition_compactor(void *arg)
+{
+    struct partition *p = arg;
+
+    while (!p->stopping) {
+        enum compact_need need = chunkstore_compact_need(p->chunks);
+        int rc = 0;
+
+        if (p->broken || need == COMPACT_NOTHING)
+            chunkstore_wait_wanted(p->chunks, env_now(p->env) + PARTITION_TICK);
+        if (p->stopping)
+            break;
+        if (!p->broken)
+            rc = compactor_round(p, chunkstore_compact_need(p->chunks));
+        else
+            chunkstore_room_changed(p->chunks, false);
+        if ((rc < 0 && rc != ERR_SHUTDOWN) || p->broken) {
+            if (!p->broken)
+                log_warn("partition", "compaction failed, will try again error=%s", err_name(rc));
+            env_sleep(p->env, COMPACTOR_RETRY);
+        }
+    }
+    fiber_group_done(&p->fibers);
+}
+
+int partition_compact(struct partition *p)
+{
+    struct segment_space space;
+    int rc = 0;
+
+    /* Each segment at most twice: what was moved once lies densely. */
+    segment_get_space(p->segments, &space);
+    for (uint64_t i = 0; rc == 0 && i < 2 * space.segments && !p->stopping; i++) {
+        rc = chunkstore_compact(p->chunks, COMPACT_NOW, NULL, NULL);
+        if (rc == 0)
+            rc = partition_reclaim(p);
+    }
+    return rc == ERR_NOENT ? partition_reclaim(p) : rc;
+}
+
 int partition_settle(struct partition *p)
 {
     int rc = volumes_drain_all(p->volumes);
 
-    if (rc == 0)
+    while (rc == 0)
+        rc = chunkstore_compact(p->chunks, COMPACT_IDLE, NULL, NULL);
+    if (rc == ERR_NOENT)
         rc = partition_reclaim(p);
     if (rc == 0)
         rc = partition_checkpoint(p);
@@ -454,9 +533,10 @@ static int partition_make_parts(struct partition *p)
         p->options.overlay_bytes = space.total / 8;
     if (p->options.overlay_bytes < 64 * BLOCK_SIZE)
         p->options.overlay_bytes = 64 * BLOCK_SIZE;
-    /* Kept: what the overlay may need when drained, and two segments of slack. */
+    /* Kept: what the overlay may need when drained, what compaction writes before it can free, and
+     * a segment of slack for each stream. */
     copts.space_kept = p->options.overlay_bytes + p->options.overlay_bytes / 4 +
-                       2 * (uint64_t)space.k * p->ds->super.slot_size;
+                       SEGMENT_STREAMS * (uint64_t)space.k * p->ds->super.slot_size;
     copts.cache_rows = p->options.cache_bytes / 2 / 200;
     rc = chunkstore_new(p->env, p->kv, p->segments, &p->log, &copts, &p->chunks);
     if (rc == 0)
@@ -539,6 +619,7 @@ int partition_open(struct env *env, struct kv *kv, const char *const *drive_path
     }
     partition_spawn(p, "applier", partition_applier);
     partition_spawn(p, "maintenance", partition_maintain);
+    partition_spawn(p, "compactor", partition_compactor);
     rc = volumes_start(p->volumes);
     start.total_ns = env_now(env) - start.total_ns;
     *ret_start = start;
@@ -558,6 +639,7 @@ int partition_close(struct partition *p)
     volumes_stop(p->volumes);
     p->stopping = true;
     fiber_cond_broadcast(&p->maintain_work);
+    chunkstore_stop(p->chunks);
     if (rc == 0)
         rc = partition_checkpoint(p);
     /* Whatever background fibers still submit gets its answer before the applier goes. */
@@ -615,6 +697,7 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
     s.unique = s.chunks.raw_bytes;
     s.stored = s.chunks.stored_bytes;
     s.physical = space.physical;
+    s.reclaimable = space.dead;
     s.current_k = space.k;
     s.current_m = space.m;
     *ret_status = s;

@@ -76,6 +76,7 @@ struct partition_status {
     uint64_t unique;         /* raw bytes of chunks: after deduplication */
     uint64_t stored;         /* after compression */
     uint64_t physical;       /* slots taken, with parity */
+    uint64_t reclaimable;    /* room in slots taken that holds nothing alive, before parity */
     uint64_t volumes;
     struct partition_study_counts studies;
     uint64_t overlay_bytes;
@@ -88,6 +89,9 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
 struct driveset *partition_drives(struct partition *p);
 uint64_t partition_drive_used(const struct partition *p, unsigned drive); /* bytes of slots taken */
 
-/* Drains all volume writes and checkpoints: afterwards the journal holds nothing. For tests and
- * clean stops. Suspends. */
+/* Compacts every segment from which anything can be gained, without regard for others. Suspends. */
+int partition_compact(struct partition *p);
+
+/* Drains all volume writes, compacts what is mostly dead, and checkpoints: afterwards the journal
+ * holds nothing. For tests and clean stops. Suspends. */
 int partition_settle(struct partition *p);

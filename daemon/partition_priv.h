@@ -17,9 +17,11 @@ struct partition {
     struct studies *studies;
     struct partition_options options;
 
-    uint64_t applied_lsn;   /* last record in the KV store */
-    uint64_t processed_lsn; /* last record seen */
-    uint64_t trim_lsn;      /* at start: the KV store needs no record before this one */
+    uint64_t applied_lsn;    /* last record in the KV store */
+    uint64_t processed_lsn;  /* last record seen */
+    uint64_t trim_lsn;       /* at start: the KV store needs no record before this one */
+    uint64_t segments_freed; /* since start */
+    uint64_t compactor_lsn;  /* last record when compaction last looked */
     int broken;
 
     struct list apply_queue; /* durable batches */

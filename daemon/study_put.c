@@ -247,7 +247,7 @@ int study_put_begin(struct object_store *os, const struct object_put_info *info,
     ss->waiting++;
     fiber_sem_take(&ss->ingest, PUT_BUDGET);
     ss->waiting--;
-    rc = chunkstore_admit(ss->p->chunks, info->size_hint);
+    rc = chunkstore_await_room(ss->p->chunks, info->size_hint);
     if (rc < 0) {
         fiber_sem_give(&ss->ingest, PUT_BUDGET);
         return rc;

@@ -176,7 +176,7 @@ static int write_small(struct volume *v, uint64_t first, const uint8_t *bytes, u
     uint8_t head[24] = {0};
     struct iovec iov[] = {{head, sizeof(head)},
                           {(void *)(uintptr_t)bytes, (size_t)blocks * BLOCK_SIZE}};
-    int rc = chunkstore_admit(vs->p->chunks, (uint64_t)blocks * BLOCK_SIZE);
+    int rc = chunkstore_await_room(vs->p->chunks, (uint64_t)blocks * BLOCK_SIZE);
 
     if (rc < 0)
         return rc;

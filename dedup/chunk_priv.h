@@ -24,10 +24,18 @@ struct chunk_row {
     bool registered; /* in the chunk table (a new chunk is not, until its record is applied) */
     bool gone;       /* was in it: stays for those who pin it, and for loads that bring old news */
     bool holding;    /* holds its segment, while pinned */
+    /* Where it lay before it was moved, held too while pinned: whoever pinned it then may have
+     * written the old place into a record that is on its way. */
+    struct chunk_former *former;
     uint32_t pins;
     uint64_t changed; /* the load tick at its last change: see chunk_rows_get */
     uint64_t refs;
     uint8_t fp[FINGERPRINT_SIZE];
+};
+
+struct chunk_former {
+    struct chunk_former *next;
+    uint64_t segment;
 };
 
 struct chunkstore {
@@ -44,6 +52,12 @@ struct chunkstore {
     uint64_t writing; /* the tick of the oldest change that the KV store may lack; 0: none */
     uint64_t next_id;
     uint64_t reserved; /* bytes of user writes under way */
+    struct fiber_mutex compacting;
+    bool closing;
+    uint64_t room_failures; /* rounds of compaction, wanted by waiters, that gained nothing */
+    unsigned room_waiters;  /* writes that wait for room since it last changed */
+    struct fiber_cond room_changed; /* segments were freed, or there is nothing to be gained */
+    struct fiber_cond room_wanted;
     struct chunkstore_stats stats;
 };
 
@@ -64,6 +78,13 @@ static inline uint64_t chunk_fp_hash(const uint8_t *fp)
     __builtin_memcpy(&h, fp, sizeof(h)); /* a fingerprint is its own hash */
     return h;
 }
+
+/* A registered, pinned row's bytes are at `loc` from now on (same stored bytes). */
+void chunk_row_relocate(struct chunkstore *cs, struct chunk_row *r, const struct segment_loc *loc);
+/* Puts a row that changed into the batch; it stays in the cache until that is written. */
+void chunk_row_put(struct chunkstore *cs, struct chunk_row *r, struct kv_batch *batch);
+/* Called before a record's changes are put: see chunk_txn_commit. */
+void chunk_rows_writing(struct chunkstore *cs);
 
 #define CHUNK_ROW_SIZE 82u
 

@@ -137,14 +137,46 @@ void chunk_txn_commit(struct chunk_txn *t, struct kv_batch *batch);
 void chunkstore_written(struct chunkstore *cs);
 void chunk_txn_abort(struct chunk_txn *t); /* before any chunk_txn_ref; NULL is fine */
 
+/* ---- Compaction (compact.c) ---- */
+
+/* Segments with fewer sixteenths alive than this are compacted: when nobody needs the space, when
+ * it becomes scarce, and when writes wait for it. */
+#define COMPACT_FILL_IDLE 8u
+#define COMPACT_FILL_SOON 12u
+#define COMPACT_FILL_MAX  15u
+
+/* Is there a reason to compact, and how urgent is it? */
+enum compact_need { COMPACT_NOTHING, COMPACT_IDLE, COMPACT_SOON, COMPACT_NOW };
+enum compact_need chunkstore_compact_need(const struct chunkstore *cs);
+
+/* Moves what is alive out of one segment, so that it can be freed. `pause`, if not NULL, is called
+ * between steps with the time the step took and may suspend; when it returns false the work ends
+ * early. ERR_NOENT: there is no segment worth it. Suspends. */
+int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
+                       bool (*pause)(void *arg, uint64_t took_ns), void *arg);
+
+/* Applies RECORD_CHUNK_MOVE. Suspends when rows are not cached. */
+int chunkstore_apply_move(struct chunkstore *cs, const uint8_t *body, size_t len,
+                          struct kv_batch *batch);
+
+/* Who waits for room looks again; when nothing was `gained`, it gives up. */
+void chunkstore_room_changed(struct chunkstore *cs, bool gained);
+/* Waits until somebody wants room, or until the deadline. */
+void chunkstore_wait_wanted(struct chunkstore *cs, uint64_t deadline);
+/* Nobody may wait for room any more. */
+void chunkstore_stop(struct chunkstore *cs);
+
 /* ---- Space ---- */
 
 /* ERR_NOSPC when a user's write of `bytes` may not be accepted any more. Does not suspend. */
 int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes);
 
+/* As chunkstore_admit, but when there is no room and compaction can make some, waits for it. */
+int chunkstore_await_room(struct chunkstore *cs, uint64_t bytes);
+
 /* Admits a write and keeps its room from others that are admitted meanwhile, until given back when
  * the write has ended. Without it, many writes admitted at once could eat what is kept for the
- * internal ones. ERR_NOSPC. Does not suspend. */
+ * internal ones. Waits as chunkstore_await_room. ERR_NOSPC. */
 int chunkstore_reserve(struct chunkstore *cs, uint64_t bytes);
 void chunkstore_unreserve(struct chunkstore *cs, uint64_t bytes);
 
@@ -152,5 +184,6 @@ struct chunkstore_stats {
     uint64_t chunks, raw_bytes, stored_bytes; /* in the table */
     uint64_t referenced_bytes;                /* raw bytes times references: what users see */
     uint64_t cache_rows, found, missed;       /* fingerprint look-ups since start */
+    uint64_t compacted, moved_bytes;          /* segments emptied, bytes moved, since start */
 };
 void chunkstore_get_stats(const struct chunkstore *cs, struct chunkstore_stats *ret_stats);

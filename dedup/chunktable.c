@@ -20,6 +20,7 @@
 #include "lib/base/plant.h"
 
 #define CHUNK_CACHE_DEFAULT (256u * 1024)
+#define CHUNK_ROOM_TRIES    32u        /* looks at space that does not grow, before giving up */
 #define CHUNK_ID_GAP        (1u << 20) /* skipped at start: ids given out but never journaled */
 #define CHUNK_LISTED_MAX    65536u     /* chunks in one record */
 
@@ -48,6 +49,9 @@ int chunkstore_new(struct env *env, struct kv *kv, struct segments *segments,
     hmap_init(&cs->by_fp);
     list_init(&cs->lru);
     list_init(&cs->loads);
+    fiber_mutex_init(&cs->compacting);
+    fiber_cond_init(&cs->room_changed);
+    fiber_cond_init(&cs->room_wanted);
     *ret_store = cs;
     return 0;
 }
@@ -202,11 +206,37 @@ void chunk_row_unpin(struct chunkstore *cs, struct chunk_row *r)
         r->holding = false;
         segment_release(cs->segments, r->loc.stripe.segment);
     }
+    while (r->former) {
+        struct chunk_former *f = r->former;
+
+        r->former = f->next;
+        segment_release(cs->segments, f->segment);
+        mem_free(f);
+    }
     list_push_back(&cs->lru, &r->lru);
     if (!r->registered && !r->gone)
         chunk_row_forget(cs, r); /* its record never came: nobody can ask for it */
     else
         chunk_cache_trim(cs);
+}
+
+void chunk_row_relocate(struct chunkstore *cs, struct chunk_row *r, const struct segment_loc *loc)
+{
+    if (r->holding && loc->stripe.segment != r->loc.stripe.segment) {
+        struct chunk_former *f = mem_alloc(sizeof(*f));
+
+        *f = (struct chunk_former){r->former, r->loc.stripe.segment};
+        if (PLANTED(MOVE_DROPS_HOLD)) {
+            segment_release(cs->segments, f->segment);
+            mem_free(f);
+        } else {
+            r->former = f;
+        }
+        segment_hold(cs->segments, loc->stripe.segment);
+    }
+    /* Only what differs: a lane may be unpacking by this row. */
+    r->loc.stripe = loc->stripe;
+    r->loc.position = loc->position;
 }
 
 static struct chunk_row *chunk_row_insert(struct chunkstore *cs, uint64_t id)
@@ -559,10 +589,13 @@ static void chunk_touch_bring(struct chunkstore *cs, struct chunk_touch *c)
     if (r) {
         CHECK(!r->registered);
         chunk_row_pin(cs, r);
+        if (r->holding)
+            chunk_row_relocate(cs, r, &c->listed->loc); /* it was moved after it was listed */
     } else {
         r = chunk_row_insert(cs, c->id);
     }
-    r->loc = c->listed->loc;
+    if (!r->holding)
+        r->loc = c->listed->loc;
     r->raw = c->listed->raw;
     r->codec = c->listed->codec;
     r->fp_algorithm = c->listed->fp_algorithm;
@@ -611,18 +644,26 @@ static void chunk_touch_drop(struct chunkstore *cs, struct chunk_touch *c, struc
     chunk_row_unregister(cs, r);
 }
 
-static void chunk_touch_put(struct chunkstore *cs, struct chunk_touch *c, struct kv_batch *batch)
+void chunk_row_put(struct chunkstore *cs, struct chunk_row *r, struct kv_batch *batch)
 {
-    struct chunk_row *r = c->row;
     uint8_t row[CHUNK_ROW_SIZE], key[8];
 
     codec_put_be64(key, r->id);
     chunk_row_encode(r, row);
     kv_batch_put(batch, KV_CHUNK, (struct kv_slice){key, 8}, (struct kv_slice){row, sizeof(row)});
-    if (c->brought)
-        kv_batch_put(batch, KV_FPRINT, (struct kv_slice){r->fp, CHUNK_FP_KEY},
-                     (struct kv_slice){key, 8});
     r->changed = cs->load_tick;
+}
+
+static void chunk_touch_put(struct chunkstore *cs, struct chunk_touch *c, struct kv_batch *batch)
+{
+    uint8_t key[8];
+
+    chunk_row_put(cs, c->row, batch);
+    if (!c->brought)
+        return;
+    codec_put_be64(key, c->row->id);
+    kv_batch_put(batch, KV_FPRINT, (struct kv_slice){c->row->fp, CHUNK_FP_KEY},
+                 (struct kv_slice){key, 8});
 }
 
 static void chunk_txn_end(struct chunk_txn *t)
@@ -641,10 +682,15 @@ static void chunk_txn_end(struct chunk_txn *t)
     mem_free(t);
 }
 
+void chunk_rows_writing(struct chunkstore *cs)
+{
+    if (!cs->writing)
+        cs->writing = ++cs->load_tick;
+}
+
 void chunk_txn_commit(struct chunk_txn *t, struct kv_batch *batch)
 {
-    if (!t->cs->writing)
-        t->cs->writing = ++t->cs->load_tick;
+    chunk_rows_writing(t->cs);
     for (struct hmap_node *it = hmap_walk(&t->touched, NULL); it; it = hmap_walk(&t->touched, it)) {
         struct chunk_touch *c = HMAP_ENTRY(it, struct chunk_touch, node);
 
@@ -682,9 +728,53 @@ int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes)
     return sp.free < kept || sp.free - kept < bytes ? ERR_NOSPC : 0;
 }
 
+/* Waiting must end: when compaction has nothing left to do, and also when it goes on and on without
+ * the free space growing. */
+int chunkstore_await_room(struct chunkstore *cs, uint64_t bytes)
+{
+    uint64_t failed = cs->room_failures, best = 0;
+    unsigned vain = 0;
+    int rc;
+
+    while ((rc = chunkstore_admit(cs, bytes)) == ERR_NOSPC && !cs->closing &&
+           cs->room_failures == failed && vain < CHUNK_ROOM_TRIES &&
+           segment_can_gain(cs->segments, COMPACT_FILL_MAX)) {
+        struct segment_space sp;
+
+        cs->room_waiters++;
+        fiber_cond_signal(&cs->room_wanted);
+        fiber_cond_wait(&cs->room_changed);
+        segment_get_space(cs->segments, &sp);
+        vain = sp.free > best ? 0 : vain + 1;
+        best = sp.free > best ? sp.free : best;
+    }
+    return rc;
+}
+
+void chunkstore_room_changed(struct chunkstore *cs, bool gained)
+{
+    cs->room_failures += !gained;
+    cs->room_waiters = 0; /* they look again, and come back if they must */
+    fiber_cond_broadcast(&cs->room_changed);
+}
+
+void chunkstore_wait_wanted(struct chunkstore *cs, uint64_t deadline)
+{
+    if (cs->room_waiters == 0 && !cs->closing)
+        (void)fiber_cond_wait_until(cs->env, &cs->room_wanted, deadline);
+}
+
+void chunkstore_stop(struct chunkstore *cs)
+{
+    cs->closing = true;
+    cs->room_waiters = 0;
+    fiber_cond_broadcast(&cs->room_changed);
+    fiber_cond_broadcast(&cs->room_wanted);
+}
+
 int chunkstore_reserve(struct chunkstore *cs, uint64_t bytes)
 {
-    int rc = chunkstore_admit(cs, bytes);
+    int rc = chunkstore_await_room(cs, bytes);
 
     if (rc == 0)
         cs->reserved += bytes;

@@ -28,7 +28,8 @@
     X(FOUND_NOT_LISTED, "a record does not say where a chunk lies that was found")         \
     X(SHRINK_KEEPS_TAIL, "a volume that shrank and grew shows what it held before")        \
     X(PARTIAL_WRITES_RACE, "two writes to parts of one block overwrite each other")        \
-    X(REPLACED_KEEPS_CHUNKS, "the chunks of a replaced instance are never given back")
+    X(REPLACED_KEEPS_CHUNKS, "the chunks of a replaced instance are never given back")     \
+    X(MOVE_DROPS_HOLD, "a moved chunk does not keep the segment it came from")
 
 enum plant {
     PLANT_NONE,

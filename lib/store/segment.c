@@ -15,6 +15,7 @@
 #define SEGMENT_ROW_VERSION 1u
 #define SEGMENT_STRIPE_GOOD (1u << 20)
 #define SEGMENT_SWEEP_MAX   64u /* segments freed by one record */
+#define SEGMENT_TRIES       8u  /* of compaction, before a segment is left alone */
 
 int segments_new(struct driveset *ds, struct record_log *log, struct segments **ret_segments)
 {
@@ -26,6 +27,8 @@ int segments_new(struct driveset *ds, struct record_log *log, struct segments **
     hmap_init(&ss->by_id);
     list_init(&ss->all);
     list_init(&ss->dirty);
+    for (unsigned i = 0; i < SEGMENT_FILLS; i++)
+        list_init(&ss->fills[i]);
     for (unsigned i = 0; i < SEGMENT_STREAMS; i++)
         fiber_mutex_init(&ss->stream_lock[i]);
     for (unsigned i = 0; i < ds->count; i++) {
@@ -177,7 +180,8 @@ static uint64_t segments_possible(const struct segments *ss, unsigned n)
 
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space)
 {
-    struct segment_space sp = {.live = ss->live, .segments = ss->by_id.count};
+    struct segment_space sp = {
+        .live = ss->live, .dead = ss->room - ss->live, .segments = ss->by_id.count};
     uint64_t column = ss->ds->super.slot_size - FORMAT_UNIT, slots = 0;
 
     segment_geometry(ss, &sp.k, &sp.m);
@@ -195,6 +199,75 @@ void segment_get_space(const struct segments *ss, struct segment_space *ret_spac
 uint64_t segment_drive_used(const struct segments *ss, unsigned drive)
 {
     return (ss->ds->drives[drive].slot_count - ss->slots_free[drive]) * ss->ds->super.slot_size;
+}
+
+/* ---- How full: a sealed segment with something alive is on the list of its sixteenth. Of what was
+ * written, not of its room: a tail that no stripe fitted into cannot be won by moving. ---- */
+
+static uint64_t segment_room(const struct segments *ss, const struct segment *s)
+{
+    return s->k * (ss->ds->super.slot_size - FORMAT_UNIT);
+}
+
+/* Puts a segment on the list where it belongs, or none. */
+static void segment_file(struct segments *ss, struct segment *s)
+{
+    uint64_t written = (uint64_t)(s->used - 1) * s->k * FORMAT_UNIT; /* the header apart */
+    uint64_t fill = written ? s->live * SEGMENT_FILLS / written : 0;
+    bool listed = s->state == SEGMENT_SEALED && s->chunks > 0;
+
+    if (fill >= SEGMENT_FILLS)
+        fill = SEGMENT_FILLS - 1;
+    if (listed && !list_empty(&s->fill_link) && fill == s->fill)
+        return;
+    list_del(&s->fill_link);
+    s->fill = (uint8_t)fill;
+    if (listed)
+        list_push_back(&ss->fills[fill], &s->fill_link);
+}
+
+bool segment_pick_sparse(const struct segments *ss, unsigned below, uint64_t *ret_segment)
+{
+    for (unsigned i = 0; i < below && i < SEGMENT_FILLS; i++)
+        list_for_each (it, &ss->fills[i]) {
+            const struct segment *s = LIST_ENTRY(it, struct segment, fill_link);
+
+            if (s->tries >= SEGMENT_TRIES)
+                continue;
+            *ret_segment = s->id;
+            return true;
+        }
+    return false;
+}
+
+bool segment_can_gain(const struct segments *ss, unsigned below)
+{
+    uint64_t segment;
+
+    return ss->empty > 0 || segment_pick_sparse(ss, below, &segment);
+}
+
+enum segment_stream segment_stream_of(const struct segments *ss, uint64_t segment)
+{
+    const struct segment *s = segment_find(ss, segment);
+
+    CHECK(s != NULL);
+    return s->stream;
+}
+
+uint64_t segment_chunk_count(const struct segments *ss, uint64_t segment)
+{
+    const struct segment *s = segment_find(ss, segment);
+
+    return s ? s->chunks : 0;
+}
+
+void segment_compact_failed(struct segments *ss, uint64_t segment, bool lost)
+{
+    struct segment *s = segment_find(ss, segment);
+
+    if (s && s->tries < SEGMENT_TRIES)
+        s->tries = lost ? SEGMENT_TRIES : (uint8_t)(s->tries + 1);
 }
 
 /* ---- Records ----
@@ -263,7 +336,10 @@ static int segment_add(struct segments *ss, struct segment *s, bool reserved)
     hmap_insert(&ss->by_id, &s->node, hmap_mix(s->id));
     list_push_back(&ss->all, &s->link);
     list_init(&s->dirty_link);
+    list_init(&s->fill_link);
+    segment_file(ss, s);
     ss->live += s->live;
+    ss->room += segment_room(ss, s);
     if (s->state == SEGMENT_SEALED && s->chunks == 0)
         ss->empty++;
     if (s->id >= ss->next_id)
@@ -290,6 +366,7 @@ int segment_apply_open(struct segments *ss, const uint8_t *body, size_t len, voi
 
         old->state = SEGMENT_SEALED;
         ss->empty += old->chunks == 0;
+        segment_file(ss, old);
         segment_mark(ss, old);
     }
     ss->open[s->stream] = s;
@@ -306,6 +383,8 @@ static void segment_drop(struct segments *ss, struct segment *s)
     hmap_remove(&ss->by_id, &s->node);
     list_del(&s->link);
     list_del(&s->dirty_link);
+    list_del(&s->fill_link);
+    ss->room -= segment_room(ss, s);
     ss->empty--;
     mem_free(s);
 }
@@ -352,6 +431,7 @@ void segment_account(struct segments *ss, const struct segment_loc *loc, bool ad
         ss->live -= loc->stored;
         ss->empty += s->state == SEGMENT_SEALED && s->chunks == 0;
     }
+    segment_file(ss, s);
     segment_mark(ss, s);
 }
 

@@ -29,8 +29,15 @@
 
 struct segments;
 
-/* Data that dies together lies together: each stream has an open segment of its own. */
-enum segment_stream { SEGMENT_VOLUMES, SEGMENT_STUDIES, SEGMENT_STREAMS };
+/* Data that dies together lies together: each stream has an open segment of its own. What outlived
+ * a segment goes on in a stream of survivors, which will live longer still. On media. */
+enum segment_stream {
+    SEGMENT_VOLUMES,
+    SEGMENT_STUDIES,
+    SEGMENT_VOLUMES_KEPT,
+    SEGMENT_STUDIES_KEPT,
+    SEGMENT_STREAMS
+};
 
 enum segment_state { SEGMENT_OPEN, SEGMENT_SEALED };
 
@@ -49,8 +56,10 @@ struct segment {
     uint32_t holds;   /* of stripes whose record is not applied yet, and of pinned chunks */
     bool freeing;     /* a record that frees it is on its way */
     bool dirty;       /* its row changed in the record being applied */
+    uint8_t tries;    /* of compaction that left something: see segment_compact_failed */
+    uint8_t fill;     /* the list it is on: see segment_pick_sparse */
     struct hmap_node node;
-    struct list link, dirty_link;
+    struct list link, dirty_link, fill_link;
 };
 
 /* Where a stripe lies. */
@@ -110,6 +119,22 @@ struct segment_read {
  * error. The segments are protected from being freed from the call on. Suspends. */
 int segment_read(struct segments *ss, struct segment_read *reads, size_t n);
 
+/* What a stripe says of itself: one entry per chunk that was written into it. */
+struct segment_entry {
+    uint64_t id;
+    struct segment_loc loc;
+    uint32_t raw;
+    uint8_t codec, fingerprint_algorithm;
+    uint8_t fingerprint[32];
+};
+
+/* Reads the directory of the next stripe at or behind *offset (units; 0 to begin) and moves *offset
+ * behind it. What does not read as a stripe is stepped over: it may be one that no record
+ * ever named. *ret_entries from mem_alloc. ERR_NOENT at the end. The caller holds the segment.
+ * Suspends. */
+int segment_next_stripe(struct segments *ss, uint64_t segment, uint32_t *offset,
+                        struct segment_entry **ret_entries, size_t *ret_count);
+
 /* ---- State: called in the order of the journal, without suspending ---- */
 
 /* Opening a segment of a stream seals the one before it. `context` is what the submitter gave. */
@@ -127,12 +152,29 @@ void segment_take_dirty(struct segments *ss,
 /* Takes a row as segment_take_dirty gave it, at start. */
 int segment_load(struct segments *ss, uint64_t segment, const void *value, size_t len);
 
+/* ---- Compaction ---- */
+
+/* Segments are told apart by how much of what was written in them is alive, in sixteenths. */
+#define SEGMENT_FILLS 16u
+
+/* The sealed segment with least alive, among those of less than `below` sixteenths that have
+ * something alive; false when there is none. */
+bool segment_pick_sparse(const struct segments *ss, unsigned below, uint64_t *ret_segment);
+/* Is there one, or one that is only waiting to be freed? */
+bool segment_can_gain(const struct segments *ss, unsigned below);
+enum segment_stream segment_stream_of(const struct segments *ss, uint64_t segment);
+uint64_t segment_chunk_count(const struct segments *ss, uint64_t segment); /* alive */
+/* A run left something alive in it; after a few of these, or when `lost`, it is not picked again
+ * before the next start. */
+void segment_compact_failed(struct segments *ss, uint64_t segment, bool lost);
+
 /* ---- Space ---- */
 
 struct segment_space {
     uint64_t total, free; /* bytes of chunks: in all slots, in slots not taken */
     uint64_t physical;    /* bytes of slots taken, with parity */
     uint64_t live;        /* stored bytes of live chunks */
+    uint64_t dead;        /* room in slots taken that holds nothing alive and can be had again */
     uint64_t segments;
     unsigned k, m; /* the geometry that a new segment would get; k = 0: none possible */
 };

@@ -19,6 +19,8 @@ struct segments {
     struct segment *open[SEGMENT_STREAMS];
     struct fiber_mutex stream_lock[SEGMENT_STREAMS];
     struct ec *codes[FORMAT_COLS_MAX + 1][FORMAT_COLS_MAX + 1]; /* [k][m], made when first used */
+    struct list fills[SEGMENT_FILLS]; /* sealed segments with something alive, by how much */
+    uint64_t room;                    /* bytes of chunks that all segments could hold */
     uint64_t empty; /* sealed segments with nothing alive: candidates of the sweep */
 };
 
@@ -30,6 +32,12 @@ void segment_geometry(const struct segments *ss, unsigned *ret_k, unsigned *ret_
 
 /* Opens a new segment for the stream: slots, fragment headers, record. Suspends. */
 int segment_open_new(struct segments *ss, enum segment_stream stream, struct segment **ret_segment);
+
+/* Reads loc->stored bytes by trying combinations of k columns until `fits` says so; ERR_LOST when
+ * none does. The caller keeps the segment. Suspends. */
+int segment_read_careful(struct segments *ss, struct segment *s, const struct segment_loc *loc,
+                         bool (*fits)(const struct segment_loc *loc, const uint8_t *bytes),
+                         struct buf **ret_buf);
 
 static inline uint64_t segment_column_off(const struct segments *ss, const struct segment *s,
                                           unsigned column)

@@ -119,6 +119,7 @@ struct careful {
     struct segments *ss;
     struct segment *segment;
     const struct segment_loc *loc;
+    bool (*fits)(const struct segment_loc *loc, const uint8_t *bytes);
     uint32_t row, rows;                   /* bytes of each column that are looked at */
     struct buf *columns[FORMAT_COLS_MAX]; /* NULL where it cannot be read */
     uint8_t have[FORMAT_COLS_MAX];        /* indices of those that could */
@@ -171,7 +172,7 @@ static void careful_fetch(struct careful *c)
     }
 }
 
-/* Assembles the chunk from the k columns `pick` (indices into have); true when the CRC fits. */
+/* Assembles the bytes from the k columns `pick` (indices into have); true when they fit. */
 static bool careful_try(struct careful *c, const unsigned *pick, uint8_t *out, struct buf *scratch)
 {
     const struct segment *s = c->segment;
@@ -200,7 +201,7 @@ static bool careful_try(struct careful *c, const unsigned *pick, uint8_t *out, s
         memcpy(out + (at - l->position), src + inner, len);
         at += len;
     }
-    return crc32c(0, out, l->stored) == l->crc;
+    return c->fits(l, out);
 }
 
 /* Steps to the next combination of k out of n, in lexicographic order; false after the last. */
@@ -235,17 +236,23 @@ static void careful_blame(struct careful *c, const unsigned *pick)
     }
 }
 
-/* Reads one chunk by decoding. Suspends. */
-static int careful_read(struct segments *ss, struct segment *s, struct segment_read *r)
+static bool crc_fits(const struct segment_loc *loc, const uint8_t *bytes)
 {
-    struct careful c = {.ss = ss, .segment = s, .loc = &r->loc};
+    return crc32c(0, bytes, loc->stored) == loc->crc;
+}
+
+int segment_read_careful(struct segments *ss, struct segment *s, const struct segment_loc *loc,
+                         bool (*fits)(const struct segment_loc *loc, const uint8_t *bytes),
+                         struct buf **ret_buf)
+{
+    struct careful c = {.ss = ss, .segment = s, .loc = loc, .fits = fits};
     unsigned pick[FORMAT_COLS_MAX];
     struct buf *out, *scratch;
     int rc = ERR_LOST;
 
     careful_rows(&c);
     careful_fetch(&c);
-    out = buf_new(r->loc.stored);
+    out = buf_new(loc->stored);
     scratch = buf_new(c.rows);
     for (unsigned i = 0; i < s->k; i++)
         pick[i] = i;
@@ -265,9 +272,17 @@ static int careful_read(struct segments *ss, struct segment *s, struct segment_r
         buf_unref(out);
         return rc;
     }
-    r->buf = out;
-    r->data = out->data;
+    *ret_buf = out;
     return 0;
+}
+
+static int careful_read(struct segments *ss, struct segment *s, struct segment_read *r)
+{
+    int rc = segment_read_careful(ss, s, &r->loc, crc_fits, &r->buf);
+
+    if (rc == 0)
+        r->data = r->buf->data;
+    return rc;
 }
 
 /* ---- The direct way ---- */

@@ -99,6 +99,7 @@ static json_t *admin_json_capacity(const struct admin_capacity *c)
     admin_set_number(json, "deduped", c->deduped);
     admin_set_number(json, "stored", c->stored);
     admin_set_number(json, "physical", c->physical);
+    admin_set_number(json, "reclaimable", c->reclaimable);
     admin_set_number(json, "free", c->free);
     return json;
 }

@@ -49,16 +49,16 @@ static uint8_t *make_data(struct run *r, uint64_t len)
 
 /* ---- Space ---- */
 
-/* Is it fair to say that the store is full? Kept back are the overlay's share and two segments, and
- * what other clients have reserved: every put 8 MiB, every write its size. */
+/* Is it fair to say that the store is full? Kept back are the overlay's share and a segment per
+ * stream, and what other clients have reserved: every put 8 MiB, every write its size. */
 static bool full_enough(struct run *r, uint64_t bytes)
 {
     struct partition_status s;
     uint64_t segment = r->slot_size * r->k;
 
     partition_get_status(r->p, &s);
-    return s.free <=
-           4 * segment + 2 * r->partition.overlay_bytes + bytes + (uint64_t)r->clients * (8u << 20);
+    return s.free <= (2 + SEGMENT_STREAMS) * segment + 2 * r->partition.overlay_bytes + bytes +
+                         (uint64_t)r->clients * (8u << 20);
 }
 
 /* ---- Volumes ---- */
@@ -667,6 +667,14 @@ static void op_settle(struct run *r)
         run_fail(r, "settle: %s", err_name(rc));
 }
 
+static void op_compact(struct run *r)
+{
+    int rc = partition_compact(r->p);
+
+    if (rc < 0 && rc != ERR_NOSPC && rc != ERR_IO && !r->options.lost)
+        run_fail(r, "compact: %s", err_name(rc));
+}
+
 static void client_step(struct run *r)
 {
     uint64_t dice = run_random(r, r->weight_sum);
@@ -726,6 +734,9 @@ static void client_step(struct run *r)
         break;
     case OP_QUERY:
         op_query(r);
+        break;
+    case OP_COMPACT:
+        op_compact(r);
         break;
     case OP_SETTLE:
         op_settle(r);

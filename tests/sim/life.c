@@ -58,11 +58,16 @@ static void choose_geometry(struct run *r)
                                                       "drive-3", "drive-4", "drive-5"};
     static const uint8_t counts[] = {6, 6, 6, 6, 5, 4, 4, 3, 2, 1};
 
-    r->drives = counts[run_random(r, sizeof(counts))];
+    r->churn = run_chance(r, 15);
+    /* Churn is to fill and empty many segments: few columns make small ones. */
+    r->drives = r->churn && run_chance(r, 70) ? 1 + (unsigned)run_random(r, 3)
+                                              : counts[run_random(r, sizeof(counts))];
     driveset_profile(r->drives, &r->k, &r->m);
     memcpy(r->paths, paths, sizeof(paths));
     r->slot_size =
         run_chance(r, 30) ? FORMAT_SLOT_SIZE : FORMAT_SLOT_MIN + run_random(r, 256) * FORMAT_UNIT;
+    if (r->churn)
+        r->slot_size = FORMAT_SLOT_MIN;
     r->slot_count = 5 + run_random(r, run_chance(r, 50) ? 8 : 40);
     r->journal_len = FORMAT_JOURNAL_MIN +
                      (run_chance(r, 60) ? run_random(r, 16) : run_random(r, 256)) * FORMAT_UNIT;
@@ -75,7 +80,7 @@ static void choose_geometry(struct run *r)
     r->faults_on = r->m > 0 && run_chance(r, 65);
     r->damage_max = r->m;
     r->storm = run_chance(r, 25);
-    r->block_span = run_chance(r, 50) ? 64 : 8 + run_random(r, MODEL_BLOCKS - 8);
+    r->block_span = run_chance(r, 50) && !r->churn ? 64 : 8 + run_random(r, MODEL_BLOCKS - 8);
     r->slow_io_ns = run_chance(r, 80) ? 0 : 1 + run_random(r, 5 * ENV_NS_PER_MS);
 }
 
@@ -87,7 +92,7 @@ static void choose_work(struct run *r)
         [OP_WRITE_PART] = 10, [OP_WRITE_BULK] = 8, [OP_ZERO] = 5,        [OP_READ] = 10,
         [OP_EXTENTS] = 3,     [OP_FLUSH] = 2,      [OP_LIST] = 1,        [OP_PUT] = 10,
         [OP_PUT_BAD] = 2,     [OP_PUT_ABORT] = 2,  [OP_OBJECT_READ] = 6, [OP_DELETE] = 5,
-        [OP_QUERY] = 3,       [OP_SETTLE] = 1,
+        [OP_QUERY] = 3,       [OP_SETTLE] = 1,     [OP_COMPACT] = 2,
     };
 
     r->weight_sum = 0;
@@ -95,10 +100,14 @@ static void choose_work(struct run *r)
         bool off = i != OP_CREATE && run_chance(r, 25);
 
         r->weights[i] = off ? 0 : (unsigned)(usual[i] * (1 + run_random(r, 4)));
+        if (r->churn && (i == OP_WRITE_BULK || i == OP_PUT || i == OP_DELETE || i == OP_COMPACT))
+            r->weights[i] *= 4;
         r->weight_sum += r->weights[i];
     }
     r->clients = 1 + (unsigned)run_random(r, 8);
     r->ops_left = 10 + run_random(r, run_chance(r, 85) ? 120 : 500);
+    if (r->churn)
+        r->ops_left += 100 + run_random(r, 600);
     r->think_ns = r->storm || run_chance(r, 30) ? 0 : run_random(r, 10 * ENV_NS_PER_MS);
     if (run_chance(r, 10))
         r->think_ns = 200 * ENV_NS_PER_MS; /* time for background work */
@@ -145,8 +154,12 @@ static void format_main(void *arg)
 
 static void life_close(struct run *r)
 {
+    struct partition_status status;
     int rc;
 
+    partition_get_status(r->p, &status);
+    r->compacted += status.chunks.compacted;
+    r->moved += status.chunks.moved_bytes;
     r->phase = "closing";
     rc = partition_close(r->p);
     r->p = NULL;
@@ -464,9 +477,12 @@ uint64_t run_seed(uint64_t seed, const struct run_options *options)
     r->last = true;
     live(r, true);
     digest = sim_digest(r->sim);
-    run_trace(r, "ended well: %llu operations, %llu without space, %llu kills",
-              (unsigned long long)r->ops, (unsigned long long)r->nospc,
-              (unsigned long long)r->kills);
+    run_trace(
+        r,
+        "ended well: %llu operations, %llu without space, %llu kills, %llu bytes moved out of "
+        "%llu segments",
+        (unsigned long long)r->ops, (unsigned long long)r->nospc, (unsigned long long)r->kills,
+        (unsigned long long)r->moved, (unsigned long long)r->compacted);
     run_free(r);
     return digest;
 }

@@ -31,6 +31,7 @@ enum op_kind {
     OP_DELETE,
     OP_QUERY,
     OP_SETTLE,
+    OP_COMPACT,
     OP_COUNT
 };
 
@@ -61,6 +62,7 @@ struct run {
     unsigned damage_max;     /* drives */
     uint64_t slow_io_ns;
     bool storm; /* one kill soon after the other */
+    bool churn; /* much is written over, again and again */
 
     /* This life. */
     unsigned life;
@@ -73,7 +75,7 @@ struct run {
     struct fiber_group group;
     bool opened, last;
 
-    uint64_t ops, nospc, kills; /* counts, for --trace */
+    uint64_t ops, nospc, kills, compacted, moved; /* counts, for --trace */
 };
 
 /* Ends the test: prints what went wrong and how to see it again. */

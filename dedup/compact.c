@@ -1,0 +1,391 @@
+/* Compaction: moving what is alive out of segments with much that is dead.
+ *
+ * For each stripe of the victim its directory tells which chunks were written there; the chunk
+ * table tells which of them are alive and still lie there. These are read (verified), written as
+ * stripes of the stream of survivors, and the new stripes are read again, verified: only then a
+ * record switches the rows, one record per new stripe. When nothing alive is left in the victim,
+ * the sweep frees it as any empty segment, so there is one place only that frees.
+ *
+ *   RECORD_CHUNK_MOVE: to segment u64, to offset u32, to width u32, count u32, reserved u32, then
+ *   count x (id u64, segment u64, offset u32, width u32, position u32, to position u32)
+ *
+ * What may happen meanwhile, and why it is right:
+ * - A chunk is freed, or was moved by another record: applying compares the row with the place the
+ *   bytes were copied from, and leaves the row alone unless it is the same. The copy is then dead.
+ * - A reader has the old place: it has the row pinned, and a pinned row holds every segment it has
+ *   lain in since (chunk_row_relocate).
+ * - A record on its way lists the chunk at its old place, and brings it back there after it was
+ *   freed: the batch that wrote the list has the row pinned, the same way. The victim then has
+ *   something alive again, and is picked again.
+ * - A crash: before the record the copy is dead space behind the last named stripe, or in a stripe
+ *   with nothing alive; after it the rows point to the copy, which was durable before the
+ *   record was. Replay compares as applying did, and comes to the same result, since it is
+ *   decided by rows alone.
+ *
+ * A chunk that cannot be read stays where it is, and so does its segment, which is then left alone
+ * until the next start: a drive that comes back may yet have it.
+ */
+#include <string.h>
+
+#include "dedup/chunk_priv.h"
+#include "dedup/chunkstore.h"
+#include "lib/base/check.h"
+#include "lib/base/codec.h"
+#include "lib/base/err.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+#include "lib/base/strbuf.h"
+#include "lib/rt/env.h"
+#include "lib/store/journal.h"
+
+#define COMPACT_CHUNKS_MAX 1024u /* in one step, and so in one record */
+#define COMPACT_HEAD       24u
+#define COMPACT_ENTRY      32u
+#define COMPACT_LOW        16u /* less than this part of all space is left: compact more */
+
+/* Chunks on their way from one segment to a new stripe. */
+struct compact_step {
+    struct chunkstore *cs;
+    enum segment_stream stream;
+    size_t count, bytes;
+    struct chunk_row *rows[COMPACT_CHUNKS_MAX]; /* pinned */
+    struct segment_loc from[COMPACT_CHUNKS_MAX];
+    struct segment_read reads[COMPACT_CHUNKS_MAX];
+    struct segment_chunk chunks[COMPACT_CHUNKS_MAX];
+    bool lost; /* something could not be read */
+};
+
+struct compact_run {
+    struct compact_step *step;
+    bool (*pause)(void *arg, uint64_t took_ns);
+    void *arg;
+    bool stopped;
+};
+
+/* ---- Choosing ---- */
+
+static unsigned compact_fill(enum compact_need need)
+{
+    return need == COMPACT_NOW    ? COMPACT_FILL_MAX
+           : need == COMPACT_SOON ? COMPACT_FILL_SOON
+                                  : COMPACT_FILL_IDLE;
+}
+
+static bool space_is_low(const struct chunkstore *cs)
+{
+    struct segment_space sp;
+
+    segment_get_space(cs->segments, &sp);
+    return sp.free < cs->options.space_kept + cs->reserved + sp.total / COMPACT_LOW;
+}
+
+enum compact_need chunkstore_compact_need(const struct chunkstore *cs)
+{
+    enum compact_need need = cs->room_waiters   ? COMPACT_NOW
+                             : space_is_low(cs) ? COMPACT_SOON
+                                                : COMPACT_IDLE;
+    uint64_t segment;
+
+    return segment_pick_sparse(cs->segments, compact_fill(need), &segment) ? need : COMPACT_NOTHING;
+}
+
+/* ---- One step: read, write, verify, switch ---- */
+
+static bool same_place(const struct segment_loc *a, const struct segment_loc *b)
+{
+    return a->stripe.segment == b->stripe.segment && a->stripe.offset == b->stripe.offset &&
+           a->position == b->position;
+}
+
+/* Reads what the step has gathered; what cannot be read is left out. Suspends. */
+static void step_read(struct compact_step *st)
+{
+    size_t good = 0;
+
+    for (size_t i = 0; i < st->count; i++)
+        st->reads[i] = (struct segment_read){.loc = st->from[i]};
+    (void)segment_read(st->cs->segments, st->reads, st->count); /* results are looked at singly */
+    for (size_t i = 0; i < st->count; i++) {
+        struct chunk_row *r = st->rows[i];
+
+        if (st->reads[i].result < 0) {
+            st->lost = true;
+            chunk_row_unpin(st->cs, r);
+            continue;
+        }
+        st->chunks[good] = (struct segment_chunk){.data = st->reads[i].data,
+                                                  .id = r->id,
+                                                  .stored = st->from[i].stored,
+                                                  .raw = r->raw,
+                                                  .crc = st->from[i].crc,
+                                                  .codec = r->codec,
+                                                  .fingerprint_algorithm = r->fp_algorithm};
+        memcpy(st->chunks[good].fingerprint, r->fp, FINGERPRINT_SIZE);
+        st->rows[good] = r;
+        st->from[good] = st->from[i];
+        st->reads[good] = st->reads[i];
+        good++;
+    }
+    st->count = good;
+}
+
+/* Are all chunks readable where they were written? Suspends. */
+static int step_verify(struct compact_step *st, const struct segment_stripe *where)
+{
+    struct segment_read *again = mem_calloc(st->count, sizeof(*again));
+    int rc;
+
+    for (size_t i = 0; i < st->count; i++)
+        again[i].loc = (struct segment_loc){*where, st->chunks[i].position, st->chunks[i].stored,
+                                            st->chunks[i].crc};
+    rc = segment_read(st->cs->segments, again, st->count);
+    for (size_t i = 0; i < st->count; i++)
+        buf_unref(again[i].buf);
+    mem_free(again);
+    return rc;
+}
+
+/* Journals the switch. Suspends. */
+static int step_switch(struct compact_step *st, const struct segment_stripe *where)
+{
+    STRBUF_AUTO struct strbuf body = STRBUF_INIT;
+    uint8_t *p = strbuf_room(&body, COMPACT_HEAD + st->count * COMPACT_ENTRY);
+    struct iovec iov = {p, body.len};
+
+    codec_put_le64(p, where->segment);
+    codec_put_le32(p + 8, where->offset);
+    codec_put_le32(p + 12, where->width);
+    codec_put_le32(p + 16, (uint32_t)st->count);
+    codec_put_le32(p + 20, 0);
+    p += COMPACT_HEAD;
+    for (size_t i = 0; i < st->count; i++, p += COMPACT_ENTRY) {
+        codec_put_le64(p, st->rows[i]->id);
+        codec_put_le64(p + 8, st->from[i].stripe.segment);
+        codec_put_le32(p + 16, st->from[i].stripe.offset);
+        codec_put_le32(p + 20, st->from[i].stripe.width);
+        codec_put_le32(p + 24, st->from[i].position);
+        codec_put_le32(p + 28, st->chunks[i].position);
+    }
+    return record_submit(st->cs->log, RECORD_CHUNK_MOVE, &iov, 1, JOURNAL_INTERNAL, NULL);
+}
+
+/* Moves what is gathered; the step is empty afterwards. Suspends. */
+static int step_move(struct compact_step *st)
+{
+    struct segment_stripe where;
+    int rc = 0;
+
+    if (st->count == 0)
+        return 0;
+    step_read(st);
+    if (st->count)
+        rc = segment_write(st->cs->segments, st->stream, st->chunks, st->count, &where);
+    if (rc == 0 && st->count) {
+        rc = step_verify(st, &where);
+        if (rc == 0)
+            rc = step_switch(st, &where);
+        if (rc == 0)
+            st->cs->stats.moved_bytes += st->bytes;
+        segment_release(st->cs->segments, where.segment);
+    }
+    for (size_t i = 0; i < st->count; i++) {
+        buf_unref(st->reads[i].buf);
+        chunk_row_unpin(st->cs, st->rows[i]);
+    }
+    st->count = st->bytes = 0;
+    return rc;
+}
+
+/* ---- A segment ---- */
+
+static int run_step(struct compact_run *run)
+{
+    struct compact_step *st = run->step;
+    uint64_t start = env_now(st->cs->env);
+    int rc = step_move(st);
+
+    if (rc == 0 && run->pause && !run->pause(run->arg, env_now(st->cs->env) - start))
+        run->stopped = true;
+    return rc;
+}
+
+/* Gathers what is alive of a stripe's chunks. Suspends. */
+static int run_stripe(struct compact_run *run, const struct segment_entry *entries, size_t n)
+{
+    struct compact_step *st = run->step;
+    struct chunk_row **rows = mem_calloc(n, sizeof(struct chunk_row *));
+    uint64_t *ids = mem_calloc(n, sizeof(*ids));
+    int rc;
+
+    for (size_t i = 0; i < n; i++)
+        ids[i] = entries[i].id;
+    rc = chunk_rows_get(st->cs, ids, n, rows);
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        struct chunk_row *r = rows[i];
+
+        if (!r || !same_place(&r->loc, &entries[i].loc) || run->stopped) {
+            chunk_row_unpin(st->cs, r);
+            rows[i] = NULL;
+            continue;
+        }
+        if (st->count == COMPACT_CHUNKS_MAX ||
+            (st->count && st->bytes + r->loc.stored > segment_stripe_good(st->cs->segments)))
+            rc = run_step(run);
+        st->rows[st->count] = r;
+        st->from[st->count++] = r->loc;
+        st->bytes += r->loc.stored;
+        rows[i] = NULL;
+    }
+    for (size_t i = 0; rc < 0 && i < n; i++)
+        chunk_row_unpin(st->cs, rows[i]);
+    mem_free(rows);
+    mem_free(ids);
+    return rc;
+}
+
+static int run_segment(struct compact_run *run, uint64_t segment)
+{
+    struct segments *ss = run->step->cs->segments;
+    uint32_t offset = 0;
+    int rc = 0;
+
+    while (rc == 0 && !run->stopped) {
+        struct segment_entry *entries;
+        size_t n;
+
+        rc = segment_next_stripe(ss, segment, &offset, &entries, &n);
+        if (rc < 0)
+            break;
+        rc = run_stripe(run, entries, n);
+        mem_free(entries);
+    }
+    if (rc == ERR_NOENT)
+        rc = 0;
+    if (rc == 0 && !run->stopped)
+        rc = run_step(run);
+    return rc;
+}
+
+static void step_drop(struct compact_step *st)
+{
+    for (size_t i = 0; i < st->count; i++)
+        chunk_row_unpin(st->cs, st->rows[i]);
+    mem_free(st);
+}
+
+static enum segment_stream survivors_of(enum segment_stream stream)
+{
+    return stream == SEGMENT_STUDIES || stream == SEGMENT_STUDIES_KEPT ? SEGMENT_STUDIES_KEPT
+                                                                       : SEGMENT_VOLUMES_KEPT;
+}
+
+int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
+                       bool (*pause)(void *arg, uint64_t took_ns), void *arg)
+{
+    struct compact_run run = {.pause = pause, .arg = arg};
+    uint64_t segment, left;
+    int rc;
+
+    fiber_mutex_lock(&cs->compacting);
+    if (!segment_pick_sparse(cs->segments, compact_fill(need), &segment)) {
+        fiber_mutex_unlock(&cs->compacting);
+        return ERR_NOENT;
+    }
+    segment_hold(cs->segments, segment);
+    run.step = mem_zalloc(sizeof(*run.step));
+    run.step->cs = cs;
+    run.step->stream = survivors_of(segment_stream_of(cs->segments, segment));
+    rc = run_segment(&run, segment);
+    left = segment_chunk_count(cs->segments, segment);
+    /* What is left was unreadable; or it came, or came back, behind the run's back. */
+    if (rc == 0 && !run.stopped && left)
+        segment_compact_failed(cs->segments, segment, run.step->lost);
+    if (run.step->lost)
+        log_warn("compact", "segment has chunks that cannot be read segment=%llu",
+                 (unsigned long long)segment);
+    cs->stats.compacted += rc == 0 && left == 0;
+    step_drop(run.step);
+    segment_release(cs->segments, segment);
+    fiber_mutex_unlock(&cs->compacting);
+    return rc;
+}
+
+/* ---- Applying ---- */
+
+struct compact_entry {
+    uint64_t id;
+    struct segment_loc from, to;
+};
+
+static int move_decode(const uint8_t *body, size_t len, struct compact_entry **ret_entries,
+                       size_t *ret_count)
+{
+    struct codec_reader r = codec_reader_on(body, len);
+    struct segment_stripe to = {.segment = codec_read_le64(&r)};
+    struct compact_entry *entries;
+    uint32_t n;
+
+    to.offset = codec_read_le32(&r);
+    to.width = codec_read_le32(&r);
+    n = codec_read_le32(&r);
+    (void)codec_read_le32(&r);
+    if (!codec_reader_ok(&r) || n > COMPACT_CHUNKS_MAX || codec_left(&r) != n * COMPACT_ENTRY)
+        return ERR_FORMAT;
+    entries = mem_calloc(n, sizeof(*entries));
+    for (uint32_t i = 0; i < n; i++) {
+        struct compact_entry *e = &entries[i];
+
+        e->id = codec_read_le64(&r);
+        e->from.stripe.segment = codec_read_le64(&r);
+        e->from.stripe.offset = codec_read_le32(&r);
+        e->from.stripe.width = codec_read_le32(&r);
+        e->from.position = codec_read_le32(&r);
+        e->to.stripe = to;
+        e->to.position = codec_read_le32(&r);
+    }
+    *ret_entries = entries;
+    *ret_count = n;
+    return 0;
+}
+
+/* Does not suspend. */
+static void move_row(struct chunkstore *cs, struct chunk_row *r, const struct compact_entry *e,
+                     struct kv_batch *batch)
+{
+    if (!same_place(&r->loc, &e->from))
+        return;
+    segment_account(cs->segments, &r->loc, false);
+    chunk_row_relocate(cs, r, &e->to);
+    segment_account(cs->segments, &r->loc, true);
+    chunk_row_put(cs, r, batch);
+}
+
+int chunkstore_apply_move(struct chunkstore *cs, const uint8_t *body, size_t len,
+                          struct kv_batch *batch)
+{
+    struct compact_entry *entries;
+    struct chunk_row **rows;
+    uint64_t *ids;
+    size_t n;
+    int rc = move_decode(body, len, &entries, &n);
+
+    if (rc < 0)
+        return rc;
+    rows = mem_calloc(n, sizeof(struct chunk_row *));
+    ids = mem_calloc(n, sizeof(*ids));
+    for (size_t i = 0; i < n; i++)
+        ids[i] = entries[i].id;
+    rc = chunk_rows_get(cs, ids, n, rows);
+    if (rc == 0) {
+        chunk_rows_writing(cs);
+        for (size_t i = 0; i < n; i++)
+            if (rows[i])
+                move_row(cs, rows[i], &entries[i], batch);
+        for (size_t i = 0; i < n; i++)
+            chunk_row_unpin(cs, rows[i]);
+    }
+    mem_free(ids);
+    mem_free(rows);
+    mem_free(entries);
+    return rc;
+}
