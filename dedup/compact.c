@@ -36,7 +36,6 @@
 #include "lib/base/mem.h"
 #include "lib/base/strbuf.h"
 #include "lib/rt/env.h"
-#include "lib/store/journal.h"
 
 #define COMPACT_CHUNKS_MAX 1024u /* in one step, and so in one record */
 #define COMPACT_HEAD       24u
@@ -145,7 +144,8 @@ static int step_verify(struct compact_step *st, const struct segment_stripe *whe
     return rc;
 }
 
-/* Journals the switch. Suspends. */
+/* Journals the switch. Not from the journal's reserve: that is for what frees the journal, and moves
+ * come fast enough to use it up, while the drainer then waits for its share of it. Suspends. */
 static int step_switch(struct compact_step *st, const struct segment_stripe *where)
 {
     STRBUF_AUTO struct strbuf body = STRBUF_INIT;
@@ -166,7 +166,7 @@ static int step_switch(struct compact_step *st, const struct segment_stripe *whe
         codec_put_le32(p + 24, st->from[i].position);
         codec_put_le32(p + 28, st->chunks[i].position);
     }
-    return record_submit(st->cs->log, RECORD_CHUNK_MOVE, &iov, 1, JOURNAL_INTERNAL, NULL);
+    return record_submit(st->cs->log, RECORD_CHUNK_MOVE, &iov, 1, 0, NULL);
 }
 
 /* Moves what is gathered; the step is empty afterwards. Suspends. */
