@@ -2,6 +2,7 @@
 #include "daemon/node_status.h"
 
 #include <stdarg.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,12 @@ static void status_health(struct node_status *s, const struct partition_status *
     if (out && ps->current_m < ps->m)
         add_reason(st, ADMIN_DEGRADED, "new data is kept with %u parity columns only",
                    ps->current_m);
+    if (ps->thin_segments)
+        add_reason(st, ADMIN_DEGRADED,
+                   "%" PRIu64 " segments written while drives were missing have less parity than "
+                   "the profile wants%s",
+                   ps->thin_segments,
+                   out ? ": bring drives back" : "; they are being written again");
     if (ps->m == 0)
         add_reason(st, ADMIN_DEGRADED,
                    "one drive, no redundancy: its loss is the loss of all data");

@@ -320,8 +320,10 @@ static bool compactor_pause(void *arg, uint64_t took)
 static int compactor_round(struct partition *p, enum compact_need need)
 {
     uint64_t freed = p->segments_freed;
-    int rc = need == COMPACT_NOTHING ? 0 : chunkstore_compact(p->chunks, need, compactor_pause, p);
+    int rc;
 
+    (void)segment_renew_thin(p->segments); /* without room for it now, later */
+    rc = need == COMPACT_NOTHING ? 0 : chunkstore_compact(p->chunks, need, compactor_pause, p);
     if (rc == 0 || rc == ERR_NOENT)
         rc = partition_reclaim(p);
     if (p->segments_freed > freed)
@@ -700,5 +702,6 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
     s.reclaimable = space.dead;
     s.current_k = space.k;
     s.current_m = space.m;
+    s.thin_segments = space.thin;
     *ret_status = s;
 }

@@ -82,6 +82,7 @@ struct partition_status {
     uint64_t overlay_bytes;
     unsigned k, m; /* the profile; new segments get at present ... */
     unsigned current_k, current_m;
+    uint64_t thin_segments; /* with less parity than the profile wants */
     struct journal_stats journal;
     struct chunkstore_stats chunks;
 };

@@ -1,4 +1,5 @@
-/* Compaction: moving what is alive out of segments with much that is dead.
+/* Compaction: moving what is alive out of segments with much that is dead, and out of such as have
+ * less parity than they should, because they were written while drives were missing.
  *
  * For each stripe of the victim its directory tells which chunks were written there; the chunk
  * table tells which of them are alive and still lie there. These are read (verified), written as
@@ -70,6 +71,15 @@ static unsigned compact_fill(enum compact_need need)
                                   : COMPACT_FILL_IDLE;
 }
 
+/* What was written while drives were missing comes first, unless space is wanted: moving it to
+ * where it is as safe as the rest takes some. */
+static bool compact_pick(const struct chunkstore *cs, enum compact_need need, uint64_t *ret_segment)
+{
+    if (need == COMPACT_IDLE && segment_pick_thin(cs->segments, ret_segment))
+        return true;
+    return segment_pick_sparse(cs->segments, compact_fill(need), ret_segment);
+}
+
 static bool space_is_low(const struct chunkstore *cs)
 {
     struct segment_space sp;
@@ -85,7 +95,7 @@ enum compact_need chunkstore_compact_need(const struct chunkstore *cs)
                                                 : COMPACT_IDLE;
     uint64_t segment;
 
-    return segment_pick_sparse(cs->segments, compact_fill(need), &segment) ? need : COMPACT_NOTHING;
+    return compact_pick(cs, need, &segment) ? need : COMPACT_NOTHING;
 }
 
 /* ---- One step: read, write, verify, switch ---- */
@@ -144,8 +154,9 @@ static int step_verify(struct compact_step *st, const struct segment_stripe *whe
     return rc;
 }
 
-/* Journals the switch. Not from the journal's reserve: that is for what frees the journal, and moves
- * come fast enough to use it up, while the drainer then waits for its share of it. Suspends. */
+/* Journals the switch. Not from the journal's reserve: that is for what frees the journal, and
+ * moves come fast enough to use it up, while the drainer then waits for its share of it. Suspends.
+ */
 static int step_switch(struct compact_step *st, const struct segment_stripe *where)
 {
     STRBUF_AUTO struct strbuf body = STRBUF_INIT;
@@ -287,7 +298,7 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
     int rc;
 
     fiber_mutex_lock(&cs->compacting);
-    if (!segment_pick_sparse(cs->segments, compact_fill(need), &segment)) {
+    if (!compact_pick(cs, need, &segment)) {
         fiber_mutex_unlock(&cs->compacting);
         return ERR_NOENT;
     }

@@ -181,7 +181,11 @@ static uint64_t segments_possible(const struct segments *ss, unsigned n)
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space)
 {
     struct segment_space sp = {
-        .live = ss->live, .dead = ss->room - ss->live, .segments = ss->by_id.count};
+        .live = ss->live,
+        .dead = ss->room - ss->live,
+        .segments = ss->by_id.count,
+        .thin = ss->thin,
+    };
     uint64_t column = ss->ds->super.slot_size - FORMAT_UNIT, slots = 0;
 
     segment_geometry(ss, &sp.k, &sp.m);
@@ -233,6 +237,25 @@ bool segment_pick_sparse(const struct segments *ss, unsigned below, uint64_t *re
             const struct segment *s = LIST_ENTRY(it, struct segment, fill_link);
 
             if (s->tries >= SEGMENT_TRIES)
+                continue;
+            *ret_segment = s->id;
+            return true;
+        }
+    return false;
+}
+
+bool segment_pick_thin(const struct segments *ss, uint64_t *ret_segment)
+{
+    unsigned k, m;
+
+    segment_geometry(ss, &k, &m);
+    if (ss->thin == 0 || k == 0)
+        return false;
+    for (unsigned i = 0; i < SEGMENT_FILLS; i++)
+        list_for_each (it, &ss->fills[i]) {
+            const struct segment *s = LIST_ENTRY(it, struct segment, fill_link);
+
+            if (s->m >= m || s->tries >= SEGMENT_TRIES)
                 continue;
             *ret_segment = s->id;
             return true;
@@ -340,6 +363,7 @@ static int segment_add(struct segments *ss, struct segment *s, bool reserved)
     segment_file(ss, s);
     ss->live += s->live;
     ss->room += segment_room(ss, s);
+    ss->thin += s->m < ss->ds->super.parity_columns;
     if (s->state == SEGMENT_SEALED && s->chunks == 0)
         ss->empty++;
     if (s->id >= ss->next_id)
@@ -385,6 +409,7 @@ static void segment_drop(struct segments *ss, struct segment *s)
     list_del(&s->dirty_link);
     list_del(&s->fill_link);
     ss->room -= segment_room(ss, s);
+    ss->thin -= s->m < ss->ds->super.parity_columns;
     ss->empty--;
     mem_free(s);
 }
@@ -611,6 +636,23 @@ int segment_open_new(struct segments *ss, enum segment_stream stream, struct seg
     *ret_segment = segment_find(ss, s.id);
     CHECK(*ret_segment != NULL);
     return 0;
+}
+
+int segment_renew_thin(struct segments *ss)
+{
+    int rc = 0;
+
+    for (unsigned i = 0; rc == 0 && i < SEGMENT_STREAMS; i++) {
+        struct segment *s;
+        unsigned k, m;
+
+        fiber_mutex_lock(&ss->stream_lock[i]);
+        segment_geometry(ss, &k, &m);
+        if (ss->open[i] && ss->open[i]->m < m)
+            rc = segment_open_new(ss, (enum segment_stream)i, &s);
+        fiber_mutex_unlock(&ss->stream_lock[i]);
+    }
+    return rc;
 }
 
 bool segment_sweep_due(const struct segments *ss)

@@ -160,6 +160,11 @@ int segment_load(struct segments *ss, uint64_t segment, const void *value, size_
 /* The sealed segment with least alive, among those of less than `below` sixteenths that have
  * something alive; false when there is none. */
 bool segment_pick_sparse(const struct segments *ss, unsigned below, uint64_t *ret_segment);
+/* A sealed segment with something alive and less parity than a new one would get: it was written
+ * while drives were missing. False when there is none. */
+bool segment_pick_thin(const struct segments *ss, uint64_t *ret_segment);
+/* Opens new segments in place of open ones with less parity than a new one gets. Suspends. */
+int segment_renew_thin(struct segments *ss);
 /* Is there one, or one that is only waiting to be freed? */
 bool segment_can_gain(const struct segments *ss, unsigned below);
 enum segment_stream segment_stream_of(const struct segments *ss, uint64_t segment);
@@ -176,6 +181,7 @@ struct segment_space {
     uint64_t live;        /* stored bytes of live chunks */
     uint64_t dead;        /* room in slots taken that holds nothing alive and can be had again */
     uint64_t segments;
+    uint64_t thin; /* of these with less parity than the profile wants */
     unsigned k, m; /* the geometry that a new segment would get; k = 0: none possible */
 };
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space);

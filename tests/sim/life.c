@@ -319,11 +319,18 @@ static void damage(struct run *r)
 }
 
 /* A drive that only ever returned errors, and does not any more, is whole once the store has been
- * opened with it: another one may be damaged in its place. */
+ * opened with it, and what was written without it has been given its parity: another one may
+ * be damaged in its place. */
 static void damage_passes(struct run *r)
 {
     uint32_t whole = r->passing & ~r->faulty_in_life;
+    struct partition_status status;
 
+    if (!whole || !r->p || sim_process_ended(r->env))
+        return;
+    partition_get_status(r->p, &status);
+    if (status.thin_segments)
+        return;
     r->damaged &= ~whole;
     r->passing &= ~whole;
 }
