@@ -166,6 +166,9 @@ static const struct config_setting config_settings[] = {
     CONFIG_SIZE_("cache_size", NULL, store.cache_size, 16u << 20, 1ull << 40,
                  "a size from 16M to 1T, a multiple of 4096"),
 
+    CONFIG_COUNT_("store", "rebuild_after", store.rebuild_after, 1, 30 * 86400,
+                  "a number of seconds from 1 to 2592000"),
+
     CONFIG_LISTEN_("nbd", nbd.listen),
     CONFIG_PORT_("nbd", "nbd-port", nbd.listen),
     /* sun_path has room for 107 bytes. */
@@ -205,6 +208,7 @@ void config_defaults(struct config *c)
     c->store.drives = 6;
     c->store.journal_size = 64u << 20;
     c->store.cache_size = 256u << 20;
+    c->store.rebuild_after = 600;
     memcpy(c->nbd.listen.host, loopback, sizeof(loopback));
     c->nbd.listen.port = 10809;
     c->nbd.max_connections = 64;

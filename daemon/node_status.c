@@ -53,10 +53,10 @@ static void status_health(struct node_status *s, const struct partition_status *
                    ps->current_m);
     if (ps->thin_segments)
         add_reason(st, ADMIN_DEGRADED,
-                   "%" PRIu64 " segments written while drives were missing have less parity than "
-                   "the profile wants%s",
+                   "%" PRIu64 " segments have less parity than the profile wants%s",
                    ps->thin_segments,
-                   out ? ": bring drives back" : "; they are being written again");
+                   out ? ": bring drives back; what can be is written again to the others"
+                       : "; they are being written again");
     if (ps->m == 0)
         add_reason(st, ADMIN_DEGRADED,
                    "one drive, no redundancy: its loss is the loss of all data");

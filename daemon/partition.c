@@ -11,14 +11,15 @@
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
-#define PARTITION_TICK         (100 * ENV_NS_PER_MS) /* background work looks around this often */
-#define PARTITION_PRESSURE     40u /* percent of the journal used at which a checkpoint is made */
-#define COMPACTOR_QUIET        8u  /* records between two steps that count as other work */
-#define COMPACTOR_RETRY        (100 * ENV_NS_PER_MS)
-#define PARTITION_SEGMENT_PAGE 4096u
-#define PARTITION_CACHE        (96u << 20)
-#define PARTITION_OVERLAY      (48u << 20)
-#define PARTITION_INGEST       (128u << 20)
+#define PARTITION_TICK          (100 * ENV_NS_PER_MS) /* background work looks around this often */
+#define PARTITION_PRESSURE      40u /* percent of the journal used at which a checkpoint is made */
+#define PARTITION_REBUILD_DELAY (600 * ENV_NS_PER_S)
+#define COMPACTOR_QUIET         8u /* records between two steps that count as other work */
+#define COMPACTOR_RETRY         (100 * ENV_NS_PER_MS)
+#define PARTITION_SEGMENT_PAGE  4096u
+#define PARTITION_CACHE         (96u << 20)
+#define PARTITION_OVERLAY       (48u << 20)
+#define PARTITION_INGEST        (128u << 20)
 
 static const struct kv_slice partition_lsn_key = {"lsn", 3};
 static const struct kv_slice partition_trim_key = {"trim", 4};
@@ -278,6 +279,25 @@ static int partition_reclaim(struct partition *p)
     return rc;
 }
 
+/* Gives up drives that have been out for long: their data is then written again to the others. Not
+ * at once, since a drive that comes back has its data, and a rebuild moves all of it. */
+static void partition_watch_drives(struct partition *p)
+{
+    uint64_t now = env_now(p->env);
+
+    for (unsigned i = 0; i < p->ds->count; i++) {
+        if (drive_usable(&p->ds->drives[i]) || p->given_up >> i & 1)
+            continue;
+        if (!p->out_since[i])
+            p->out_since[i] = now;
+        if (now - p->out_since[i] < p->options.rebuild_delay_ns)
+            continue;
+        p->given_up |= 1ull << i;
+        segment_give_up(p->segments, i);
+        log_warn("partition", "drive is given up, its data is written again to others drive=%u", i);
+    }
+}
+
 static void partition_maintain(void *arg)
 {
     struct partition *p = arg;
@@ -288,6 +308,7 @@ static void partition_maintain(void *arg)
         (void)fiber_cond_wait_until(p->env, &p->maintain_work, env_now(p->env) + PARTITION_TICK);
         if (p->stopping || p->broken)
             continue;
+        partition_watch_drives(p);
         if (journal_pressure(p->journal) >= PARTITION_PRESSURE) {
             volumes_hurry(p->volumes, p->processed_lsn);
             rc = partition_checkpoint(p);
@@ -588,6 +609,8 @@ static struct partition *partition_alloc(struct env *env, struct kv *kv,
     p->env = env;
     p->kv = kv;
     p->options = *options;
+    if (!p->options.rebuild_delay_ns)
+        p->options.rebuild_delay_ns = PARTITION_REBUILD_DELAY;
     if (!p->options.cache_bytes)
         p->options.cache_bytes = PARTITION_CACHE;
     if (!p->options.overlay_bytes)
@@ -702,6 +725,6 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
     s.reclaimable = space.dead;
     s.current_k = space.k;
     s.current_m = space.m;
-    s.thin_segments = space.thin;
+    s.thin_segments = segment_count_thin(p->segments);
     *ret_status = s;
 }

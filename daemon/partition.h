@@ -32,9 +32,10 @@ struct studies;
 enum partition_conflict { PARTITION_REFUSE, PARTITION_REPLACE };
 
 struct partition_options {
-    size_t cache_bytes;                  /* for chunk rows and map leaves together; 0: 96 MiB */
-    uint64_t overlay_bytes;              /* volume writes kept in memory until drained; 0: 48 MiB */
-    uint64_t ingest_bytes;               /* instance bytes in flight; 0: 128 MiB */
+    size_t cache_bytes;        /* for chunk rows and map leaves together; 0: 96 MiB */
+    uint64_t overlay_bytes;    /* volume writes kept in memory until drained; 0: 48 MiB */
+    uint64_t ingest_bytes;     /* instance bytes in flight; 0: 128 MiB */
+    uint64_t rebuild_delay_ns; /* a drive that is out for so long is given up; 0: ten minutes */
     enum partition_conflict on_conflict; /* same SOP Instance UID, other content */
 };
 

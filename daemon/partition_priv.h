@@ -17,11 +17,13 @@ struct partition {
     struct studies *studies;
     struct partition_options options;
 
-    uint64_t applied_lsn;    /* last record in the KV store */
-    uint64_t processed_lsn;  /* last record seen */
-    uint64_t trim_lsn;       /* at start: the KV store needs no record before this one */
-    uint64_t segments_freed; /* since start */
-    uint64_t compactor_lsn;  /* last record when compaction last looked */
+    uint64_t applied_lsn;   /* last record in the KV store */
+    uint64_t processed_lsn; /* last record seen */
+    uint64_t trim_lsn;      /* at start: the KV store needs no record before this one */
+    uint64_t out_since[FORMAT_DRIVES_MAX]; /* when a drive was first seen out; 0: it is not */
+    uint64_t given_up;                     /* bit per drive */
+    uint64_t segments_freed;               /* since start */
+    uint64_t compactor_lsn;                /* last record when compaction last looked */
     int broken;
 
     struct list apply_queue; /* durable batches */

@@ -1,5 +1,6 @@
 /* Compaction: moving what is alive out of segments with much that is dead, and out of such as have
- * less parity than they should, because they were written while drives were missing.
+ * less parity than they should: written while drives were missing, or with a column on a drive that
+ * is given up. The latter is how a lost drive's data is rebuilt, in the space that the others have.
  *
  * For each stripe of the victim its directory tells which chunks were written there; the chunk
  * table tells which of them are alive and still lie there. These are read (verified), written as
@@ -71,11 +72,11 @@ static unsigned compact_fill(enum compact_need need)
                                   : COMPACT_FILL_IDLE;
 }
 
-/* What was written while drives were missing comes first, unless space is wanted: moving it to
- * where it is as safe as the rest takes some. */
+/* What lacks parity comes first, unless writes wait for space: moving it to where it is as safe as
+ * the rest takes some. */
 static bool compact_pick(const struct chunkstore *cs, enum compact_need need, uint64_t *ret_segment)
 {
-    if (need == COMPACT_IDLE && segment_pick_thin(cs->segments, ret_segment))
+    if (need != COMPACT_NOW && segment_pick_thin(cs->segments, ret_segment))
         return true;
     return segment_pick_sparse(cs->segments, compact_fill(need), ret_segment);
 }
@@ -90,11 +91,13 @@ static bool space_is_low(const struct chunkstore *cs)
 
 enum compact_need chunkstore_compact_need(const struct chunkstore *cs)
 {
-    enum compact_need need = cs->room_waiters   ? COMPACT_NOW
-                             : space_is_low(cs) ? COMPACT_SOON
-                                                : COMPACT_IDLE;
     uint64_t segment;
+    enum compact_need need = COMPACT_IDLE;
 
+    if (cs->room_waiters)
+        need = COMPACT_NOW;
+    else if (space_is_low(cs) || segment_pick_thin(cs->segments, &segment))
+        need = COMPACT_SOON;
     return compact_pick(cs, need, &segment) ? need : COMPACT_NOTHING;
 }
 

@@ -184,7 +184,6 @@ void segment_get_space(const struct segments *ss, struct segment_space *ret_spac
         .live = ss->live,
         .dead = ss->room - ss->live,
         .segments = ss->by_id.count,
-        .thin = ss->thin,
     };
     uint64_t column = ss->ds->super.slot_size - FORMAT_UNIT, slots = 0;
 
@@ -211,6 +210,16 @@ uint64_t segment_drive_used(const struct segments *ss, unsigned drive)
 static uint64_t segment_room(const struct segments *ss, const struct segment *s)
 {
     return s->k * (ss->ds->super.slot_size - FORMAT_UNIT);
+}
+
+/* Parity columns that are left when the drives of `gone` (bit per drive) are. */
+static unsigned segment_parity(const struct segment *s, uint64_t gone)
+{
+    unsigned lost = 0;
+
+    for (unsigned i = 0; gone && i < s->k + s->m; i++)
+        lost += gone >> s->drive[i] & 1;
+    return lost < s->m ? s->m - lost : 0;
 }
 
 /* Puts a segment on the list where it belongs, or none. */
@@ -244,23 +253,50 @@ bool segment_pick_sparse(const struct segments *ss, unsigned below, uint64_t *re
     return false;
 }
 
-bool segment_pick_thin(const struct segments *ss, uint64_t *ret_segment)
+void segment_give_up(struct segments *ss, unsigned drive)
 {
-    unsigned k, m;
+    ss->given_up |= 1ull << drive;
+    ss->thin_maybe = true;
+}
+
+bool segment_pick_thin(struct segments *ss, uint64_t *ret_segment)
+{
+    const struct segment *best = NULL;
+    unsigned k, m, least;
 
     segment_geometry(ss, &k, &m);
-    if (ss->thin == 0 || k == 0)
+    if (!ss->thin_maybe || k == 0)
         return false;
+    least = m;
     for (unsigned i = 0; i < SEGMENT_FILLS; i++)
         list_for_each (it, &ss->fills[i]) {
             const struct segment *s = LIST_ENTRY(it, struct segment, fill_link);
+            unsigned parity = segment_parity(s, ss->given_up);
 
-            if (s->m >= m || s->tries >= SEGMENT_TRIES)
+            if (parity >= least || s->tries >= SEGMENT_TRIES)
                 continue;
-            *ret_segment = s->id;
-            return true;
+            least = parity;
+            best = s;
         }
-    return false;
+    ss->thin_maybe = best != NULL;
+    if (best)
+        *ret_segment = best->id;
+    return best != NULL;
+}
+
+uint64_t segment_count_thin(const struct segments *ss)
+{
+    uint64_t out = 0, n = 0;
+
+    for (unsigned i = 0; i < ss->ds->count; i++)
+        if (!drive_usable(&ss->ds->drives[i]))
+            out |= 1ull << i;
+    list_for_each (it, &ss->all) {
+        const struct segment *s = LIST_ENTRY(it, struct segment, link);
+
+        n += s->chunks && segment_parity(s, out) < ss->ds->super.parity_columns;
+    }
+    return n;
 }
 
 bool segment_can_gain(const struct segments *ss, unsigned below)
@@ -363,7 +399,7 @@ static int segment_add(struct segments *ss, struct segment *s, bool reserved)
     segment_file(ss, s);
     ss->live += s->live;
     ss->room += segment_room(ss, s);
-    ss->thin += s->m < ss->ds->super.parity_columns;
+    ss->thin_maybe |= segment_parity(s, ss->given_up) < ss->ds->super.parity_columns;
     if (s->state == SEGMENT_SEALED && s->chunks == 0)
         ss->empty++;
     if (s->id >= ss->next_id)
@@ -390,6 +426,7 @@ int segment_apply_open(struct segments *ss, const uint8_t *body, size_t len, voi
 
         old->state = SEGMENT_SEALED;
         ss->empty += old->chunks == 0;
+        ss->thin_maybe |= segment_parity(old, ss->given_up) < ss->ds->super.parity_columns;
         segment_file(ss, old);
         segment_mark(ss, old);
     }
@@ -409,7 +446,6 @@ static void segment_drop(struct segments *ss, struct segment *s)
     list_del(&s->dirty_link);
     list_del(&s->fill_link);
     ss->room -= segment_room(ss, s);
-    ss->thin -= s->m < ss->ds->super.parity_columns;
     ss->empty--;
     mem_free(s);
 }
@@ -648,7 +684,7 @@ int segment_renew_thin(struct segments *ss)
 
         fiber_mutex_lock(&ss->stream_lock[i]);
         segment_geometry(ss, &k, &m);
-        if (ss->open[i] && ss->open[i]->m < m)
+        if (ss->open[i] && segment_parity(ss->open[i], ss->given_up) < m)
             rc = segment_open_new(ss, (enum segment_stream)i, &s);
         fiber_mutex_unlock(&ss->stream_lock[i]);
     }

@@ -160,9 +160,15 @@ int segment_load(struct segments *ss, uint64_t segment, const void *value, size_
 /* The sealed segment with least alive, among those of less than `below` sixteenths that have
  * something alive; false when there is none. */
 bool segment_pick_sparse(const struct segments *ss, unsigned below, uint64_t *ret_segment);
-/* A sealed segment with something alive and less parity than a new one would get: it was written
- * while drives were missing. False when there is none. */
-bool segment_pick_thin(const struct segments *ss, uint64_t *ret_segment);
+/* A drive is not waited for any more: what has a column on it is to be written again. */
+void segment_give_up(struct segments *ss, unsigned drive);
+/* Of the sealed segments with something alive and less parity than a new one would get, the one
+ * with least: written while drives were missing, or with columns on a drive given up. False when
+ * there is none. */
+bool segment_pick_thin(struct segments *ss, uint64_t *ret_segment);
+/* How many segments have less parity than the profile wants, all drives that do not count
+ * considered. Walks the table. */
+uint64_t segment_count_thin(const struct segments *ss);
 /* Opens new segments in place of open ones with less parity than a new one gets. Suspends. */
 int segment_renew_thin(struct segments *ss);
 /* Is there one, or one that is only waiting to be freed? */
@@ -181,7 +187,6 @@ struct segment_space {
     uint64_t live;        /* stored bytes of live chunks */
     uint64_t dead;        /* room in slots taken that holds nothing alive and can be had again */
     uint64_t segments;
-    uint64_t thin; /* of these with less parity than the profile wants */
     unsigned k, m; /* the geometry that a new segment would get; k = 0: none possible */
 };
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space);

@@ -20,7 +20,8 @@ struct segments {
     struct fiber_mutex stream_lock[SEGMENT_STREAMS];
     struct ec *codes[FORMAT_COLS_MAX + 1][FORMAT_COLS_MAX + 1]; /* [k][m], made when first used */
     struct list fills[SEGMENT_FILLS]; /* sealed segments with something alive, by how much */
-    uint64_t thin;                    /* segments with less parity than the profile wants */
+    uint64_t given_up;                /* bit per drive */
+    bool thin_maybe;                  /* there may be a segment for segment_pick_thin */
     uint64_t room;                    /* bytes of chunks that all segments could hold */
     uint64_t empty; /* sealed segments with nothing alive: candidates of the sweep */
 };

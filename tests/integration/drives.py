@@ -222,6 +222,27 @@ class Drives:
             more.verify(daemon)
         shutil.rmtree(data)
 
+    def rebuilt(self):
+        """A drive is lost and given up: its data goes to the others, and then two more may go."""
+        data = self.copy()
+        config = CONFIG + "rebuild_after = 1\n"
+        first, *others = self.paths(data, self.names)
+        os.unlink(first)
+        with Daemon(data, config=config) as daemon:
+            end = time.monotonic() + 120
+            while self.lacking(daemon) and time.monotonic() < end:
+                time.sleep(0.2)
+            check(not self.lacking(daemon), "not rebuilt:", daemon.status())
+        for path in self.random.sample(others, 2):
+            os.unlink(path)
+        with Daemon(data, config=config) as daemon:
+            self.contents.verify(daemon)
+        shutil.rmtree(data)
+
+    @staticmethod
+    def lacking(daemon):
+        return any("less parity" in reason for reason in daemon.status()["reasons"])
+
 
 def main():
     parser = argparse.ArgumentParser(description="drives go and bytes flip")
@@ -250,6 +271,8 @@ def main():
                 d.stale_return()
             with suite.case("what was written while a drive was away gets its parity back"):
                 d.thin_made_whole()
+            with suite.case("a lost drive is rebuilt in the space of the others"):
+                d.rebuilt()
     return suite.finish()
 
 

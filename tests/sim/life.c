@@ -75,6 +75,7 @@ static void choose_geometry(struct run *r)
     r->partition.overlay_bytes = run_chance(r, 60) ? 1 + run_random(r, 2u << 20) : 0;
     r->partition.ingest_bytes = (8u << 20) * (1 + run_random(r, 3));
     r->partition.on_conflict = run_chance(r, 50) ? PARTITION_REPLACE : PARTITION_REFUSE;
+    r->partition.rebuild_delay_ns = run_chance(r, 40) ? 1 + run_random(r, 500 * ENV_NS_PER_MS) : 0;
     r->contents = (struct model_contents){.same = instance_same,
                                           .replace = r->partition.on_conflict == PARTITION_REPLACE};
     r->faults_on = r->m > 0 && run_chance(r, 65);
