@@ -2,6 +2,7 @@
  * segment_read.c. */
 #pragma once
 
+#include "lib/base/metric.h"
 #include "lib/rt/sync.h"
 #include "lib/store/ec.h"
 #include "lib/store/segment.h"
@@ -21,6 +22,7 @@ struct segments {
     struct ec *codes[FORMAT_COLS_MAX + 1][FORMAT_COLS_MAX + 1]; /* [k][m], made when first used */
     struct list fills[SEGMENT_FILLS]; /* sealed segments with something alive, by how much */
     uint64_t room;                    /* bytes of chunks that all segments could hold */
+    struct metric_hist stripe_time, direct_time, careful_time;
     uint64_t empty; /* sealed segments with nothing alive: candidates of the sweep */
 };
 
