@@ -3,11 +3,13 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <cmocka.h>
 
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/metric.h"
 #include "lib/rt/env_uring.h"
 #include "lib/rt/sync.h"
 
@@ -29,6 +31,89 @@ static void run(fiber_fn fn, void *arg)
     assert_int_equal(env_uring_new(NULL, &env), 0);
     env_run(env, fn, arg);
     env_free(env);
+}
+
+/* ---- The watch ---- */
+
+struct told {
+    unsigned count;
+    char fiber[32], why[32];
+    uint64_t took_ns;
+};
+
+static void tell(void *arg, const char *fiber, const char *why, uint64_t took_ns)
+{
+    struct told *t = arg;
+
+    assert_null(fiber_self());
+    t->count++;
+    t->took_ns = took_ns;
+    snprintf(t->fiber, sizeof(t->fiber), "%s", fiber);
+    snprintf(t->why, sizeof(t->why), "%s", why);
+}
+
+static void spin(uint64_t ns)
+{
+    for (uint64_t start = env_now(env); env_now(env) - start < ns;)
+        ;
+}
+
+static void slow_sleeper(void *arg)
+{
+    (void)arg;
+    spin(3 * ENV_NS_PER_MS);
+    env_sleep(env, ENV_NS_PER_MS); /* time that passes while asleep is not the fiber's */
+}
+
+static void slow_ender(void *arg)
+{
+    (void)arg;
+    spin(3 * ENV_NS_PER_MS);
+}
+
+static void watch_main(void *arg)
+{
+    static struct metric_hist steps;
+    struct told t = {0};
+    struct env_watch w = {
+        .threshold_ns = 2 * ENV_NS_PER_MS, .steps = &steps, .tell = tell, .arg = &t};
+
+    (void)arg;
+    metric_hist_init(&steps, METRIC_TIME);
+    env_set_watch(env, &w);
+    fiber_yield(); /* from here on this fiber is watched too */
+    fiber_spawn(env, "slow sleeper", slow_sleeper, NULL);
+    env_sleep(env, ENV_NS_PER_MS / 2);
+    assert_true(t.count >= 1); /* a busy machine may add its own */
+    assert_string_equal(t.fiber, "slow sleeper");
+    assert_string_equal(t.why, "sleep");
+    assert_true(t.took_ns >= 3 * ENV_NS_PER_MS);
+    fiber_spawn(env, "slow ender", slow_ender, NULL);
+    env_sleep(env, 2 * ENV_NS_PER_MS);
+    assert_true(t.count >= 2);
+    assert_true(steps.max >= 3 * ENV_NS_PER_MS);
+    assert_true(metric_hist_count(&steps) >= 4);
+    w.threshold_ns = 3600 * ENV_NS_PER_S;
+    t = (struct told){0};
+    fiber_spawn(env, "not slow", slow_ender, NULL);
+    fiber_yield();
+    assert_int_equal(t.count, 0);
+    w.threshold_ns = ENV_NS_PER_MS;
+    fiber_spawn(env, "ends", slow_ender, NULL);
+    fiber_yield();
+    assert_int_equal(t.count, 1);
+    assert_string_equal(t.fiber, "ends");
+    assert_string_equal(t.why, "ended");
+    env_set_watch(env, NULL);
+    fiber_spawn(env, "unseen", slow_ender, NULL);
+    fiber_yield();
+    assert_int_equal(t.count, 1);
+}
+
+static void test_watch(void **state)
+{
+    (void)state;
+    run(watch_main, NULL);
 }
 
 /* ---- Fibers ---- */
@@ -444,11 +529,12 @@ static void test_chan(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_yield_order), cmocka_unit_test(test_many),
-        cmocka_unit_test(test_wake),        cmocka_unit_test(test_timers),
-        cmocka_unit_test(test_timer_heap),  cmocka_unit_test(test_mutex),
-        cmocka_unit_test(test_cond),        cmocka_unit_test(test_sem),
-        cmocka_unit_test(test_group),       cmocka_unit_test(test_chan),
+        cmocka_unit_test(test_watch),  cmocka_unit_test(test_yield_order),
+        cmocka_unit_test(test_many),   cmocka_unit_test(test_wake),
+        cmocka_unit_test(test_timers), cmocka_unit_test(test_timer_heap),
+        cmocka_unit_test(test_mutex),  cmocka_unit_test(test_cond),
+        cmocka_unit_test(test_sem),    cmocka_unit_test(test_group),
+        cmocka_unit_test(test_chan),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
