@@ -11,7 +11,7 @@ import threading
 import time
 
 import nbd
-from harness import (MIB, Daemon, Suite, check, need, phantom, run, scratch,
+from harness import (MIB, ROOT, Daemon, Suite, check, need, phantom, run, scratch,
                      store_with_dcmsend)
 
 # ---- Prometheus' text format 0.0.4, strictly -----------------------------------------------------
@@ -277,6 +277,16 @@ def stats(daemon):
           len([s for s, _ in metrics.samples if s.endswith("_count")]), "not the same series")
 
 
+def documented(daemon):
+    with open(os.path.join(ROOT, "docs", "METRICS.md"), encoding="utf-8") as f:
+        text = f.read()
+    there = set(scrape(daemon).kinds)
+    told = set(re.findall(r"\bfilmroom_\w+", text)) - {"filmroom_block_seconds_bucket",
+                                                        "filmroom_overlay_wait_seconds_count"}
+    check(not there - told, "not in docs/METRICS.md:", sorted(there - told))
+    check(not told - there, "docs/METRICS.md tells of what is not there:", sorted(told - there))
+
+
 def slow_lines(folder):
     data = os.path.join(folder, "slow")
     config = "[log]\nslow_ms = 1\nwatchdog_ms = 1\n"
@@ -330,6 +340,8 @@ def main():
                 http(daemon)
             with suite.case("what may only grow only grows"):
                 only_grow(daemon)
+            with suite.case("docs/METRICS.md describes what there is"):
+                documented(daemon)
             with suite.case("filmroom stats"):
                 stats(daemon)
         with suite.case("slow operations are logged, within bounds"):
