@@ -60,6 +60,8 @@ struct config {
 
     enum config_conflict on_conflict; /* same SOP Instance UID, other content */
     enum log_level log_level;
+    unsigned slow_ms;     /* operations that take longer are logged; 0: none */
+    unsigned watchdog_ms; /* steps of the loop that take longer are logged; 0: not watched */
 };
 
 enum config_verdict {

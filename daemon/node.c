@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "daemon/node_metrics.h"
 #include "daemon/node_status.h"
 #include "daemon/partition.h"
 #include "lib/base/err.h"
@@ -37,6 +38,7 @@ struct node {
     struct dicomweb *web;
     struct admin_server *admin;
     struct node_status status;
+    struct node_metrics metrics;
 };
 
 static char *node_path(const struct node *n, const char *name)
@@ -256,6 +258,8 @@ static int node_start_nbd(struct node *n)
     node_tcp(&c->nbd.listen, &addrs[0]);
     if (rc == 0)
         rc = nbd_server_start(&options, &n->nbd);
+    if (rc == 0)
+        nbd_server_observe(n->nbd, n->metrics.registry);
     for (unsigned i = 0; rc == 0 && i < options.listen_count; i++) {
         rc = nbd_server_addr(n->nbd, i, &addrs[i]);
         if (rc == 0)
@@ -279,6 +283,7 @@ static int node_start_dimse(struct node *n)
     int rc = dimse_server_start(&options, &n->dimse);
 
     if (rc == 0) {
+        dimse_server_observe(n->dimse, n->metrics.registry);
         at.port = dimse_server_port(n->dimse);
         node_tcp(&at, &addr);
         node_status_listener(&n->status, "dicom", addr.text);
@@ -289,7 +294,8 @@ static int node_start_dimse(struct node *n)
 static int node_start_web(struct node *n)
 {
     const struct config *c = n->config;
-    struct dicomweb_config options = {.max_connections = c->http.max_connections};
+    struct dicomweb_config options = {.max_connections = c->http.max_connections,
+                                      .metrics = n->metrics.registry};
     struct config_listen at = c->http.listen;
     struct env_addr addr;
     int rc;
@@ -308,7 +314,7 @@ static int node_start_admin(struct node *n)
 {
     MEM_AUTO char *path = node_path(n, "admin.sock");
     struct admin_backend backend = {&n->status.face, partition_blocks(n->partition),
-                                    partition_objects(n->partition)};
+                                    partition_objects(n->partition), n->metrics.registry};
     struct env_addr addr;
     int rc = node_unix(path, &addr);
 
@@ -350,6 +356,7 @@ int node_start(struct env *env, const struct config *config, struct node **ret_n
     rc = node_open_store(n);
     if (rc == 0) {
         node_status_init(&n->status, env, config, n->partition);
+        node_metrics_start(&n->metrics, env, config, n->partition, n->kv);
         rc = node_start_doors(n);
     }
     if (rc < 0) {
@@ -371,6 +378,7 @@ int node_stop(struct node *n)
     dicomweb_stop(n->web);
     dimse_server_stop(n->dimse);
     nbd_server_stop(n->nbd);
+    node_metrics_stop(&n->metrics);
     rc = partition_close(n->partition);
     if (rc < 0)
         log_error("node", "the store was not closed cleanly, the next start will replay error=%s",

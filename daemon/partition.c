@@ -196,6 +196,7 @@ static void partition_on_durable(void *arg, struct journal_batch *batch)
 static void apply_batch(struct partition *p, struct journal_batch *b)
 {
     struct journal_record r;
+    uint64_t at = env_now(p->env);
     size_t pos = 0;
     int fatal = 0;
 
@@ -203,6 +204,7 @@ static void apply_batch(struct partition *p, struct journal_batch *b)
         struct waiter *w = waiter_find(p, r.lsn);
         int rc = apply_record(p, &r, w ? w->context : NULL, &fatal);
 
+        at = metric_lap(&p->apply_time, at, env_now(p->env));
         if (fatal)
             partition_break(p, fatal);
         else if (w)
@@ -241,7 +243,7 @@ static void partition_applier(void *arg)
 static int partition_checkpoint(struct partition *p)
 {
     struct kv_batch *note = kv_batch_new();
-    uint64_t upto, oldest, start = env_now(p->env);
+    uint64_t upto, oldest, took, start = env_now(p->env);
     uint8_t value[8];
     int rc;
 
@@ -259,8 +261,10 @@ static int partition_checkpoint(struct partition *p)
         upto = volumes_oldest_lsn(p->volumes);
     if (rc == 0)
         rc = journal_trim(p->journal, upto);
+    took = env_now(p->env) - start;
+    metric_record(&p->checkpoint_time, took);
     log_debug("partition", "checkpoint lsn=%llu us=%llu", (unsigned long long)upto,
-              (unsigned long long)((env_now(p->env) - start) / 1000));
+              (unsigned long long)(took / 1000));
     fiber_mutex_unlock(&p->checkpoint_lock);
     kv_batch_free(note);
     return rc;
@@ -623,6 +627,8 @@ static struct partition *partition_alloc(struct env *env, struct kv *kv,
     fiber_cond_init(&p->maintain_work);
     fiber_group_init(&p->fibers);
     fiber_mutex_init(&p->checkpoint_lock);
+    metric_hist_init(&p->apply_time, METRIC_TIME);
+    metric_hist_init(&p->checkpoint_time, METRIC_TIME);
     return p;
 }
 
@@ -702,6 +708,24 @@ struct driveset *partition_drives(struct partition *p)
 uint64_t partition_drive_used(const struct partition *p, unsigned drive)
 {
     return segment_drive_used(p->segments, drive);
+}
+
+void partition_observe(struct partition *p, struct metrics *m, struct slow_log *slow)
+{
+    p->slow = slow;
+    metrics_add_hist(m, "filmroom_apply_seconds", "Time to apply one record of the journal", NULL,
+                     &p->apply_time);
+    metrics_add_hist(m, "filmroom_checkpoint_seconds",
+                     "Time to make the metadata durable and trim the journal", NULL,
+                     &p->checkpoint_time);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_segments_freed_total",
+                      "Segments given back", NULL, &p->segments_freed);
+    journal_observe(p->journal, m, slow);
+    segments_observe(p->segments, m);
+    driveset_observe(p->ds, m);
+    chunkstore_observe(p->chunks, m);
+    volumes_observe(p->volumes, m);
+    studies_observe(p->studies, m);
 }
 
 void partition_get_status(struct partition *p, struct partition_status *ret_status)

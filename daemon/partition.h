@@ -25,7 +25,9 @@
 #include "lib/store/record.h"
 #include "lib/store/segment.h"
 
+struct metrics;
 struct partition;
+struct slow_log;
 struct volumes;
 struct studies;
 
@@ -88,6 +90,9 @@ struct partition_status {
     struct chunkstore_stats chunks;
 };
 void partition_get_status(struct partition *p, struct partition_status *ret_status);
+/* Registers the metrics of the partition and of all its parts, and has slow operations told to
+ * `slow` (NULL: nobody). `m` goes before the partition does. */
+void partition_observe(struct partition *p, struct metrics *m, struct slow_log *slow);
 struct driveset *partition_drives(struct partition *p);
 uint64_t partition_drive_used(const struct partition *p, unsigned drive); /* bytes of slots taken */
 

@@ -5,6 +5,8 @@
 #include "daemon/leafmap.h"
 #include "daemon/overlay.h"
 #include "daemon/partition_priv.h"
+#include "lib/base/metric.h"
+#include "lib/base/slow.h"
 
 #define VOLUME_ZERO_BLOCKS 8192u /* blocks that one ZERO record may cover: whole leaves */
 
@@ -27,6 +29,9 @@ struct volume_handle {
     struct volume *volume;
 };
 
+/* What is timed. */
+enum volume_op { VOLUME_READ, VOLUME_WRITE, VOLUME_FLUSH, VOLUME_ZERO, VOLUME_OPS };
+
 struct volumes {
     struct block_store face; /* first */
     struct partition *p;
@@ -43,6 +48,8 @@ struct volumes {
     uint64_t hurry_lsn; /* writes up to here are drained without waiting for company */
     bool stopping;
     int drain_error;
+    struct metric_hist op_time[VOLUME_OPS], overlay_wait, drain_time;
+    struct metric_counter drained_blocks;
 };
 
 struct volume *volume_find(const struct volumes *vs, uint64_t id);

@@ -6,6 +6,7 @@
 #include "dedup/compress.h"
 #include "lib/base/hmap.h"
 #include "lib/base/list.h"
+#include "lib/base/metric.h"
 #include "lib/rt/sync.h"
 
 /* The fingerprint index knows a chunk by so many bytes of its fingerprint: enough to find it, and
@@ -59,6 +60,8 @@ struct chunkstore {
     struct fiber_cond room_changed; /* segments were freed, or there is nothing to be gained */
     struct fiber_cond room_wanted;
     struct chunkstore_stats stats;
+    struct metric_hist hash_time, look_up_time, compress_time, move_time;
+    struct metric_counter moved_chunks;
 };
 
 /* Cached row of an id, or NULL. Does not suspend. */

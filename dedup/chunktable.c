@@ -52,8 +52,40 @@ int chunkstore_new(struct env *env, struct kv *kv, struct segments *segments,
     fiber_mutex_init(&cs->compacting);
     fiber_cond_init(&cs->room_changed);
     fiber_cond_init(&cs->room_wanted);
+    metric_hist_init(&cs->hash_time, METRIC_TIME);
+    metric_hist_init(&cs->look_up_time, METRIC_TIME);
+    metric_hist_init(&cs->compress_time, METRIC_TIME);
+    metric_hist_init(&cs->move_time, METRIC_TIME);
     *ret_store = cs;
     return 0;
+}
+
+void chunkstore_observe(struct chunkstore *cs, struct metrics *m)
+{
+    static const char stage[] =
+        "Time of a group of chunks in a stage of its way in, waiting for a thread included";
+
+    metrics_add_hist(m, "filmroom_chunk_stage_seconds", stage, METRIC_LABELS("stage", "hash"),
+                     &cs->hash_time);
+    metrics_add_hist(m, "filmroom_chunk_stage_seconds", stage, METRIC_LABELS("stage", "look_up"),
+                     &cs->look_up_time);
+    metrics_add_hist(m, "filmroom_chunk_stage_seconds", stage, METRIC_LABELS("stage", "compress"),
+                     &cs->compress_time);
+    metrics_add_hist(m, "filmroom_compaction_step_seconds",
+                     "Time of one step of compaction: read, write, verify, switch", NULL,
+                     &cs->move_time);
+    metrics_add_counter(m, "filmroom_compaction_moved_chunks_total",
+                        "Chunks moved out of segments with much that is dead", NULL,
+                        &cs->moved_chunks);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_compaction_moved_bytes_total",
+                      "Stored bytes moved out of segments with much that is dead", NULL,
+                      &cs->stats.moved_bytes);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_compaction_segments_total",
+                      "Segments emptied by compaction", NULL, &cs->stats.compacted);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_chunks_found_total",
+                      "Chunks that were stored already when they came", NULL, &cs->stats.found);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_chunks_new_total",
+                      "Chunks that were new when they came", NULL, &cs->stats.missed);
 }
 
 void chunkstore_free(struct chunkstore *cs)

@@ -200,6 +200,8 @@ static int step_move(struct compact_step *st)
             rc = step_switch(st, &where);
         if (rc == 0)
             st->cs->stats.moved_bytes += st->bytes;
+        if (rc == 0)
+            metric_add(&st->cs->moved_chunks, st->count);
         segment_release(st->cs->segments, where.segment);
     }
     for (size_t i = 0; i < st->count; i++) {
@@ -215,10 +217,14 @@ static int step_move(struct compact_step *st)
 static int run_step(struct compact_run *run)
 {
     struct compact_step *st = run->step;
-    uint64_t start = env_now(st->cs->env);
+    uint64_t start = env_now(st->cs->env), took;
+    size_t gathered = st->count;
     int rc = step_move(st);
 
-    if (rc == 0 && run->pause && !run->pause(run->arg, env_now(st->cs->env) - start))
+    took = env_now(st->cs->env) - start;
+    if (gathered)
+        metric_record(&st->cs->move_time, took);
+    if (rc == 0 && run->pause && !run->pause(run->arg, took))
         run->stopped = true;
     return rc;
 }

@@ -14,6 +14,8 @@
 #include "lib/rt/sync.h"
 #include "lib/store/format.h"
 
+struct metrics;
+
 enum drive_state {
     DRIVE_OK,
     DRIVE_MISSING, /* no such file or device, too small, or its superblock is not this store's */
@@ -99,6 +101,9 @@ void drive_io_done(struct drive *d, const struct env_io *io);
 /* Fills the journal area of a drive with zeroes, durable, so that later writes allocate nothing.
  * Suspends. */
 int drive_wipe_journal(struct driveset *ds, struct drive *d);
+
+/* Registers the counters of every drive. */
+void driveset_observe(const struct driveset *ds, struct metrics *m);
 
 static inline uint64_t drive_slot_off(const struct driveset *ds, uint32_t slot)
 {

@@ -23,6 +23,8 @@
 #include "lib/store/drive.h"
 
 struct journal;
+struct metrics;
+struct slow_log;
 
 struct journal_record {
     uint64_t lsn;
@@ -105,6 +107,9 @@ struct journal_stats {
     unsigned mirrors, mirrors_wanted;
 };
 void journal_get_stats(const struct journal *j, struct journal_stats *ret_stats);
+
+/* Registers the journal's metrics, and has slow batches told to `slow` (NULL: nobody). */
+void journal_observe(struct journal *j, struct metrics *m, struct slow_log *slow);
 
 /* The share of the ring that is used, 0..100: when to checkpoint. */
 unsigned journal_pressure(const struct journal *j);

@@ -35,8 +35,26 @@ int segments_new(struct driveset *ds, struct record_log *log, struct segments **
         ss->slots[i] = mem_calloc((ds->drives[i].slot_count + 7) / 8, 1);
         ss->slots_free[i] = ds->drives[i].slot_count;
     }
+    metric_hist_init(&ss->stripe_time, METRIC_TIME);
+    metric_hist_init(&ss->direct_time, METRIC_TIME);
+    metric_hist_init(&ss->careful_time, METRIC_TIME);
     *ret_segments = ss;
     return 0;
+}
+
+void segments_observe(struct segments *ss, struct metrics *m)
+{
+    metrics_add_hist(m, "filmroom_stripe_write_seconds",
+                     "Time to encode a stripe and write it to all of its drives, durable", NULL,
+                     &ss->stripe_time);
+    metrics_add_hist(m, "filmroom_segment_read_seconds",
+                     "Time to read chunks from drives: direct, or careful where a drive is gone or "
+                     "gave wrong bytes and other columns had to be read and decoded",
+                     METRIC_LABELS("way", "direct"), &ss->direct_time);
+    metrics_add_hist(m, "filmroom_segment_read_seconds",
+                     "Time to read chunks from drives: direct, or careful where a drive is gone or "
+                     "gave wrong bytes and other columns had to be read and decoded",
+                     METRIC_LABELS("way", "careful"), &ss->careful_time);
 }
 
 void segments_free(struct segments *ss)

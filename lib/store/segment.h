@@ -28,6 +28,7 @@
 #include "lib/store/record.h"
 
 struct segments;
+struct metrics;
 
 /* Data that dies together lies together: each stream has an open segment of its own. What outlived
  * a segment goes on in a stream of survivors, which will live longer still. On media. */
@@ -178,6 +179,9 @@ uint64_t segment_chunk_count(const struct segments *ss, uint64_t segment); /* al
 /* A run left something alive in it; after a few of these, or when `lost`, it is not picked again
  * before the next start. */
 void segment_compact_failed(struct segments *ss, uint64_t segment, bool lost);
+
+/* Registers the metrics of stripes and reads. */
+void segments_observe(struct segments *ss, struct metrics *m);
 
 /* ---- Space ---- */
 

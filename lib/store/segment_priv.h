@@ -2,6 +2,7 @@
  * segment_read.c. */
 #pragma once
 
+#include "lib/base/metric.h"
 #include "lib/rt/sync.h"
 #include "lib/store/ec.h"
 #include "lib/store/segment.h"
@@ -23,6 +24,7 @@ struct segments {
     uint64_t given_up;                /* bit per drive */
     bool thin_maybe;                  /* there may be a segment for segment_pick_thin */
     uint64_t room;                    /* bytes of chunks that all segments could hold */
+    struct metric_hist stripe_time, direct_time, careful_time;
     uint64_t empty; /* sealed segments with nothing alive: candidates of the sweep */
 };
 

@@ -278,8 +278,10 @@ int segment_read_careful(struct segments *ss, struct segment *s, const struct se
 
 static int careful_read(struct segments *ss, struct segment *s, struct segment_read *r)
 {
+    uint64_t start = env_now(ss->ds->env);
     int rc = segment_read_careful(ss, s, &r->loc, crc_fits, &r->buf);
 
+    metric_record(&ss->careful_time, env_now(ss->ds->env) - start);
     if (rc == 0)
         r->data = r->buf->data;
     return rc;
@@ -324,8 +326,12 @@ static size_t read_wave(struct segments *ss, struct segment_read *reads, size_t 
         io_count += e->ios;
         next += e->count;
     }
-    if (io_count)
+    if (io_count) {
+        uint64_t start = env_now(ss->ds->env);
+
         (void)env_io_run(ios, io_count); /* each result is looked at */
+        metric_record(&ss->direct_time, env_now(ss->ds->env) - start);
+    }
     for (unsigned i = 0; i < extent_count; i++) {
         struct read_extent *e = &extents[i];
 
