@@ -247,7 +247,8 @@ static bool recipe_owned(struct audit *a, const char *uid)
 
     catalog_key_make(&k, 'U', uid, NULL, NULL);
     home = audit_get(a, KV_INDEX, catalog_key_slice(&k), &len);
-    if (!home || catalog_uids_split((struct kv_slice){home, len}, 2, &uids) < 0)
+    if (!home || catalog_uids_split((struct kv_slice){home, len}, 2, &uids) < 0 ||
+        strlen(uids.part[0]) > OBJECT_UID_MAX || strlen(uids.part[1]) > OBJECT_UID_MAX)
         return false;
     catalog_key_make(&k, 'I', uids.part[0], uids.part[1], uid);
     row = audit_get(a, KV_CATALOG, catalog_key_slice(&k), &len);
