@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""filmroom-fsck and filmroom-dump on stores at rest: clean after kill -9, damage on a drive found and
-blamed on that drive, a live store refused, dumps that are JSON and agree with each other.
+"""filmroom-fsck and filmroom-dump on stores at rest: clean after kill -9, damage on a drive found
+and blamed on that drive, a live store refused, dumps that are JSON and agree with each other.
 
   fsck.py [--seed S]
 """
