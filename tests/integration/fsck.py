@@ -14,8 +14,10 @@ import sys
 
 import nbd
 from contents import Contents
-from harness import DUMP, FSCK, MIB, Daemon, Suite, built, check, fsck, log, run, scratch
+from harness import BUILD, DUMP, FSCK, MIB, Daemon, Suite, built, check, fsck, log, run, scratch
 
+POKE = os.path.join(BUILD, "tests", "unit", "daemon", "kv-poke")
+CHUNKS, SEGMENTS, CATALOG, RECIPES = 3, 5, 6, 7  # lib/kv/kv.h
 CONFIG = "[store]\ncapacity = 1G\njournal_size = 16M\ncache_size = 16M\n"
 
 
@@ -53,8 +55,9 @@ class Store:
 
     def killed(self):
         """After kill -9 fsck replays the journal and finds nothing."""
+        self.daemon.restart()  # some of the state is in the metadata, some only in the journal
         with nbd.Nbd(self.daemon.nbd, self.contents.volume) as client:
-            for i in range(50):  # small writes: in the journal and not drained
+            for _ in range(50):  # small writes: in the journal and not drained
                 offset = self.random.randrange(self.contents.volume_size // 4096) * 4096
                 data = self.random.randbytes(4096)
                 client.write(offset, data)
@@ -63,6 +66,7 @@ class Store:
                 self.contents.steps[step] = (old[:offset - step] + data
                                              + old[offset - step + 4096:])
         self.daemon.kill()
+        self.unclean = self.copy("unclean")
         before = self.dump("journal")
         check(not before["clean"] and before["records"], "a journal that is not clean:", before)
         told = self.fsck()
@@ -73,6 +77,42 @@ class Store:
               "what was checked:", told["checked"])
         again = self.fsck("--deep")
         check(again["journal_clean"] and again["checked"]["stripes"] > 0, "a second run:", again)
+
+    def mended(self):
+        """Damaged metadata is told, mended only when asked, and no ground to replay a journal on."""
+        for data in (self.unclean, self.copy("broken")):
+            clean = data != self.unclean
+            poke(data, CHUNKS, "", 36, 7777)
+            poke(data, SEGMENTS, "", 14, 7777)
+            poke(data, CATALOG, "T", 9, 7777)
+            told = self.fsck(code=4, data=data)
+            kinds = {f["kind"]: f["fate"] for f in told["findings"]}
+            want = {"chunk-refs", "segment-count", "study-count"} | set([] if clean else ["journal"])
+            check(want <= set(kinds) and set(kinds.values()) == {"mendable"}, "findings:", kinds)
+            check(told["journal_clean"] == clean and told["replayed_records"] == 0, "told:", told)
+            check(self.dump("journal", data=data)["clean"] == clean, "the journal was touched")
+            told = self.fsck("--repair", code=1, data=data)
+            check(told["mended"] >= 3 and told["left"] == 0, "told:", told)
+            check((told["replayed_records"] > 0) == (not clean), "replayed:", told)
+            self.fsck("--deep", data=data)
+            with Daemon(data, config=CONFIG) as daemon:
+                self.contents.verify(daemon)
+            shutil.rmtree(data)
+
+    def recipe(self):
+        """An instance whose recipe is gone is named, and its chunks are given back when asked."""
+        data = self.copy("recipe")
+        poke(data, RECIPES, "", -1, 0)
+        told = self.fsck(code=4, data=data)
+        lost = [f for f in told["findings"] if f["kind"] == "instance-data"]
+        check(len(lost) == 1 and lost[0]["fate"] == "left"
+              and any(i.uid in lost[0]["text"] for i in self.contents.instances), "told:", lost)
+        check(any(f["kind"] == "chunk-orphan" for f in told["findings"]), "orphans:", told)
+        told = self.fsck("--repair", code=5, data=data)
+        check(told["left"] == 1, "only the instance should be left:", told)
+        check(run(FSCK, "--data", data, "--config", self.config, ok=False).stdout.count("lost") == 1,
+              "as text")
+        shutil.rmtree(data)
 
     def starts(self):
         """The daemon starts afterwards with all data."""
@@ -96,6 +136,7 @@ class Store:
             told = self.fsck("--deep", code=4, data=data)
             rows = [d for d in told["drives"] if d["bad_columns"] or d["bad_headers"]]
             check([d["index"] for d in rows] == [victim], "damage was on", victim, "not", rows)
+            check(rows[0]["bad_columns"] and rows[0]["bad_headers"] == 1, "the counts:", rows)
             check(told["checked"]["lost_chunks"] == 0, "nothing is lost:", told)
             texts = [f["text"] for f in told["findings"] if f["kind"] == "drive-damage"]
             check(len(texts) == 1 and "readable by parity" in texts[0], "the words:", texts)
@@ -194,17 +235,23 @@ class Store:
               "fsck of nothing gave", done.returncode)
 
 
+def poke(data, table, prefix, offset, value):
+    run(POKE, os.path.join(data, "kv"), table, prefix, offset, value)
+
+
 def spoil(path, slots, rng):
     """Flips bytes everywhere behind `slots` where the file has data; returns how many."""
     count = 0
     with open(path, "r+b") as f:
+        f.seek(slots)
+        f.write(b"\0")  # the first fragment's header
         end = f.seek(0, os.SEEK_END)
         at = slots
         while at < end:
             f.seek(at)
             piece = f.read(MIB)
             if any(piece):
-                used = [i for i, b in enumerate(piece[:MIB // 2]) if b] or [0]
+                used = [i for i, b in enumerate(piece[:MIB // 2]) if b and i >= 4096] or [4096]
                 where = rng.choice(used)
                 f.seek(at + where)
                 f.write(bytes([piece[where] ^ 0xff]))
@@ -230,12 +277,12 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     suite = Suite()
-    built(FSCK, DUMP)
+    built(FSCK, DUMP, POKE)
     with scratch() as folder:
         store = Store(folder, args.seed)
         try:
-            for case in (store.live, store.killed, store.starts, store.damaged, store.lost,
-                         store.dumps, store.dumps_alone, store.text, store.starts):
+            for case in (store.live, store.killed, store.starts, store.mended, store.recipe,
+                         store.damaged, store.lost, store.dumps, store.dumps_alone, store.text, store.starts):
                 with suite.case(case.__doc__.split("\n")[0].rstrip(".")):
                     case()
         finally:

@@ -4,8 +4,8 @@ and after each restart everything that was acknowledged is there and exact, and 
 
 An instance that was sent and not acknowledged may be there whole or not at all. A block must hold a
 write that may be the last one there (blockmodel.py). Some restarts are killed too. After each kill
-filmroom-fsck finds nothing: in half of the rounds before the restart, so that it replays the journal,
-in the others after one more kill, so that the daemon's own recovery is looked at.
+filmroom-fsck finds nothing: in half of the rounds before the restart, so that it replays the
+journal, in the others after one more kill, so that the daemon's own recovery is looked at.
 
   kill9.py [--rounds N] [--seed S]    default 6 rounds (2 on slow builds); a campaign is 50 and more
 """
@@ -172,8 +172,8 @@ class Rounds:
     def fsck(self):
         told = fsck(self.daemon.data, self.daemon.data + ".conf", "--deep")
         check(not told["findings"], "fsck found something:", told["findings"][:5])
-        log(f"fsck: {told['checked']['chunks']} chunks, {told['replayed_records']} records replayed, "
-            f"{told['checked']['stripes']} stripes: clean")
+        log(f"fsck: {told['checked']['chunks']} chunks, {told['checked']['stripes']} stripes, "
+            f"{told['replayed_records']} records replayed: clean")
 
     def kill_in_recovery(self):
         """A start that is killed before, or just after, it is ready."""
