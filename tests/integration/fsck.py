@@ -79,7 +79,7 @@ class Store:
         check(again["journal_clean"] and again["checked"]["stripes"] > 0, "a second run:", again)
 
     def mended(self):
-        """Damaged metadata is told, mended only when asked, and no ground to replay a journal on."""
+        """Damaged metadata is told, mended only when asked, and no ground to replay on."""
         for data in (self.unclean, self.copy("broken")):
             clean = data != self.unclean
             poke(data, CHUNKS, "", 36, 7777)
@@ -87,7 +87,8 @@ class Store:
             poke(data, CATALOG, "T", 9, 7777)
             told = self.fsck(code=4, data=data)
             kinds = {f["kind"]: f["fate"] for f in told["findings"]}
-            want = {"chunk-refs", "segment-count", "study-count"} | set([] if clean else ["journal"])
+            want = {"chunk-refs", "segment-count", "study-count"}
+            want |= set() if clean else {"journal"}
             check(want <= set(kinds) and set(kinds.values()) == {"mendable"}, "findings:", kinds)
             check(told["journal_clean"] == clean and told["replayed_records"] == 0, "told:", told)
             check(self.dump("journal", data=data)["clean"] == clean, "the journal was touched")
@@ -110,8 +111,8 @@ class Store:
         check(any(f["kind"] == "chunk-orphan" for f in told["findings"]), "orphans:", told)
         told = self.fsck("--repair", code=5, data=data)
         check(told["left"] == 1, "only the instance should be left:", told)
-        check(run(FSCK, "--data", data, "--config", self.config, ok=False).stdout.count("lost") == 1,
-              "as text")
+        done = run(FSCK, "--data", data, "--config", self.config, ok=False)
+        check(done.stdout.count("lost") == 1, "as text:", done.stdout)
         shutil.rmtree(data)
 
     def starts(self):
@@ -282,7 +283,8 @@ def main():
         store = Store(folder, args.seed)
         try:
             for case in (store.live, store.killed, store.starts, store.mended, store.recipe,
-                         store.damaged, store.lost, store.dumps, store.dumps_alone, store.text, store.starts):
+                         store.damaged, store.lost, store.dumps, store.dumps_alone, store.text,
+                         store.starts):
                 with suite.case(case.__doc__.split("\n")[0].rstrip(".")):
                     case()
         finally:
