@@ -481,6 +481,22 @@ static int load_identity(struct partition *p)
     return rc;
 }
 
+/* Does the KV store reach up to where the journal begins? */
+static int check_reach(const struct partition *p)
+{
+    return p->ds->super.replay_lsn > p->applied_lsn + 1 && p->ds->super.replay_lsn > p->trim_lsn
+               ? ERR_KV /* it lacks records that the journal no longer has */
+               : 0;
+}
+
+int partition_match(struct kv *kv, struct driveset *ds)
+{
+    struct partition p = {.kv = kv, .ds = ds};
+    int rc = load_identity(&p);
+
+    return rc == 0 ? check_reach(&p) : rc;
+}
+
 static int load_segments(struct partition *p)
 {
     uint8_t from[9] = {0};
@@ -526,10 +542,10 @@ static int replay_record(void *arg, const struct journal_record *r)
 
 static int partition_replay(struct partition *p, struct partition_start *start)
 {
-    int rc;
+    int rc = check_reach(p);
 
-    if (p->ds->super.replay_lsn > p->applied_lsn + 1 && p->ds->super.replay_lsn > p->trim_lsn)
-        return ERR_KV; /* the KV store lacks records that the journal no longer has */
+    if (rc < 0)
+        return rc;
     rc = journal_replay(p->journal, replay_record, p, &start->replay);
     if (rc == 0 && journal_next_lsn(p->journal) <= p->applied_lsn)
         rc = ERR_JOURNAL; /* the KV store knows of records that the journal lost */

@@ -53,6 +53,10 @@ int partition_format(struct env *env, struct kv *kv, const struct driveset_param
 /* Is there a finished store in the KV store? Suspends. */
 int partition_exists(struct kv *kv, bool *ret_exists);
 
+/* Is the KV store these drives', and does it lack nothing that their journal no longer has? ERR_KV
+ * otherwise. For looking at a store at rest. Suspends. */
+int partition_match(struct kv *kv, struct driveset *ds);
+
 /* Opens the partition: drives, state, replay, background work. The KV store stays the caller's and
  * outlives the partition. ERR_JOURNAL, ERR_LOST, ERR_KV (the KV store is another's, or older than
  * the journal reaches back), ERR_LOCKED. Suspends. */

@@ -10,7 +10,8 @@
 #define STUDY_LOOK_TRIES  32u /* looks at an instance that is replaced again and again */
 #define STUDY_LOOK_PAUSE  (100 * 1000ull) /* ns; grows with every look */
 
-static const struct kv_slice study_totals_key = {"studies", 7};
+static const struct kv_slice study_totals_key = {CATALOG_TOTALS_KEY,
+                                                 sizeof(CATALOG_TOTALS_KEY) - 1};
 
 /* ---- Opening and reading ---- */
 
@@ -350,28 +351,28 @@ int studies_new(struct partition *p, struct studies **ret_studies)
 int studies_load(struct studies *ss)
 {
     MEM_AUTO void *value = NULL;
+    struct catalog_totals t;
     size_t len;
     int rc = kv_get(ss->p->kv, KV_META, study_totals_key, &value, &len);
 
     if (rc == ERR_NOENT)
         return 0;
+    if (rc == 0)
+        rc = catalog_totals_decode((struct kv_slice){value, len}, &t);
     if (rc < 0)
         return rc;
-    if (len != 24)
-        return ERR_FORMAT;
-    ss->studies = codec_get_le64(value);
-    ss->instances = codec_get_le64((const uint8_t *)value + 8);
-    ss->bytes = codec_get_le64((const uint8_t *)value + 16);
+    ss->studies = t.studies;
+    ss->instances = t.instances;
+    ss->bytes = t.bytes;
     return 0;
 }
 
 void studies_put_totals(const struct studies *ss, struct kv_batch *batch)
 {
-    uint8_t bytes[24];
+    struct catalog_totals t = {ss->studies, ss->instances, ss->bytes};
+    uint8_t bytes[CATALOG_TOTALS_SIZE];
 
-    codec_put_le64(bytes, ss->studies);
-    codec_put_le64(bytes + 8, ss->instances);
-    codec_put_le64(bytes + 16, ss->bytes);
+    catalog_totals_encode(&t, bytes);
     kv_batch_put(batch, KV_META, study_totals_key, (struct kv_slice){bytes, sizeof(bytes)});
 }
 

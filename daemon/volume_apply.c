@@ -16,34 +16,23 @@
 #include <string.h>
 
 #include "daemon/volume_priv.h"
+#include "daemon/volume_row.h"
 #include "lib/base/check.h"
 #include "lib/base/codec.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
-#define VOLUME_ROW_VERSION 1u
-
-/* ---- Rows of KV_VOLUME: id -> version u8, deleting u8, durability u8, reserved u8, size u64,
- * created u64, mapped u64, name ---- */
+/* ---- Rows ---- */
 
 static void volume_put_row(const struct volume *v, struct kv_batch *batch)
 {
-    uint8_t key[8], row[28 + BLOCK_NAME_MAX];
-    struct codec_writer w = codec_writer_on(row, sizeof(row));
+    uint8_t key[8], row[VOLUME_ROW_MAX];
+    struct volume_row r = {v->info, v->deleting};
+    size_t n = volume_row_encode(&r, row);
 
     codec_put_be64(key, v->info.id);
-    codec_write_u8(&w, VOLUME_ROW_VERSION);
-    codec_write_u8(&w, v->deleting);
-    codec_write_u8(&w, (uint8_t)v->info.durability);
-    codec_write_u8(&w, 0);
-    codec_write_le64(&w, v->info.size);
-    codec_write_le64(&w, v->info.created_ns);
-    codec_write_le64(&w, v->info.mapped);
-    codec_write_bytes(&w, v->info.name, strlen(v->info.name));
-    CHECK(codec_writer_ok(&w));
-    kv_batch_put(batch, KV_VOLUME, (struct kv_slice){key, 8},
-                 (struct kv_slice){row, codec_written(&w)});
+    kv_batch_put(batch, KV_VOLUME, (struct kv_slice){key, 8}, (struct kv_slice){row, n});
 }
 
 static struct volume *volume_add(struct volumes *vs, uint64_t id)
@@ -64,23 +53,16 @@ static struct volume *volume_add(struct volumes *vs, uint64_t id)
 
 static int volume_load_row(struct volumes *vs, const struct kv_row *row)
 {
-    struct codec_reader r = codec_reader_on(row->value.data, row->value.len);
+    struct volume_row r;
     struct volume *v;
-    size_t n;
+    int rc = volume_row_decode(row->key, row->value, &r);
 
-    if (row->key.len != 8 || codec_read_u8(&r) != VOLUME_ROW_VERSION)
-        return ERR_FORMAT;
-    v = volume_add(vs, codec_get_be64(row->key.data));
-    v->deleting = codec_read_u8(&r);
-    v->info.durability = (enum block_durability)codec_read_u8(&r);
-    (void)codec_read_u8(&r);
-    v->info.size = v->size_limit = codec_read_le64(&r);
-    v->info.created_ns = codec_read_le64(&r);
-    v->info.mapped = codec_read_le64(&r);
-    n = codec_left(&r);
-    if (!codec_reader_ok(&r) || n > BLOCK_NAME_MAX)
-        return ERR_FORMAT;
-    memcpy(v->info.name, codec_read_bytes(&r, n), n);
+    if (rc < 0)
+        return rc;
+    v = volume_add(vs, r.info.id);
+    v->deleting = r.deleting;
+    v->info = r.info;
+    v->size_limit = r.info.size;
     vs->mapped += v->info.mapped / BLOCK_SIZE;
     return 0;
 }

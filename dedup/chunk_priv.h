@@ -95,6 +95,19 @@ void chunk_rows_writing(struct chunkstore *cs);
 void chunk_row_encode(const struct chunk_row *r, uint8_t out[CHUNK_ROW_SIZE]);
 int chunk_row_decode(const void *p, size_t n, struct chunk_row *r);
 
+/* The table's totals: the row "chunks" of KV_META. */
+#define CHUNK_TOTALS_KEY  "chunks"
+#define CHUNK_TOTALS_SIZE 40u
+
+struct chunk_totals {
+    uint64_t next_id; /* above every id in the table */
+    uint64_t chunks, raw, stored;
+    uint64_t referenced; /* raw bytes times references */
+};
+
+void chunk_totals_encode(const struct chunk_totals *t, uint8_t out[CHUNK_TOTALS_SIZE]);
+int chunk_totals_decode(const void *p, size_t n, struct chunk_totals *ret_totals);
+
 /* A chunk in a record's list. */
 #define CHUNK_LISTED_SIZE 78u
 #define CHUNK_LISTED_NEW  1u /* flag: it cannot be in the table yet */

@@ -66,7 +66,7 @@ static bool slot_size_valid(uint64_t size)
     return size % FORMAT_UNIT == 0 && size >= FORMAT_SLOT_MIN && size <= FORMAT_SLOT_MAX;
 }
 
-static bool super_valid(const struct format_super *s)
+bool drive_super_valid(const struct format_super *s)
 {
     uint64_t end;
 
@@ -96,7 +96,7 @@ static int super_read(struct env_file *file, struct format_super *ret_super)
         if (env_pread(file, b->data, FORMAT_UNIT, offs[i]) < 0)
             continue;
         memcpy(&s, b->data, sizeof(s));
-        if (!super_valid(&s) || (rc == 0 && s.generation <= ret_super->generation))
+        if (!drive_super_valid(&s) || (rc == 0 && s.generation <= ret_super->generation))
             continue;
         *ret_super = s;
         rc = 0;

@@ -88,6 +88,9 @@ void driveset_put_out(struct driveset *ds, unsigned index, const char *reason);
 int driveset_commit(struct driveset *ds, bool membership,
                     void (*change)(struct format_super *super, void *arg), void *arg);
 
+/* Is this a superblock, whole and sane (F1)? */
+bool drive_super_valid(const struct format_super *s);
+
 /* Number of drives that count, and of those that do not. */
 unsigned driveset_healthy(const struct driveset *ds);
 bool drive_usable(const struct drive *d);   /* counts */

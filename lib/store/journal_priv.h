@@ -56,6 +56,8 @@ static inline size_t journal_span(size_t length)
     return (length + FORMAT_UNIT - 1) & ~(size_t)(FORMAT_UNIT - 1);
 }
 uint64_t journal_store_id(const struct journal *j);
+/* Is this the header of a batch that may count (F7)? */
+bool journal_head_valid(const struct journal *j, const uint8_t *p, struct format_batch *ret_head);
 /* Are these `span` bytes the batch `seq` of this store, whole? */
 bool journal_batch_whole(const struct journal *j, const uint8_t *p, size_t span, uint64_t seq);
 

@@ -359,26 +359,22 @@ static void segment_mark(struct segments *ss, struct segment *s)
     list_push_back(&ss->dirty, &s->dirty_link);
 }
 
-static struct segment *segment_decode_open(struct codec_reader *r)
+static bool segment_decode_open(struct codec_reader *r, struct segment *s)
 {
-    struct segment *s = mem_zalloc(sizeof(*s));
-
     s->id = codec_read_le64(r);
     s->stream = (enum segment_stream)codec_read_u8(r);
     s->k = codec_read_u8(r);
     s->m = codec_read_u8(r);
     (void)codec_read_u8(r);
     if (!codec_reader_ok(r) || s->stream >= SEGMENT_STREAMS || s->k < 1 ||
-        s->k + s->m > FORMAT_COLS_MAX) {
-        mem_free(s);
-        return NULL;
-    }
+        s->k + s->m > FORMAT_COLS_MAX)
+        return false;
     for (unsigned i = 0; i < s->k + s->m; i++) {
         s->drive[i] = codec_read_le32(r);
         s->slot[i] = codec_read_le32(r);
     }
     s->used = s->next = 1; /* the fragment header */
-    return s;
+    return codec_reader_ok(r);
 }
 
 static bool slot_taken(const struct segments *ss, uint32_t drive, uint32_t slot)
@@ -428,12 +424,10 @@ static int segment_add(struct segments *ss, struct segment *s, bool reserved)
 int segment_apply_open(struct segments *ss, const uint8_t *body, size_t len, void *context)
 {
     struct codec_reader r = codec_reader_on(body, len);
-    struct segment *s = segment_decode_open(&r);
+    struct segment *s = mem_zalloc(sizeof(*s));
     int rc = ERR_FORMAT;
 
-    if (!s)
-        return rc;
-    if (codec_reader_ok(&r) && !segment_find(ss, s->id))
+    if (segment_decode_open(&r, s) && !segment_find(ss, s->id))
         rc = segment_add(ss, s, context != NULL);
     if (rc < 0) {
         mem_free(s);
@@ -534,6 +528,39 @@ static void segment_encode_open(const struct segment *s, struct strbuf *out)
     strbuf_add(out, bytes, codec_written(&w));
 }
 
+void segment_row_encode(const struct segment *s, struct strbuf *out)
+{
+    uint8_t head[22];
+    struct codec_writer w = codec_writer_on(head, sizeof(head));
+
+    codec_write_u8(&w, SEGMENT_ROW_VERSION);
+    codec_write_u8(&w, (uint8_t)s->state);
+    codec_write_le32(&w, s->used);
+    codec_write_le64(&w, s->live);
+    codec_write_le64(&w, s->chunks);
+    strbuf_add(out, head, codec_written(&w));
+    segment_encode_open(s, out);
+}
+
+int segment_row_decode(const void *value, size_t len, struct segment *ret_segment)
+{
+    struct codec_reader r = codec_reader_on(value, len);
+    uint8_t version = codec_read_u8(&r), state = codec_read_u8(&r);
+    uint32_t used = codec_read_le32(&r);
+    uint64_t live = codec_read_le64(&r), chunks = codec_read_le64(&r);
+    struct segment s = {0};
+
+    if (!codec_reader_ok(&r) || version != SEGMENT_ROW_VERSION || state > SEGMENT_SEALED ||
+        !segment_decode_open(&r, &s))
+        return ERR_FORMAT;
+    s.state = (enum segment_state)state;
+    s.used = s.next = used;
+    s.live = live;
+    s.chunks = chunks;
+    *ret_segment = s;
+    return 0;
+}
+
 void segment_take_dirty(struct segments *ss,
                         void (*row)(void *arg, uint64_t segment, const struct strbuf *value),
                         void *arg)
@@ -542,42 +569,22 @@ void segment_take_dirty(struct segments *ss,
 
     for (struct list *it = list_pop_front(&ss->dirty); it; it = list_pop_front(&ss->dirty)) {
         struct segment *s = LIST_ENTRY(it, struct segment, dirty_link);
-        uint8_t head[22];
-        struct codec_writer w = codec_writer_on(head, sizeof(head));
 
         s->dirty = false;
         strbuf_reset(&value);
-        codec_write_u8(&w, SEGMENT_ROW_VERSION);
-        codec_write_u8(&w, (uint8_t)s->state);
-        codec_write_le32(&w, s->used);
-        codec_write_le64(&w, s->live);
-        codec_write_le64(&w, s->chunks);
-        strbuf_add(&value, head, codec_written(&w));
-        segment_encode_open(s, &value);
+        segment_row_encode(s, &value);
         row(arg, s->id, &value);
     }
 }
 
 int segment_load(struct segments *ss, uint64_t segment, const void *value, size_t len)
 {
-    struct codec_reader r = codec_reader_on(value, len);
-    uint8_t version = codec_read_u8(&r), state = codec_read_u8(&r);
-    uint32_t used = codec_read_le32(&r);
-    uint64_t live = codec_read_le64(&r), chunks = codec_read_le64(&r);
-    struct segment *s;
-    int rc = ERR_FORMAT;
+    struct segment *s = mem_zalloc(sizeof(*s));
+    int rc = segment_row_decode(value, len, s);
 
-    if (!codec_reader_ok(&r) || version != SEGMENT_ROW_VERSION || state > SEGMENT_SEALED)
-        return ERR_FORMAT;
-    s = segment_decode_open(&r);
-    if (!s)
-        return ERR_FORMAT;
-    s->state = (enum segment_state)state;
-    s->used = s->next = used;
-    s->live = live;
-    s->chunks = chunks;
-    if (codec_reader_ok(&r) && s->id == segment && !segment_find(ss, segment))
-        rc = segment_add(ss, s, false);
+    if (rc == 0)
+        rc =
+            s->id == segment && !segment_find(ss, segment) ? segment_add(ss, s, false) : ERR_FORMAT;
     if (rc < 0) {
         mem_free(s);
         return rc;

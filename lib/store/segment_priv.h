@@ -43,6 +43,12 @@ int segment_read_careful(struct segments *ss, struct segment *s, const struct se
                          bool (*fits)(const struct segment_loc *loc, const uint8_t *bytes),
                          struct buf **ret_buf);
 
+/* Does the chunk lie within its segment? */
+bool segment_loc_sane(const struct segments *ss, const struct segment *s,
+                      const struct segment_loc *l);
+/* Steps to the next combination of k out of n, in lexicographic order; false after the last. */
+bool segment_next_combination(unsigned *pick, unsigned k, unsigned n);
+
 static inline uint64_t segment_column_off(const struct segments *ss, const struct segment *s,
                                           unsigned column)
 {
