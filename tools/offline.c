@@ -87,9 +87,15 @@ static const char *advice(int rc)
 
 int offline_open_drives(struct offline *o)
 {
-    int rc =
-        driveset_open(o->env, (const char *const *)o->place.drives, o->place.count, &o->drives);
+    int rc = ERR_LOCKED;
 
+    /* Files of a process that was just killed stay locked for a moment, as in the daemon. */
+    for (unsigned i = 0; rc == ERR_LOCKED && i < PLACE_LOCK_TRIES; i++) {
+        if (i)
+            env_sleep(o->env, PLACE_LOCK_WAIT);
+        rc =
+            driveset_open(o->env, (const char *const *)o->place.drives, o->place.count, &o->drives);
+    }
     if (rc < 0) {
         o->drives = NULL;
         offline_say(o, "cannot open the drives of %s: %s", o->config.store.data, advice(rc));
