@@ -29,7 +29,10 @@
     X(SHRINK_KEEPS_TAIL, "a volume that shrank and grew shows what it held before")        \
     X(PARTIAL_WRITES_RACE, "two writes to parts of one block overwrite each other")        \
     X(REPLACED_KEEPS_CHUNKS, "the chunks of a replaced instance are never given back")     \
-    X(MOVE_DROPS_HOLD, "a moved chunk does not keep the segment it came from")
+    X(MOVE_DROPS_HOLD, "a moved chunk does not keep the segment it came from")             \
+    X(HOLE_INHERITS, "a block zeroed after a snapshot shows what the snapshot has")        \
+    X(MERGE_OVERRIDES, "a deleted snapshot's blocks replace those written after it")       \
+    X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")
 
 enum plant {
     PLANT_NONE,

@@ -32,14 +32,15 @@ struct count_segment {
     uint32_t used;
 };
 
-struct count_volume {
+struct count_map {
     struct hmap_node node;
-    uint64_t id, mapped, mapped_counted;
+    uint64_t id, parent, mapped, holes; /* as its row says */
+    uint64_t mapped_counted, holes_counted;
 };
 
 struct recount {
     struct run *r;
-    struct hmap chunks, segments, volumes;
+    struct hmap chunks, segments, maps;
     uint64_t instances, recipes, homes, fprints;
     uint64_t raw, stored, referenced;
 };
@@ -132,38 +133,65 @@ static void refer(struct recount *c, uint64_t id)
     ch->refs++;
 }
 
+/* Rows of maps, which are among those of volumes. */
+static void row_map(struct recount *c, struct kv_slice key, struct kv_slice value)
+{
+    const uint8_t *p = value.data;
+    struct count_map *m;
+
+    if (key.len == 8)
+        return;
+    if (key.len != 9 || value.len != 49)
+        run_fail(c->r, "recount: a map's row is broken");
+    m = mem_zalloc(sizeof(*m));
+    m->id = codec_get_be64(key.data);
+    m->parent = codec_get_le64(p + 1);
+    m->mapped = codec_get_le64(p + 33);
+    m->holes = codec_get_le64(p + 41);
+    hmap_insert(&c->maps, &m->node, hmap_mix(m->id));
+}
+
+/* Each volume and snapshot has a map, and a snapshot's volume is there. */
 static void row_volume(struct recount *c, struct kv_slice key, struct kv_slice value)
 {
-    struct count_volume *v = mem_zalloc(sizeof(*v));
+    const uint8_t *p = value.data;
+    uint8_t of[8];
+    void *row;
+    size_t len;
 
-    v->id = key_id(c, key);
-    if (value.len < 28)
-        run_fail(c->r, "recount: a volume's row is short");
-    v->mapped = codec_get_le64((const uint8_t *)value.data + 20);
-    hmap_insert(&c->volumes, &v->node, hmap_mix(v->id));
+    if (key.len != 8)
+        return;
+    if (value.len < 37 || !find(&c->maps, codec_get_le64(p + 20)))
+        run_fail(c->r, "recount: a volume's row is broken, or its map is not there");
+    codec_put_be64(of, codec_get_le64(p + 28));
+    if (codec_get_be64(of) == 0)
+        return;
+    if (kv_get(c->r->kv, KV_VOLUME, (struct kv_slice){of, 8}, &row, &len) < 0)
+        run_fail(c->r, "recount: a snapshot is of no volume");
+    mem_free(row);
 }
 
 static void row_leaf(struct recount *c, struct kv_slice key, struct kv_slice value)
 {
-    struct count_volume *v;
+    struct count_map *m;
     unsigned used = 0;
 
     if (key.len != 16 || value.len != LEAF_BLOCKS * 8)
         run_fail(c->r, "recount: a map leaf is broken");
-    v = find(&c->volumes, codec_get_be64(key.data));
-    if (!v)
-        run_fail(c->r, "recount: a map leaf belongs to no volume");
+    m = find(&c->maps, codec_get_be64(key.data));
+    if (!m)
+        run_fail(c->r, "recount: a map leaf belongs to no map");
     for (unsigned i = 0; i < LEAF_BLOCKS; i++) {
         uint64_t entry = codec_get_le64((const uint8_t *)value.data + 8 * i);
 
-        if (!entry)
-            continue;
-        refer(c, LEAF_CHUNK(entry));
-        used++;
+        used += entry != 0;
+        m->holes_counted += entry == LEAF_HOLE;
+        m->mapped_counted += LEAF_CHUNK(entry) != 0;
+        if (LEAF_CHUNK(entry))
+            refer(c, LEAF_CHUNK(entry));
     }
     if (!used)
         run_fail(c->r, "recount: an empty map leaf");
-    v->mapped_counted += used * (uint64_t)BLOCK_SIZE;
 }
 
 static void row_recipe(struct recount *c, struct kv_slice key, struct kv_slice value)
@@ -375,21 +403,35 @@ static void sum_segments(struct recount *c)
     hmap_free(&c->segments);
 }
 
-static void sum_volumes(struct recount *c)
+static void sum_maps(struct recount *c)
 {
     struct hmap_node *it, *next;
 
-    for (it = hmap_walk(&c->volumes, NULL); it; it = next) {
-        struct count_volume *v = HMAP_ENTRY(it, struct count_volume, node);
+    for (it = hmap_walk(&c->maps, NULL); it; it = hmap_walk(&c->maps, it)) {
+        struct count_map *m = HMAP_ENTRY(it, struct count_map, node);
+        uint64_t steps = 0;
 
-        next = hmap_walk(&c->volumes, it);
-        if (v->mapped != v->mapped_counted)
-            run_fail(c->r, "recount: volume %llu maps %llu bytes, its row says %llu",
-                     (unsigned long long)v->id, (unsigned long long)v->mapped_counted,
-                     (unsigned long long)v->mapped);
-        mem_free(v);
+        for (uint64_t up = m->parent; up; steps++) {
+            const struct count_map *parent = find(&c->maps, up);
+
+            if (!parent || steps > c->maps.count)
+                run_fail(c->r, "recount: the parents of map %llu do not end well",
+                         (unsigned long long)m->id);
+            up = parent->parent;
+        }
+        if (m->mapped != m->mapped_counted || m->holes != m->holes_counted)
+            run_fail(c->r,
+                     "recount: map %llu has %llu blocks and %llu holes, its row says %llu "
+                     "and %llu",
+                     (unsigned long long)m->id, (unsigned long long)m->mapped_counted,
+                     (unsigned long long)m->holes_counted, (unsigned long long)m->mapped,
+                     (unsigned long long)m->holes);
     }
-    hmap_free(&c->volumes);
+    for (it = hmap_walk(&c->maps, NULL); it; it = next) {
+        next = hmap_walk(&c->maps, it);
+        mem_free(HMAP_ENTRY(it, struct count_map, node));
+    }
+    hmap_free(&c->maps);
 }
 
 /* The chunk store's own totals. */
@@ -416,9 +458,10 @@ void recount_all(struct run *r)
 
     hmap_init(&c.chunks);
     hmap_init(&c.segments);
-    hmap_init(&c.volumes);
+    hmap_init(&c.maps);
     walk(&c, KV_SEGMENT, row_segment);
     walk(&c, KV_CHUNK, row_chunk);
+    walk(&c, KV_VOLUME, row_map);
     walk(&c, KV_VOLUME, row_volume);
     walk(&c, KV_MAP, row_leaf);
     walk(&c, KV_RECIPE, row_recipe);
@@ -432,5 +475,5 @@ void recount_all(struct run *r)
     check_totals(&c);
     sum_chunks(&c);
     sum_segments(&c);
-    sum_volumes(&c);
+    sum_maps(&c);
 }
