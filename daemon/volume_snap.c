@@ -52,8 +52,9 @@
 
 #define MERGE_LEAVES 64u /* leaves of one MERGE record */
 
-/* Ids that records make of their LSN, several each; those of volumes are LSNs, and smaller. */
-#define SNAP_ID(lsn, i) (1ull << 63 | (lsn) << 8 | (uint64_t)(i))
+/* Ids that records make of their LSN, several each; those of volumes are LSNs, and smaller. They
+ * are positive in signed numbers too, as JSON has them. */
+#define SNAP_ID(lsn, i) (1ull << 62 | (lsn) << 8 | (uint64_t)(i))
 _Static_assert(BLOCK_GROUP_MAX <= 256, "the ids of a group are different");
 
 /* "volume@snapshot"; ERR_NAME when that is too long. */
