@@ -167,7 +167,7 @@ static void cli_help_all(FILE *out)
 {
     fputs("Usage: filmroom [--data DIR] [--json] COMMAND ...\n\n", out);
     for (size_t i = 0; i < CLI_COMMANDS; i++)
-        fprintf(out, "  %-15s %s\n", cli_commands[i].words, cli_commands[i].summary);
+        fprintf(out, "  %-23s %s\n", cli_commands[i].words, cli_commands[i].summary);
     fputs("\n"
           "  --data DIR   the daemon's data directory\n"
           "               (default: $FILMROOM_DATA, or ./filmroom-data)\n"
