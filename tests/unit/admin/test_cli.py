@@ -227,7 +227,8 @@ class Cli(unittest.TestCase):
 
     def test_help(self):
         out, _ = self.run_cli("--help")
-        commands = re.findall(r"^  ((?:status|drive|volume|patient|study)(?: [\w-]+)?)  ", out, re.M)
+        areas = "status|drive|volume|patient|study"
+        commands = re.findall(rf"^  ((?:{areas})(?: [\w-]+)?)  ", out, re.M)
         self.assertEqual(len(commands), 17, out)
         for command in commands:
             text, _ = self.run_cli(*command.split(), "--help", data=False)
