@@ -214,6 +214,49 @@ int catalog_instance_decode(struct kv_slice value, struct catalog_instance *ret_
     return row_end(&r, &i->attrs);
 }
 
+/* ---- Totals ---- */
+
+void catalog_totals_encode(const struct catalog_totals *t, uint8_t out[CATALOG_TOTALS_SIZE])
+{
+    codec_put_le64(out, t->studies);
+    codec_put_le64(out + 8, t->instances);
+    codec_put_le64(out + 16, t->bytes);
+}
+
+int catalog_totals_decode(struct kv_slice value, struct catalog_totals *ret_totals)
+{
+    const uint8_t *b = value.data;
+
+    if (value.len != CATALOG_TOTALS_SIZE)
+        return ERR_FORMAT;
+    *ret_totals =
+        (struct catalog_totals){codec_get_le64(b), codec_get_le64(b + 8), codec_get_le64(b + 16)};
+    return 0;
+}
+
+#define TAG_MODALITY 0x00080060u
+
+void catalog_modality_count(struct catalog_study *s, const struct catalog_series *series, int delta)
+{
+    const char *name = catalog_attr_text(&series->attrs, TAG_MODALITY);
+    uint32_t i = 0;
+
+    if (!name || !*name || strlen(name) >= sizeof(s->modalities[0].name))
+        return;
+    while (i < s->modality_count && strcmp(s->modalities[i].name, name) != 0)
+        i++;
+    if (i == s->modality_count) {
+        if (delta < 0 || i == CATALOG_MODALITIES_MAX)
+            return;
+        memcpy(s->modalities[i].name, name, strlen(name) + 1);
+        s->modalities[i].series = 0;
+        s->modality_count++;
+    }
+    s->modalities[i].series += (uint32_t)delta;
+    if (s->modalities[i].series == 0)
+        s->modalities[i] = s->modalities[--s->modality_count];
+}
+
 /* ---- Keys ---- */
 
 static void key_add(struct catalog_key *k, const char *s)
@@ -287,6 +330,22 @@ void catalog_id_key(struct catalog_key *k, const char *id, size_t len, const cha
     k->bytes[k->len++] = 0;
     if (study)
         key_add(k, study);
+}
+
+static bool is_of_patient(uint32_t tag)
+{
+    return tag == 0x00100010u ||                                  /* PatientName */
+           tag == CATALOG_TAG_PATIENT_ID || tag == 0x00100021u || /* IssuerOfPatientID */
+           tag == 0x00100030u || tag == 0x00100040u;              /* PatientBirthDate, PatientSex */
+}
+
+void catalog_patient_begin(struct catalog_patient *p, const struct catalog_attrs *study)
+{
+    p->studies = 0;
+    p->attrs.count = 0;
+    for (size_t i = 0; i < study->count; i++)
+        if (is_of_patient(study->attrs[i].tag))
+            p->attrs.attrs[p->attrs.count++] = study->attrs[i];
 }
 
 bool catalog_patient_key(struct catalog_key *k, const struct catalog_attrs *study)

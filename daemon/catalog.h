@@ -72,6 +72,16 @@ struct catalog_instance {
     struct catalog_attrs attrs;
 };
 
+/* The row "studies" of KV_META. */
+#define CATALOG_TOTALS_KEY  "studies"
+#define CATALOG_TOTALS_SIZE 24u
+
+struct catalog_totals {
+    uint64_t studies, instances, bytes;
+};
+void catalog_totals_encode(const struct catalog_totals *t, uint8_t out[CATALOG_TOTALS_SIZE]);
+int catalog_totals_decode(struct kv_slice value, struct catalog_totals *ret_totals);
+
 /* Encoding appends to `out`; decoding gives ERR_FORMAT. */
 void catalog_attrs_encode(const struct object_attr *attrs, size_t n, struct strbuf *out);
 int catalog_attrs_decode(struct codec_reader *r, struct catalog_attrs *ret_attrs);
@@ -119,6 +129,12 @@ struct catalog_uids {
     const char *part[3];
 };
 int catalog_uids_split(struct kv_slice bytes, unsigned n, struct catalog_uids *ret_uids);
+
+/* Counts a series in or out of a study's modalities. */
+void catalog_modality_count(struct catalog_study *s, const struct catalog_series *series,
+                            int delta);
+/* The row of a patient whose first study has these attributes; they must outlive it. */
+void catalog_patient_begin(struct catalog_patient *p, const struct catalog_attrs *study);
 
 /* Text of an attribute; NULL when absent. */
 const char *catalog_attr_text(const struct catalog_attrs *a, uint32_t tag);

@@ -20,6 +20,13 @@
 #include "lib/base/mem.h"
 #include "lib/base/size.h"
 
+/* The loop is watched where people look for what keeps it: in builds that are not optimised. */
+#ifdef __OPTIMIZE__
+#define CONFIG_WATCHDOG_MS 0
+#else
+#define CONFIG_WATCHDOG_MS 5
+#endif
+
 /* ---- Values --------------------------------------------------------------------------------- */
 
 struct config_setting {
@@ -166,6 +173,9 @@ static const struct config_setting config_settings[] = {
     CONFIG_SIZE_("cache_size", NULL, store.cache_size, 16u << 20, 1ull << 40,
                  "a size from 16M to 1T, a multiple of 4096"),
 
+    CONFIG_COUNT_("store", "rebuild_after", store.rebuild_after, 1, 30 * 86400,
+                  "a number of seconds from 1 to 2592000"),
+
     CONFIG_LISTEN_("nbd", nbd.listen),
     CONFIG_PORT_("nbd", "nbd-port", nbd.listen),
     /* sun_path has room for 107 bytes. */
@@ -193,6 +203,10 @@ static const struct config_setting config_settings[] = {
      "refuse or replace", 0, 0},
     {"log", "level", NULL, CONFIG_AT(log_level), config_parse_level, "debug, info, warn or error",
      0, 0},
+    CONFIG_COUNT_("log", "slow_ms", slow_ms, 0, 3600000,
+                  "a number of milliseconds up to 3600000, or 0 for none"),
+    CONFIG_COUNT_("log", "watchdog_ms", watchdog_ms, 0, 60000,
+                  "a number of milliseconds up to 60000, or 0 for none"),
 };
 #define CONFIG_SETTINGS (sizeof(config_settings) / sizeof(config_settings[0]))
 
@@ -205,6 +219,7 @@ void config_defaults(struct config *c)
     c->store.drives = 6;
     c->store.journal_size = 64u << 20;
     c->store.cache_size = 256u << 20;
+    c->store.rebuild_after = 600;
     memcpy(c->nbd.listen.host, loopback, sizeof(loopback));
     c->nbd.listen.port = 10809;
     c->nbd.max_connections = 64;
@@ -218,6 +233,8 @@ void config_defaults(struct config *c)
     c->http.max_connections = 128;
     c->on_conflict = CONFIG_REFUSE;
     c->log_level = LOG_INFO;
+    c->slow_ms = 1000;
+    c->watchdog_ms = CONFIG_WATCHDOG_MS;
 }
 
 void config_free(struct config *c)

@@ -37,6 +37,7 @@ struct config {
         char (*paths)[CONFIG_PATH_MAX]; /* `drives` of them; NULL: files in `data` */
         unsigned data_columns, parity_columns; /* 0 and 0: by the number of drives */
         uint64_t journal_size, cache_size;     /* bytes */
+        unsigned rebuild_after; /* seconds that a drive may be out before it is given up */
     } store;
 
     struct {
@@ -59,6 +60,8 @@ struct config {
 
     enum config_conflict on_conflict; /* same SOP Instance UID, other content */
     enum log_level log_level;
+    unsigned slow_ms;     /* operations that take longer are logged; 0: none */
+    unsigned watchdog_ms; /* steps of the loop that take longer are logged; 0: not watched */
 };
 
 enum config_verdict {

@@ -1,7 +1,5 @@
-/* The node; see node.h. What lies in the data directory:
+/* The node; see node.h. What lies in the data directory beside what place.h tells of:
  *
- *   DIR/drives/drive-N   the default drives, where the settings name none
- *   DIR/kv/              the metadata state (RocksDB)
  *   DIR/admin.sock, DIR/nbd.sock
  *   DIR/formatting       only while the store is being made: a crash then starts over
  */
@@ -10,8 +8,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "daemon/node_metrics.h"
 #include "daemon/node_status.h"
 #include "daemon/partition.h"
+#include "daemon/place.h"
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -21,15 +21,13 @@
 #include "proto/dimse/dimse_server.h"
 #include "proto/nbd/nbd_server.h"
 
-#define NODE_LOCK_TRIES 50u /* an earlier daemon may still be ending: wait up to 5 s */
-#define NODE_LOCK_WAIT  (100 * ENV_NS_PER_MS)
 /* Added to the capacity so that users get all of it: what internal writes keep for themselves. */
 #define NODE_SPARE (112u << 20)
 
 struct node {
     struct env *env;
     const struct config *config;
-    char *paths[FORMAT_DRIVES_MAX];
+    struct place place;
     struct kv *kv;
     struct partition *partition;
     struct nbd_server *nbd;
@@ -37,39 +35,21 @@ struct node {
     struct dicomweb *web;
     struct admin_server *admin;
     struct node_status status;
+    struct node_metrics metrics;
 };
 
-static char *node_path(const struct node *n, const char *name)
-{
-    struct strbuf s = STRBUF_INIT;
-
-    strbuf_addf(&s, "%s/%s", n->config->store.data, name);
-    return strbuf_take(&s);
-}
-
 /* ---- The store ---- */
-
-static void node_drive_paths(struct node *n)
-{
-    for (unsigned i = 0; i < n->config->store.drives; i++) {
-        char name[32];
-
-        (void)snprintf(name, sizeof(name), "drives/drive-%u", i);
-        n->paths[i] =
-            n->config->store.paths ? mem_strdup(n->config->store.paths[i]) : node_path(n, name);
-    }
-}
 
 /* Bytes of the smallest drive that exists already (a block device); 0 when all are to be made. */
 static uint64_t node_smallest_drive(struct node *n)
 {
     uint64_t least = UINT64_MAX;
 
-    for (unsigned i = 0; i < n->config->store.drives; i++) {
+    for (unsigned i = 0; i < n->place.count; i++) {
         struct env_file *f;
         uint64_t size;
 
-        if (env_open(n->env, n->paths[i], ENV_OPEN_RDONLY, &f) < 0)
+        if (env_open(n->env, n->place.drives[i], ENV_OPEN_RDONLY, &f) < 0)
             continue;
         if (env_file_size(f, &size) == 0 && size > 0 && size < least)
             least = size;
@@ -84,7 +64,7 @@ static int node_plan(struct node *n, struct driveset_params *p)
     uint64_t column = FORMAT_SLOT_SIZE - FORMAT_UNIT, least, segments;
 
     *p = (struct driveset_params){.count = c->store.drives,
-                                  .paths = (const char *const *)n->paths,
+                                  .paths = (const char *const *)n->place.drives,
                                   .journal_len =
                                       c->store.journal_size & ~(uint64_t)(FORMAT_UNIT - 1)};
     driveset_profile(p->count, &p->k, &p->m);
@@ -110,7 +90,7 @@ static int node_plan(struct node *n, struct driveset_params *p)
  */
 static int node_format(struct node *n)
 {
-    MEM_AUTO char *marker = node_path(n, "formatting");
+    MEM_AUTO char *marker = place_path(n->config, "formatting");
     struct driveset_params params;
     struct env_file *f = NULL;
     int rc = env_open(n->env, marker, ENV_OPEN_RDONLY, &f);
@@ -139,41 +119,21 @@ static int node_format(struct node *n)
     return rc;
 }
 
-static int node_open_kv(struct node *n)
-{
-    MEM_AUTO char *path = node_path(n, "kv"), *drives = node_path(n, "drives");
-    struct kv_rocks_options options = {.cache_bytes = n->config->store.cache_size / 4,
-                                       .buffer_bytes = 64u << 20};
-    int rc = env_mkdir(n->env, n->config->store.data);
-
-    if (rc == 0 && !n->config->store.paths)
-        rc = env_mkdir(n->env, drives);
-    for (unsigned i = 0; rc == 0; i++) {
-        rc = kv_rocks_open(n->env, path, &options, &n->kv);
-        if (rc != ERR_LOCKED || i == NODE_LOCK_TRIES)
-            break;
-        env_sleep(n->env, NODE_LOCK_WAIT);
-        rc = 0;
-    }
-    if (rc == 0)
-        n->kv = kv_front_new(n->env, n->kv, 0);
-    return rc;
-}
-
 static int node_open_partition(struct node *n)
 {
-    struct partition_options options = {.cache_bytes = n->config->store.cache_size / 2,
-                                        .on_conflict = n->config->on_conflict == CONFIG_REPLACE
-                                                           ? PARTITION_REPLACE
-                                                           : PARTITION_REFUSE};
+    struct partition_options options = {
+        .cache_bytes = n->config->store.cache_size / 2,
+        .rebuild_delay_ns = n->config->store.rebuild_after * ENV_NS_PER_S,
+        .on_conflict =
+            n->config->on_conflict == CONFIG_REPLACE ? PARTITION_REPLACE : PARTITION_REFUSE};
     struct partition_start start;
     int rc = ERR_LOCKED;
 
-    for (unsigned i = 0; rc == ERR_LOCKED && i < NODE_LOCK_TRIES; i++) {
+    for (unsigned i = 0; rc == ERR_LOCKED && i < PLACE_LOCK_TRIES; i++) {
         if (i)
-            env_sleep(n->env, NODE_LOCK_WAIT);
-        rc = partition_open(n->env, n->kv, (const char *const *)n->paths, n->config->store.drives,
-                            &options, &start, &n->partition);
+            env_sleep(n->env, PLACE_LOCK_WAIT);
+        rc = partition_open(n->env, n->kv, (const char *const *)n->place.drives,
+                            n->config->store.drives, &options, &start, &n->partition);
     }
     if (rc == 0)
         log_info("node",
@@ -184,30 +144,10 @@ static int node_open_partition(struct node *n)
     return rc;
 }
 
-static const char *node_advice(int error)
-{
-    switch (error) {
-    case ERR_LOCKED:
-        return "another daemon uses this store: stop it first";
-    case ERR_EXIST:
-        return "the drives hold a store whose metadata directory DIR/kv is gone: bring it back";
-    case ERR_JOURNAL:
-        return "all drives with the journal are missing or damaged: bring one of them back";
-    case ERR_LOST:
-        return "no drive of the store can be read: check the drives' paths";
-    case ERR_KV:
-        return "the metadata in DIR/kv does not belong to these drives, or is damaged or too old";
-    case ERR_CONFIG:
-        return "the number of drives is not the store's";
-    default:
-        return err_text(error);
-    }
-}
-
 static int node_open_store(struct node *n)
 {
     bool exists = false;
-    int rc = node_open_kv(n);
+    int rc = place_open_kv(n->env, n->config, &n->place, PLACE_MAKE, &n->kv);
 
     if (rc == 0)
         rc = partition_exists(n->kv, &exists);
@@ -216,7 +156,7 @@ static int node_open_store(struct node *n)
     if (rc == 0)
         rc = node_open_partition(n);
     if (rc < 0)
-        log_error("node", "cannot open the store: %s error=%s dir=%s", node_advice(rc),
+        log_error("node", "cannot open the store: %s error=%s dir=%s", place_advice(rc),
                   err_name(rc), log_q(n->config->store.data));
     return rc;
 }
@@ -243,7 +183,7 @@ static int node_unix(const char *path, struct env_addr *ret_addr)
 static int node_start_nbd(struct node *n)
 {
     const struct config *c = n->config;
-    MEM_AUTO char *path = node_path(n, "nbd.sock");
+    MEM_AUTO char *path = place_path(n->config, "nbd.sock");
     struct env_addr addrs[2];
     struct nbd_server_options options = {.env = n->env,
                                          .store = partition_blocks(n->partition),
@@ -255,6 +195,8 @@ static int node_start_nbd(struct node *n)
     node_tcp(&c->nbd.listen, &addrs[0]);
     if (rc == 0)
         rc = nbd_server_start(&options, &n->nbd);
+    if (rc == 0)
+        nbd_server_observe(n->nbd, n->metrics.registry);
     for (unsigned i = 0; rc == 0 && i < options.listen_count; i++) {
         rc = nbd_server_addr(n->nbd, i, &addrs[i]);
         if (rc == 0)
@@ -278,6 +220,7 @@ static int node_start_dimse(struct node *n)
     int rc = dimse_server_start(&options, &n->dimse);
 
     if (rc == 0) {
+        dimse_server_observe(n->dimse, n->metrics.registry);
         at.port = dimse_server_port(n->dimse);
         node_tcp(&at, &addr);
         node_status_listener(&n->status, "dicom", addr.text);
@@ -288,7 +231,8 @@ static int node_start_dimse(struct node *n)
 static int node_start_web(struct node *n)
 {
     const struct config *c = n->config;
-    struct dicomweb_config options = {.max_connections = c->http.max_connections};
+    struct dicomweb_config options = {.max_connections = c->http.max_connections,
+                                      .metrics = n->metrics.registry};
     struct config_listen at = c->http.listen;
     struct env_addr addr;
     int rc;
@@ -305,9 +249,9 @@ static int node_start_web(struct node *n)
 
 static int node_start_admin(struct node *n)
 {
-    MEM_AUTO char *path = node_path(n, "admin.sock");
+    MEM_AUTO char *path = place_path(n->config, "admin.sock");
     struct admin_backend backend = {&n->status.face, partition_blocks(n->partition),
-                                    partition_objects(n->partition)};
+                                    partition_objects(n->partition), n->metrics.registry};
     struct env_addr addr;
     int rc = node_unix(path, &addr);
 
@@ -345,10 +289,11 @@ int node_start(struct env *env, const struct config *config, struct node **ret_n
 
     n->env = env;
     n->config = config;
-    node_drive_paths(n);
+    place_init(&n->place, config);
     rc = node_open_store(n);
     if (rc == 0) {
         node_status_init(&n->status, env, config, n->partition);
+        node_metrics_start(&n->metrics, env, config, n->partition, n->kv);
         rc = node_start_doors(n);
     }
     if (rc < 0) {
@@ -370,13 +315,13 @@ int node_stop(struct node *n)
     dicomweb_stop(n->web);
     dimse_server_stop(n->dimse);
     nbd_server_stop(n->nbd);
+    node_metrics_stop(&n->metrics);
     rc = partition_close(n->partition);
     if (rc < 0)
         log_error("node", "the store was not closed cleanly, the next start will replay error=%s",
                   err_name(rc));
     closed = kv_close(n->kv);
-    for (unsigned i = 0; i < FORMAT_DRIVES_MAX; i++)
-        mem_free(n->paths[i]);
+    place_free(&n->place);
     mem_free(n);
     return rc < 0 ? rc : closed;
 }

@@ -2,6 +2,7 @@
 #include "daemon/node_status.h"
 
 #include <stdarg.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,12 @@ static void status_health(struct node_status *s, const struct partition_status *
     if (out && ps->current_m < ps->m)
         add_reason(st, ADMIN_DEGRADED, "new data is kept with %u parity columns only",
                    ps->current_m);
+    if (ps->thin_segments)
+        add_reason(st, ADMIN_DEGRADED,
+                   "%" PRIu64 " segments have less parity than the profile wants%s",
+                   ps->thin_segments,
+                   out ? ": bring drives back; what can be is written again to the others"
+                       : "; they are being written again");
     if (ps->m == 0)
         add_reason(st, ADMIN_DEGRADED,
                    "one drive, no redundancy: its loss is the loss of all data");
@@ -80,6 +87,7 @@ static int status_get(struct admin_source *a, struct admin_status *ret_status)
                                            .deduped = ps.unique,
                                            .stored = ps.stored,
                                            .physical = ps.physical,
+                                           .reclaimable = ps.reclaimable,
                                            .free = ps.free};
     st->journal_size = ps.journal.size;
     st->journal_used = ps.journal.used;

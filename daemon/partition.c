@@ -11,14 +11,15 @@
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
-#define PARTITION_TICK         (100 * ENV_NS_PER_MS) /* background work looks around this often */
-#define PARTITION_PRESSURE     40u /* percent of the journal used at which a checkpoint is made */
-#define COMPACTOR_QUIET        8u  /* records between two steps that count as other work */
-#define COMPACTOR_RETRY        (100 * ENV_NS_PER_MS)
-#define PARTITION_SEGMENT_PAGE 4096u
-#define PARTITION_CACHE        (96u << 20)
-#define PARTITION_OVERLAY      (48u << 20)
-#define PARTITION_INGEST       (128u << 20)
+#define PARTITION_TICK          (100 * ENV_NS_PER_MS) /* background work looks around this often */
+#define PARTITION_PRESSURE      40u /* percent of the journal used at which a checkpoint is made */
+#define PARTITION_REBUILD_DELAY (600 * ENV_NS_PER_S)
+#define COMPACTOR_QUIET         8u /* records between two steps that count as other work */
+#define COMPACTOR_RETRY         (100 * ENV_NS_PER_MS)
+#define PARTITION_SEGMENT_PAGE  4096u
+#define PARTITION_CACHE         (96u << 20)
+#define PARTITION_OVERLAY       (48u << 20)
+#define PARTITION_INGEST        (128u << 20)
 
 static const struct kv_slice partition_lsn_key = {"lsn", 3};
 static const struct kv_slice partition_trim_key = {"trim", 4};
@@ -200,6 +201,7 @@ static void partition_on_durable(void *arg, struct journal_batch *batch)
 static void apply_batch(struct partition *p, struct journal_batch *b)
 {
     struct journal_record r;
+    uint64_t at = env_now(p->env);
     size_t pos = 0;
     int fatal = 0;
 
@@ -207,6 +209,7 @@ static void apply_batch(struct partition *p, struct journal_batch *b)
         struct waiter *w = waiter_find(p, r.lsn);
         int rc = apply_record(p, &r, w ? w->context : NULL, &fatal);
 
+        at = metric_lap(&p->apply_time, at, env_now(p->env));
         if (fatal)
             partition_break(p, fatal);
         else if (w)
@@ -245,7 +248,7 @@ static void partition_applier(void *arg)
 static int partition_checkpoint(struct partition *p)
 {
     struct kv_batch *note = kv_batch_new();
-    uint64_t upto, oldest, start = env_now(p->env);
+    uint64_t upto, oldest, took, start = env_now(p->env);
     uint8_t value[8];
     int rc;
 
@@ -263,8 +266,10 @@ static int partition_checkpoint(struct partition *p)
         upto = volumes_oldest_lsn(p->volumes);
     if (rc == 0)
         rc = journal_trim(p->journal, upto);
+    took = env_now(p->env) - start;
+    metric_record(&p->checkpoint_time, took);
     log_debug("partition", "checkpoint lsn=%llu us=%llu", (unsigned long long)upto,
-              (unsigned long long)((env_now(p->env) - start) / 1000));
+              (unsigned long long)(took / 1000));
     fiber_mutex_unlock(&p->checkpoint_lock);
     kv_batch_free(note);
     return rc;
@@ -283,6 +288,25 @@ static int partition_reclaim(struct partition *p)
     return rc;
 }
 
+/* Gives up drives that have been out for long: their data is then written again to the others. Not
+ * at once, since a drive that comes back has its data, and a rebuild moves all of it. */
+static void partition_watch_drives(struct partition *p)
+{
+    uint64_t now = env_now(p->env);
+
+    for (unsigned i = 0; i < p->ds->count; i++) {
+        if (drive_usable(&p->ds->drives[i]) || p->given_up >> i & 1)
+            continue;
+        if (!p->out_since[i])
+            p->out_since[i] = now;
+        if (now - p->out_since[i] < p->options.rebuild_delay_ns)
+            continue;
+        p->given_up |= 1ull << i;
+        segment_give_up(p->segments, i);
+        log_warn("partition", "drive is given up, its data is written again to others drive=%u", i);
+    }
+}
+
 static void partition_maintain(void *arg)
 {
     struct partition *p = arg;
@@ -293,6 +317,7 @@ static void partition_maintain(void *arg)
         (void)fiber_cond_wait_until(p->env, &p->maintain_work, env_now(p->env) + PARTITION_TICK);
         if (p->stopping || p->broken)
             continue;
+        partition_watch_drives(p);
         if (journal_pressure(p->journal) >= PARTITION_PRESSURE) {
             volumes_hurry(p->volumes, p->processed_lsn);
             rc = partition_checkpoint(p);
@@ -325,8 +350,10 @@ static bool compactor_pause(void *arg, uint64_t took)
 static int compactor_round(struct partition *p, enum compact_need need)
 {
     uint64_t freed = p->segments_freed;
-    int rc = need == COMPACT_NOTHING ? 0 : chunkstore_compact(p->chunks, need, compactor_pause, p);
+    int rc;
 
+    (void)segment_renew_thin(p->segments); /* without room for it now, later */
+    rc = need == COMPACT_NOTHING ? 0 : chunkstore_compact(p->chunks, need, compactor_pause, p);
     if (rc == 0 || rc == ERR_NOENT)
         rc = partition_reclaim(p);
     if (p->segments_freed > freed)
@@ -459,6 +486,22 @@ static int load_identity(struct partition *p)
     return rc;
 }
 
+/* Does the KV store reach up to where the journal begins? */
+static int check_reach(const struct partition *p)
+{
+    return p->ds->super.replay_lsn > p->applied_lsn + 1 && p->ds->super.replay_lsn > p->trim_lsn
+               ? ERR_KV /* it lacks records that the journal no longer has */
+               : 0;
+}
+
+int partition_match(struct kv *kv, struct driveset *ds)
+{
+    struct partition p = {.kv = kv, .ds = ds};
+    int rc = load_identity(&p);
+
+    return rc == 0 ? check_reach(&p) : rc;
+}
+
 static int load_segments(struct partition *p)
 {
     uint8_t from[9] = {0};
@@ -504,10 +547,10 @@ static int replay_record(void *arg, const struct journal_record *r)
 
 static int partition_replay(struct partition *p, struct partition_start *start)
 {
-    int rc;
+    int rc = check_reach(p);
 
-    if (p->ds->super.replay_lsn > p->applied_lsn + 1 && p->ds->super.replay_lsn > p->trim_lsn)
-        return ERR_KV; /* the KV store lacks records that the journal no longer has */
+    if (rc < 0)
+        return rc;
     rc = journal_replay(p->journal, replay_record, p, &start->replay);
     if (rc == 0 && journal_next_lsn(p->journal) <= p->applied_lsn)
         rc = ERR_JOURNAL; /* the KV store knows of records that the journal lost */
@@ -591,6 +634,8 @@ static struct partition *partition_alloc(struct env *env, struct kv *kv,
     p->env = env;
     p->kv = kv;
     p->options = *options;
+    if (!p->options.rebuild_delay_ns)
+        p->options.rebuild_delay_ns = PARTITION_REBUILD_DELAY;
     if (!p->options.cache_bytes)
         p->options.cache_bytes = PARTITION_CACHE;
     if (!p->options.overlay_bytes)
@@ -603,6 +648,8 @@ static struct partition *partition_alloc(struct env *env, struct kv *kv,
     fiber_cond_init(&p->maintain_work);
     fiber_group_init(&p->fibers);
     fiber_mutex_init(&p->checkpoint_lock);
+    metric_hist_init(&p->apply_time, METRIC_TIME);
+    metric_hist_init(&p->checkpoint_time, METRIC_TIME);
     return p;
 }
 
@@ -684,6 +731,24 @@ uint64_t partition_drive_used(const struct partition *p, unsigned drive)
     return segment_drive_used(p->segments, drive);
 }
 
+void partition_observe(struct partition *p, struct metrics *m, struct slow_log *slow)
+{
+    p->slow = slow;
+    metrics_add_hist(m, "filmroom_apply_seconds", "Time to apply one record of the journal", NULL,
+                     &p->apply_time);
+    metrics_add_hist(m, "filmroom_checkpoint_seconds",
+                     "Time to make the metadata durable and trim the journal", NULL,
+                     &p->checkpoint_time);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_segments_freed_total",
+                      "Segments given back", NULL, &p->segments_freed);
+    journal_observe(p->journal, m, slow);
+    segments_observe(p->segments, m);
+    driveset_observe(p->ds, m);
+    chunkstore_observe(p->chunks, m);
+    volumes_observe(p->volumes, m);
+    studies_observe(p->studies, m);
+}
+
 void partition_get_status(struct partition *p, struct partition_status *ret_status)
 {
     struct partition_status s = {
@@ -702,7 +767,9 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
     s.unique = s.chunks.raw_bytes;
     s.stored = s.chunks.stored_bytes;
     s.physical = space.physical;
+    s.reclaimable = space.dead;
     s.current_k = space.k;
     s.current_m = space.m;
+    s.thin_segments = segment_count_thin(p->segments);
     *ret_status = s;
 }

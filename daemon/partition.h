@@ -25,16 +25,19 @@
 #include "lib/store/record.h"
 #include "lib/store/segment.h"
 
+struct metrics;
 struct partition;
+struct slow_log;
 struct volumes;
 struct studies;
 
 enum partition_conflict { PARTITION_REFUSE, PARTITION_REPLACE };
 
 struct partition_options {
-    size_t cache_bytes;                  /* for chunk rows and map leaves together; 0: 96 MiB */
-    uint64_t overlay_bytes;              /* volume writes kept in memory until drained; 0: 48 MiB */
-    uint64_t ingest_bytes;               /* instance bytes in flight; 0: 128 MiB */
+    size_t cache_bytes;        /* for chunk rows and map leaves together; 0: 96 MiB */
+    uint64_t overlay_bytes;    /* volume writes kept in memory until drained; 0: 48 MiB */
+    uint64_t ingest_bytes;     /* instance bytes in flight; 0: 128 MiB */
+    uint64_t rebuild_delay_ns; /* a drive that is out for so long is given up; 0: ten minutes */
     enum partition_conflict on_conflict; /* same SOP Instance UID, other content */
 };
 
@@ -49,6 +52,10 @@ int partition_format(struct env *env, struct kv *kv, const struct driveset_param
 
 /* Is there a finished store in the KV store? Suspends. */
 int partition_exists(struct kv *kv, bool *ret_exists);
+
+/* Is the KV store these drives', and does it lack nothing that their journal no longer has? ERR_KV
+ * otherwise. For looking at a store at rest. Suspends. */
+int partition_match(struct kv *kv, struct driveset *ds);
 
 /* Opens the partition: drives, state, replay, background work. The KV store stays the caller's and
  * outlives the partition. ERR_JOURNAL, ERR_LOST, ERR_KV (the KV store is another's, or older than
@@ -76,15 +83,20 @@ struct partition_status {
     uint64_t unique;         /* raw bytes of chunks: after deduplication */
     uint64_t stored;         /* after compression */
     uint64_t physical;       /* slots taken, with parity */
+    uint64_t reclaimable;    /* room in slots taken that holds nothing alive, before parity */
     uint64_t volumes;
     struct partition_study_counts studies;
     uint64_t overlay_bytes;
     unsigned k, m; /* the profile; new segments get at present ... */
     unsigned current_k, current_m;
+    uint64_t thin_segments; /* with less parity than the profile wants */
     struct journal_stats journal;
     struct chunkstore_stats chunks;
 };
 void partition_get_status(struct partition *p, struct partition_status *ret_status);
+/* Registers the metrics of the partition and of all its parts, and has slow operations told to
+ * `slow` (NULL: nobody). `m` goes before the partition does. */
+void partition_observe(struct partition *p, struct metrics *m, struct slow_log *slow);
 struct driveset *partition_drives(struct partition *p);
 uint64_t partition_drive_used(const struct partition *p, unsigned drive); /* bytes of slots taken */
 

@@ -3,6 +3,8 @@
 #pragma once
 
 #include "daemon/partition.h"
+#include "lib/base/metric.h"
+#include "lib/base/slow.h"
 #include "lib/rt/sync.h"
 
 struct partition {
@@ -17,11 +19,13 @@ struct partition {
     struct studies *studies;
     struct partition_options options;
 
-    uint64_t applied_lsn;    /* last record in the KV store */
-    uint64_t processed_lsn;  /* last record seen */
-    uint64_t trim_lsn;       /* at start: the KV store needs no record before this one */
-    uint64_t segments_freed; /* since start */
-    uint64_t compactor_lsn;  /* last record when compaction last looked */
+    uint64_t applied_lsn;   /* last record in the KV store */
+    uint64_t processed_lsn; /* last record seen */
+    uint64_t trim_lsn;      /* at start: the KV store needs no record before this one */
+    uint64_t out_since[FORMAT_DRIVES_MAX]; /* when a drive was first seen out; 0: it is not */
+    uint64_t given_up;                     /* bit per drive */
+    uint64_t segments_freed;               /* since start */
+    uint64_t compactor_lsn;                /* last record when compaction last looked */
     int broken;
 
     struct list apply_queue; /* durable batches */
@@ -30,6 +34,9 @@ struct partition {
     struct fiber_group fibers;
     struct fiber_mutex checkpoint_lock;
     bool stopping, apply_stop;
+
+    struct slow_log *slow; /* NULL: none */
+    struct metric_hist apply_time, checkpoint_time;
 };
 
 /* Applying, as a module sees it. Where `kv` is NULL the record is in the KV store already and only
@@ -61,6 +68,7 @@ void volumes_hurry(struct volumes *vs, uint64_t lsn);
 int volumes_drain_all(struct volumes *vs);
 void volumes_get_counts(const struct volumes *vs, uint64_t *ret_volumes, uint64_t *ret_mapped,
                         uint64_t *ret_overlay);
+void volumes_observe(struct volumes *vs, struct metrics *m);
 
 /* ---- study.c, study_apply.c ---- */
 int studies_new(struct partition *p, struct studies **ret_studies);
@@ -69,3 +77,4 @@ void studies_free(struct studies *ss);
 struct object_store *studies_objects(struct studies *ss);
 int studies_apply(struct studies *ss, uint16_t type, const struct apply *a);
 void studies_get_counts(const struct studies *ss, struct partition_study_counts *ret_counts);
+void studies_observe(struct studies *ss, struct metrics *m);

@@ -10,7 +10,8 @@
 #define STUDY_LOOK_TRIES  32u /* looks at an instance that is replaced again and again */
 #define STUDY_LOOK_PAUSE  (100 * 1000ull) /* ns; grows with every look */
 
-static const struct kv_slice study_totals_key = {"studies", 7};
+static const struct kv_slice study_totals_key = {CATALOG_TOTALS_KEY,
+                                                 sizeof(CATALOG_TOTALS_KEY) - 1};
 
 /* ---- Opening and reading ---- */
 
@@ -203,10 +204,25 @@ static int study_open(struct object_store *os, const char *study_uid, const char
     return rc;
 }
 
+static void study_read_measure(const struct study_object *so, uint64_t start, uint64_t off,
+                               size_t len, int rc)
+{
+    struct studies *ss = so->ss;
+    uint64_t now = env_now(ss->p->env);
+
+    metric_record(&ss->read_time, now - start);
+    if (rc == 0)
+        metric_add(&ss->read_bytes, len);
+    if (slow_is(ss->p->slow, now - start))
+        slow_note(ss->p->slow, now, "object.read", now - start, "offset=%llu length=%zu result=%s",
+                  (unsigned long long)off, len, rc < 0 ? err_name(rc) : "ok");
+}
+
 static int study_read(struct object *o, uint64_t off, void *buf, size_t len, size_t *ret_len)
 {
     struct study_object *so = (struct study_object *)o;
     struct chunk_read reads[STUDY_READ_PIECES];
+    uint64_t start = env_now(so->ss->p->env);
     size_t done = 0;
     int rc = 0;
 
@@ -230,6 +246,7 @@ static int study_read(struct object *o, uint64_t off, void *buf, size_t len, siz
         }
         rc = chunkstore_read_pinned(so->pins, reads, n);
     }
+    study_read_measure(so, start, off, len, rc);
     if (rc < 0)
         return rc;
     *ret_len = len;
@@ -323,6 +340,10 @@ int studies_new(struct partition *p, struct studies **ret_studies)
     ss->face.ops = &study_ops;
     ss->p = p;
     fiber_sem_init(&ss->ingest, p->options.ingest_bytes);
+    metric_hist_init(&ss->put_time, METRIC_TIME);
+    metric_hist_init(&ss->put_wait, METRIC_TIME);
+    metric_hist_init(&ss->read_time, METRIC_TIME);
+    metric_hist_init(&ss->query_time, METRIC_TIME);
     *ret_studies = ss;
     return 0;
 }
@@ -330,28 +351,28 @@ int studies_new(struct partition *p, struct studies **ret_studies)
 int studies_load(struct studies *ss)
 {
     MEM_AUTO void *value = NULL;
+    struct catalog_totals t;
     size_t len;
     int rc = kv_get(ss->p->kv, KV_META, study_totals_key, &value, &len);
 
     if (rc == ERR_NOENT)
         return 0;
+    if (rc == 0)
+        rc = catalog_totals_decode((struct kv_slice){value, len}, &t);
     if (rc < 0)
         return rc;
-    if (len != 24)
-        return ERR_FORMAT;
-    ss->studies = codec_get_le64(value);
-    ss->instances = codec_get_le64((const uint8_t *)value + 8);
-    ss->bytes = codec_get_le64((const uint8_t *)value + 16);
+    ss->studies = t.studies;
+    ss->instances = t.instances;
+    ss->bytes = t.bytes;
     return 0;
 }
 
 void studies_put_totals(const struct studies *ss, struct kv_batch *batch)
 {
-    uint8_t bytes[24];
+    struct catalog_totals t = {ss->studies, ss->instances, ss->bytes};
+    uint8_t bytes[CATALOG_TOTALS_SIZE];
 
-    codec_put_le64(bytes, ss->studies);
-    codec_put_le64(bytes + 8, ss->instances);
-    codec_put_le64(bytes + 16, ss->bytes);
+    catalog_totals_encode(&t, bytes);
     kv_batch_put(batch, KV_META, study_totals_key, (struct kv_slice){bytes, sizeof(bytes)});
 }
 
@@ -363,6 +384,36 @@ void studies_free(struct studies *ss)
 struct object_store *studies_objects(struct studies *ss)
 {
     return &ss->face;
+}
+
+void studies_observe(struct studies *ss, struct metrics *m)
+{
+    static const char outcome[] = "Instances sent, by what became of them";
+
+    metrics_add_hist(m, "filmroom_object_put_wait_seconds",
+                     "Time that an instance waited for its share of the ingest budget", NULL,
+                     &ss->put_wait);
+    metrics_add_hist(
+        m, "filmroom_object_put_seconds",
+        "Time from an instance's last byte until it is durable and visible, or refused", NULL,
+        &ss->put_time);
+    metrics_add_hist(m, "filmroom_object_read_seconds", "Time to read a piece of an instance", NULL,
+                     &ss->read_time);
+    metrics_add_hist(m, "filmroom_object_query_seconds",
+                     "Time of a look into the catalogue, be it for a client or to open an instance",
+                     NULL, &ss->query_time);
+    metrics_add_counter(m, "filmroom_object_put_bytes_total", "Part 10 bytes of instances taken",
+                        NULL, &ss->put_bytes);
+    metrics_add_counter(m, "filmroom_object_read_bytes_total", "Part 10 bytes read", NULL,
+                        &ss->read_bytes);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_instances_total", outcome,
+                      METRIC_LABELS("outcome", "stored"), &ss->stored);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_instances_total", outcome,
+                      METRIC_LABELS("outcome", "identical"), &ss->identical);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_instances_total", outcome,
+                      METRIC_LABELS("outcome", "replaced"), &ss->replaced);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_instances_total", outcome,
+                      METRIC_LABELS("outcome", "conflict"), &ss->refused);
 }
 
 void studies_get_counts(const struct studies *ss, struct partition_study_counts *ret_counts)

@@ -17,8 +17,6 @@
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
-#define TAG_MODALITY 0x00080060u
-
 /* ---- Encoding ---- */
 
 static void put_uid(struct strbuf *out, const char *uid)
@@ -139,28 +137,6 @@ static void upper_free(struct upper *u)
     mem_free(u);
 }
 
-/* Counts a series in or out of the study's modalities. */
-static void upper_modality(struct catalog_study *s, const struct catalog_series *series, int delta)
-{
-    const char *name = catalog_attr_text(&series->attrs, TAG_MODALITY);
-    uint32_t i = 0;
-
-    if (!name || !*name || strlen(name) >= sizeof(s->modalities[0].name))
-        return;
-    while (i < s->modality_count && strcmp(s->modalities[i].name, name) != 0)
-        i++;
-    if (i == s->modality_count) {
-        if (delta < 0 || i == CATALOG_MODALITIES_MAX)
-            return;
-        memcpy(s->modalities[i].name, name, strlen(name) + 1);
-        s->modalities[i].series = 0;
-        s->modality_count++;
-    }
-    s->modalities[i].series += (uint32_t)delta;
-    if (s->modalities[i].series == 0)
-        s->modalities[i] = s->modalities[--s->modality_count];
-}
-
 static void upper_add(struct upper *u, const struct put_apply *p)
 {
     if (!u->study_exists) {
@@ -174,7 +150,7 @@ static void upper_add(struct upper *u, const struct put_apply *p)
         u->series.attrs = p->series_attrs;
         u->series_exists = true;
         u->study.series++;
-        upper_modality(&u->study, &u->series, 1);
+        catalog_modality_count(&u->study, &u->series, 1);
     }
     u->study.instances++;
     u->series.instances++;
@@ -191,7 +167,7 @@ static void upper_remove(struct studies *ss, struct upper *u, uint64_t bytes)
     u->study.bytes -= bytes;
     u->series.bytes -= bytes;
     if (u->series.instances == 0) {
-        upper_modality(&u->study, &u->series, -1);
+        catalog_modality_count(&u->study, &u->series, -1);
         u->study.series--;
     }
     ss->studies -= u->study.instances == 0;

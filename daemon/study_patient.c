@@ -11,13 +11,6 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-static bool is_of_patient(uint32_t tag)
-{
-    return tag == 0x00100010u ||                                  /* PatientName */
-           tag == CATALOG_TAG_PATIENT_ID || tag == 0x00100021u || /* IssuerOfPatientID */
-           tag == 0x00100030u || tag == 0x00100040u;              /* PatientBirthDate, PatientSex */
-}
-
 int study_patient_load(struct studies *ss, const struct catalog_attrs *study, bool counted,
                        struct study_patient *ret_patient)
 {
@@ -64,11 +57,7 @@ void study_patient_add(struct study_patient *sp, const struct catalog_attrs *att
     if (!sp->known)
         return;
     if (!sp->exists) {
-        sp->row.studies = 0;
-        sp->row.attrs.count = 0;
-        for (size_t i = 0; i < attrs->count; i++)
-            if (is_of_patient(attrs->attrs[i].tag))
-                sp->row.attrs.attrs[sp->row.attrs.count++] = attrs->attrs[i];
+        catalog_patient_begin(&sp->row, attrs);
         sp->exists = true;
     }
     sp->row.studies++;

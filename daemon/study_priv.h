@@ -16,6 +16,8 @@ struct studies {
     uint64_t waiting;                              /* puts that wait for it */
     uint64_t studies, instances, bytes;            /* in the catalogue */
     uint64_t stored, replaced, identical, refused; /* since start */
+    struct metric_hist put_time, put_wait, read_time, query_time;
+    struct metric_counter put_bytes, read_bytes;
 };
 
 /* Copies a UID, cut at the longest that the standard allows. */

@@ -236,6 +236,7 @@ int study_put_begin(struct object_store *os, const struct object_put_info *info,
 {
     struct studies *ss = (struct studies *)os;
     struct study_put *sp;
+    uint64_t start;
     int rc = ss->p->broken;
 
     if (rc == 0 && info->size_hint > OBJECT_INSTANCE_MAX)
@@ -244,9 +245,11 @@ int study_put_begin(struct object_store *os, const struct object_put_info *info,
         rc = ERR_OVERLOAD;
     if (rc < 0)
         return rc;
+    start = env_now(ss->p->env);
     ss->waiting++;
     fiber_sem_take(&ss->ingest, PUT_BUDGET);
     ss->waiting--;
+    metric_record(&ss->put_wait, env_now(ss->p->env) - start);
     rc = chunkstore_await_room(ss->p->chunks, info->size_hint);
     if (rc < 0) {
         fiber_sem_give(&ss->ingest, PUT_BUDGET);
@@ -530,11 +533,30 @@ static int put_conclude(struct study_put *sp, const struct put_parse *pp,
     return rc;
 }
 
+/* A commit is over that began at `start` and had all chunks stored and the header parsed at
+ * `stored`. Not timed from the put's begin: how fast bytes come is the client's doing. */
+static void put_measure(const struct study_put *sp, uint64_t start, uint64_t stored, int rc)
+{
+    struct studies *ss = sp->ss;
+    uint64_t now = env_now(ss->p->env);
+
+    metric_record(&ss->put_time, now - start);
+    if (rc == 0)
+        metric_add(&ss->put_bytes, sp->size);
+    if (slow_is(ss->p->slow, now - start))
+        slow_note(ss->p->slow, now, "object.put", now - start,
+                  "bytes=%llu chunks=%u chunks_us=%llu commit_us=%llu result=%s",
+                  (unsigned long long)sp->size, sp->chunk_count,
+                  (unsigned long long)((stored - start) / 1000),
+                  (unsigned long long)((now - stored) / 1000), rc < 0 ? err_name(rc) : "ok");
+}
+
 int study_put_commit(struct object_put *op, struct object_put_result *ret_result)
 {
     struct study_put *sp = (struct study_put *)op;
     struct put_parse pp = {.sp = sp};
     struct object_put_result result = {0};
+    uint64_t start = env_now(sp->ss->p->env), stored = start;
     int rc = sp->error;
 
     if (rc == 0 && !sp->headed)
@@ -547,6 +569,7 @@ int study_put_commit(struct object_put *op, struct object_put_result *ret_result
         put_dispatch(sp, &sp->header);
         rc = chunk_batch_finish(sp->batch);
         fiber_group_wait(&pp.done);
+        stored = env_now(sp->ss->p->env);
         if (rc == 0)
             rc = pp.result;
         if (rc == 0)
@@ -554,6 +577,7 @@ int study_put_commit(struct object_put *op, struct object_put_result *ret_result
         for (int i = 0; i < 3; i++)
             mem_free(pp.attrs[i]);
     }
+    put_measure(sp, start, stored, rc);
     study_put_abort(op); /* frees; what was journaled stays */
     if (rc == 0)
         *ret_result = result;

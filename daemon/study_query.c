@@ -638,9 +638,22 @@ static bool uid_fits(const char *uid)
     return !uid || strlen(uid) <= OBJECT_UID_MAX;
 }
 
+static void query_measure(struct studies *ss, const struct object_query *q, uint64_t start,
+                          size_t rows)
+{
+    uint64_t now = env_now(ss->p->env);
+
+    metric_record(&ss->query_time, now - start);
+    if (slow_is(ss->p->slow, now - start))
+        slow_note(ss->p->slow, now, "object.query", now - start, "level=%d matches=%zu rows=%zu",
+                  (int)q->level, q->match_count, rows);
+}
+
 int study_query(struct object_store *os, const struct object_query *q,
                 struct object_rows **ret_rows)
 {
+    struct studies *ss = (struct studies *)os;
+    uint64_t start = env_now(ss->p->env);
     struct join *j;
     int rc;
 
@@ -648,7 +661,7 @@ int study_query(struct object_store *os, const struct object_query *q,
         (q->level == OBJECT_PATIENT && (q->study_uid || q->series_uid || q->instance_uid)))
         return ERR_INVAL;
     j = mem_zalloc(sizeof(*j));
-    j->ss = (struct studies *)os;
+    j->ss = ss;
     j->q = q;
     j->limit = q->limit && q->limit < QUERY_LIMIT_MAX ? q->limit : QUERY_LIMIT_MAX;
     rc = uid_fits(q->study_uid) && uid_fits(q->series_uid) && uid_fits(q->instance_uid)
@@ -656,6 +669,7 @@ int study_query(struct object_store *os, const struct object_query *q,
              : 0; /* such a UID cannot be stored */
     if (rc == 0)
         *ret_rows = found_finish(&j->found, j->full);
+    query_measure(ss, q, start, rc == 0 ? (*ret_rows)->count : 0);
     found_free(&j->found);
     strbuf_free(&j->computed);
     mem_free(j->study_value);

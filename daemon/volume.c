@@ -273,6 +273,10 @@ int volumes_new(struct partition *p, struct volumes **ret_volumes)
     fiber_cond_init(&vs->drained);
     fiber_cond_init(&vs->reap_work);
     fiber_group_init(&vs->fibers);
+    for (unsigned i = 0; i < VOLUME_OPS; i++)
+        metric_hist_init(&vs->op_time[i], METRIC_TIME);
+    metric_hist_init(&vs->overlay_wait, METRIC_TIME);
+    metric_hist_init(&vs->drain_time, METRIC_TIME);
     *ret_volumes = vs;
     return 0;
 }
@@ -322,6 +326,25 @@ void volumes_written(struct volumes *vs)
 uint64_t volumes_oldest_lsn(const struct volumes *vs)
 {
     return overlay_oldest(&vs->overlay);
+}
+
+void volumes_observe(struct volumes *vs, struct metrics *m)
+{
+    static const char *const ops[] = {"read", "write", "flush", "zero"};
+
+    for (unsigned i = 0; i < VOLUME_OPS; i++)
+        metrics_add_hist(m, "filmroom_block_seconds",
+                         "Time of an operation on a volume; zero includes discards",
+                         METRIC_LABELS("op", ops[i]), &vs->op_time[i]);
+    metrics_add_hist(m, "filmroom_overlay_wait_seconds",
+                     "Time that small writes waited because the overlay was full; those that did "
+                     "not wait are not in it",
+                     NULL, &vs->overlay_wait);
+    metrics_add_hist(m, "filmroom_drain_seconds",
+                     "Time of one round of moving small writes from the overlay into stripes", NULL,
+                     &vs->drain_time);
+    metrics_add_counter(m, "filmroom_drain_blocks_total", "Blocks moved out of the overlay", NULL,
+                        &vs->drained_blocks);
 }
 
 void volumes_get_counts(const struct volumes *vs, uint64_t *ret_volumes, uint64_t *ret_mapped,

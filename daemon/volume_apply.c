@@ -16,38 +16,23 @@
 #include <string.h>
 
 #include "daemon/volume_priv.h"
+#include "daemon/volume_row.h"
 #include "lib/base/check.h"
 #include "lib/base/codec.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
-#define VOLUME_ROW_VERSION 2u
-
-/* ---- Rows of KV_VOLUME: id -> version u8, reserved u8, durability u8, reserved u8, size u64,
- * created u64, map u64, of u64, name. The maps' rows are in the table too (volume_map.c). ----
- *
- * Version 1, before there were snapshots: version u8, deleting u8, durability u8, reserved u8, size
- * u64, created u64, mapped u64, name; the map had the volume's id. */
+/* ---- Rows ---- */
 
 void volume_put_row(const struct volume *v, struct kv_batch *batch)
 {
-    uint8_t key[8], row[36 + BLOCK_NAME_MAX];
-    struct codec_writer w = codec_writer_on(row, sizeof(row));
+    uint8_t key[8], row[VOLUME_ROW_MAX];
+    struct volume_row r = {.info = v->info, .map = v->map->id, .of = v->of};
+    size_t n = volume_row_encode(&r, row);
 
     codec_put_be64(key, v->info.id);
-    codec_write_u8(&w, VOLUME_ROW_VERSION);
-    codec_write_u8(&w, 0);
-    codec_write_u8(&w, (uint8_t)v->info.durability);
-    codec_write_u8(&w, 0);
-    codec_write_le64(&w, v->info.size);
-    codec_write_le64(&w, v->info.created_ns);
-    codec_write_le64(&w, v->map->id);
-    codec_write_le64(&w, v->of);
-    codec_write_bytes(&w, v->info.name, strlen(v->info.name));
-    CHECK(codec_writer_ok(&w));
-    kv_batch_put(batch, KV_VOLUME, (struct kv_slice){key, 8},
-                 (struct kv_slice){row, codec_written(&w)});
+    kv_batch_put(batch, KV_VOLUME, (struct kv_slice){key, 8}, (struct kv_slice){row, n});
     volume_map_put_row(v->map, batch);
 }
 
@@ -65,54 +50,37 @@ struct volume *volume_add(struct volumes *vs, uint64_t id)
     return v;
 }
 
-/* What a row of version 1 says of the map, which has no row of its own yet. */
-static void load_old_map(struct volumes *vs, uint64_t id, uint64_t mapped)
+/* What a row of version 1 says of the map, which may have no row of its own yet. */
+static void load_old_map(struct volumes *vs, const struct volume_row *r)
 {
-    struct volume_map *m = volume_map_find(vs, id);
+    struct volume_map_row row = volume_row_old_map(r);
 
-    if (!m)
-        m = volume_map_add(vs, id);
-    m->volume = m->since = id;
-    m->until = UINT64_MAX;
-    m->mapped = mapped / BLOCK_SIZE;
-    vs->mapped += m->mapped;
+    CHECK(!volume_map_find(vs, row.id)); /* its own row comes later in the table */
+    volume_map_load(vs, &row);
 }
 
 static int volume_load_row(struct volumes *vs, const struct kv_row *row)
 {
-    struct codec_reader r = codec_reader_on(row->value.data, row->value.len);
-    uint8_t version = codec_read_u8(&r);
-    bool deleted = codec_read_u8(&r);
-    uint64_t id;
+    struct volume_row r;
     struct volume *v;
-    size_t n;
+    int rc;
 
     if (row->key.len != 8)
         return volume_map_load_row(vs, row);
-    if (version != 1 && version != VOLUME_ROW_VERSION)
-        return ERR_FORMAT;
-    id = codec_get_be64(row->key.data);
-    if (version == 1 && deleted && row->value.len >= 28) {
-        load_old_map(vs, id, codec_get_le64((const uint8_t *)row->value.data + 20));
-        return 0; /* it is reaped; what is left of the row, with it */
-    }
-    v = volume_add(vs, id);
-    v->info.durability = (enum block_durability)codec_read_u8(&r);
-    (void)codec_read_u8(&r);
-    v->info.size = v->size_limit = codec_read_le64(&r);
-    v->info.created_ns = codec_read_le64(&r);
-    if (version == 1) {
-        v->map_id = id;
-        load_old_map(vs, id, codec_read_le64(&r));
-    } else {
-        v->map_id = codec_read_le64(&r);
-        v->of = codec_read_le64(&r);
-        v->info.readonly = v->of != 0;
-    }
-    n = codec_left(&r);
-    if (!codec_reader_ok(&r) || n > BLOCK_NAME_MAX)
-        return ERR_FORMAT;
-    memcpy(v->info.name, codec_read_bytes(&r, n), n);
+    rc = volume_row_decode(row->key, row->value, &r);
+    if (rc < 0)
+        return rc;
+    if (r.old)
+        load_old_map(vs, &r);
+    if (r.deleting)
+        return 0; /* its map is reaped, and the row with it */
+    v = volume_add(vs, r.info.id);
+    v->info = r.info;
+    v->info.mapped = 0; /* the map's */
+    v->info.readonly = r.of != 0;
+    v->size_limit = r.info.size;
+    v->map_id = r.map;
+    v->of = r.of;
     return 0;
 }
 

@@ -84,13 +84,16 @@ static int drain_round(struct volumes *vs)
     struct chunk_item *items = mem_calloc(DRAIN_BLOCKS_MAX, sizeof(*items));
     struct volume_mapping *maps = mem_calloc(DRAIN_BLOCKS_MAX, sizeof(*maps));
     size_t n = drain_pick(vs, blocks);
-    uint64_t start = env_now(vs->p->env);
+    uint64_t start = env_now(vs->p->env), took;
     int rc = drain_store(vs, blocks, n, items, maps);
 
-    log_debug("volumes", "drained blocks=%zu left=%llu us=%llu", n,
-              (unsigned long long)vs->overlay.count,
-              (unsigned long long)((env_now(vs->p->env) - start) / 1000));
+    took = env_now(vs->p->env) - start;
+    metric_record(&vs->drain_time, took);
+    if (rc == 0)
+        metric_add(&vs->drained_blocks, n);
 
+    log_debug("volumes", "drained blocks=%zu left=%llu us=%llu", n,
+              (unsigned long long)vs->overlay.count, (unsigned long long)(took / 1000));
     for (size_t i = 0; i < n; i++)
         overlay_data_unref(blocks[i].data);
     mem_free(blocks);

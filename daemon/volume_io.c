@@ -19,6 +19,7 @@
 #include "lib/base/check.h"
 #include "lib/base/codec.h"
 #include "lib/base/err.h"
+#include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
@@ -39,6 +40,36 @@ static int range_check(const struct volume *v, uint64_t off, uint64_t len)
     return off > v->size_limit || len > v->size_limit - off ? ERR_RANGE : 0;
 }
 
+/* ---- Measuring ---- */
+
+/* An operation under way: when it began, and how long it was held up. A stage is looked at only
+ * where it had to wait, so that a write that nothing holds up costs two readings of the clock. */
+struct io_watch {
+    uint64_t start, range_ns, room_ns, chunk_ns;
+};
+
+static struct io_watch io_begin(const struct volume *v)
+{
+    return (struct io_watch){.start = env_now(v->owner->p->env)};
+}
+
+static void io_end(struct volume *v, enum volume_op op, const struct io_watch *w, uint64_t off,
+                   uint64_t len, int rc)
+{
+    static const char *const names[] = {"block.read", "block.write", "block.flush", "block.zero"};
+    struct volumes *vs = v->owner;
+    uint64_t now = env_now(vs->p->env), took = now - w->start;
+
+    metric_record(&vs->op_time[op], took);
+    if (slow_is(vs->p->slow, took))
+        slow_note(vs->p->slow, now, names[op], took,
+                  "volume=%s offset=%llu length=%llu range_us=%llu room_us=%llu chunks_us=%llu "
+                  "result=%s",
+                  log_q(v->info.name), (unsigned long long)off, (unsigned long long)len,
+                  (unsigned long long)(w->range_ns / 1000), (unsigned long long)(w->room_ns / 1000),
+                  (unsigned long long)(w->chunk_ns / 1000), rc < 0 ? err_name(rc) : "ok");
+}
+
 /* ---- Ranges of writes in flight ---- */
 
 static bool ranges_clash(const struct volume_range *a, const struct volume_range *b)
@@ -54,6 +85,16 @@ static bool range_free(const struct volume *v, const struct volume_range *r)
             return false;
     }
     return true;
+}
+
+/* As volume_range_lock, for an operation that is watched. */
+static void range_lock_watched(struct volume *v, struct volume_range *r, struct io_watch *w)
+{
+    bool waits = !range_free(v, r);
+
+    volume_range_lock(v, r);
+    if (waits)
+        w->range_ns = env_now(v->owner->p->env) - w->start;
 }
 
 void volume_range_lock(struct volume *v, struct volume_range *r)
@@ -140,6 +181,7 @@ static int read_piece(struct volume *v, uint64_t off, uint8_t *dst, size_t len)
 int volume_read(struct block_volume *h, uint64_t off, void *buf, size_t len)
 {
     struct volume *v = handle_volume(h);
+    struct io_watch w = io_begin(v);
     int rc = range_check(v, off, len);
 
     if (len > BLOCK_IO_MAX)
@@ -150,13 +192,33 @@ int volume_read(struct block_volume *h, uint64_t off, void *buf, size_t len)
         rc = read_piece(v, off + done, (uint8_t *)buf + done, n);
         done += n;
     }
+    io_end(v, VOLUME_READ, &w, off, len, rc);
     return rc;
 }
 
 /* ---- Writing ---- */
 
+/* Waits until the overlay has room for more blocks. */
+static void overlay_await_room(struct volumes *vs, uint32_t blocks, struct io_watch *w)
+{
+    uint64_t start = 0, took;
+
+    while (vs->overlay.count + vs->overlay_incoming + blocks > vs->overlay_max && !vs->stopping &&
+           !vs->p->broken) {
+        if (!start)
+            start = env_now(vs->p->env);
+        fiber_cond_wait(&vs->overlay_room);
+    }
+    if (!start)
+        return;
+    took = env_now(vs->p->env) - start;
+    metric_record(&vs->overlay_wait, took);
+    w->room_ns += took;
+}
+
 /* Small: the blocks go into the journal and the overlay. */
-static int write_small(struct volume *v, uint64_t first, const uint8_t *bytes, uint32_t blocks)
+static int write_small(struct volume *v, uint64_t first, const uint8_t *bytes, uint32_t blocks,
+                       struct io_watch *w)
 {
     struct volumes *vs = v->owner;
     uint8_t head[24] = {0};
@@ -166,9 +228,7 @@ static int write_small(struct volume *v, uint64_t first, const uint8_t *bytes, u
 
     if (rc < 0)
         return rc;
-    while (vs->overlay.count + vs->overlay_incoming + blocks > vs->overlay_max && !vs->stopping &&
-           !vs->p->broken)
-        fiber_cond_wait(&vs->overlay_room);
+    overlay_await_room(vs, blocks, w);
     if (vs->stopping)
         return ERR_SHUTDOWN;
     codec_put_le64(head, v->info.id);
@@ -185,14 +245,15 @@ static int write_small(struct volume *v, uint64_t first, const uint8_t *bytes, u
 }
 
 /* Bulk: chunks now, mappings in the journal. */
-static int write_bulk(struct volume *v, uint64_t first, const uint8_t *bytes, uint32_t blocks)
+static int write_bulk(struct volume *v, uint64_t first, const uint8_t *bytes, uint32_t blocks,
+                      struct io_watch *w)
 {
     struct volumes *vs = v->owner;
     struct chunk_item *items = mem_calloc(blocks, sizeof(*items));
     struct volume_mapping *maps = mem_calloc(blocks, sizeof(*maps));
     struct chunk_batch *b = chunk_batch_new(vs->p->chunks, SEGMENT_VOLUMES);
     size_t n = 0;
-    uint64_t room = (uint64_t)blocks * BLOCK_SIZE;
+    uint64_t room = (uint64_t)blocks * BLOCK_SIZE, start = env_now(vs->p->env);
     bool reserved;
     int rc = chunkstore_reserve(vs->p->chunks, room);
 
@@ -208,6 +269,7 @@ static int write_bulk(struct volume *v, uint64_t first, const uint8_t *bytes, ui
         rc = chunk_batch_add_wait(b, items, n);
     if (rc == 0)
         rc = chunk_batch_finish(b);
+    w->chunk_ns += env_now(vs->p->env) - start;
     if (rc == 0) {
         size_t next = 0;
 
@@ -225,15 +287,16 @@ static int write_bulk(struct volume *v, uint64_t first, const uint8_t *bytes, ui
 }
 
 /* Whole blocks of any number. */
-static int write_blocks(struct volume *v, uint64_t first, const uint8_t *bytes, uint64_t blocks)
+static int write_blocks(struct volume *v, uint64_t first, const uint8_t *bytes, uint64_t blocks,
+                        struct io_watch *w)
 {
     int rc = 0;
 
     while (rc == 0 && blocks) {
         uint32_t n = blocks < VOLUME_PIECE_BLOCKS ? (uint32_t)blocks : VOLUME_PIECE_BLOCKS;
 
-        rc = n * BLOCK_SIZE >= VOLUME_BULK ? write_bulk(v, first, bytes, n)
-                                           : write_small(v, first, bytes, n);
+        rc = n * BLOCK_SIZE >= VOLUME_BULK ? write_bulk(v, first, bytes, n, w)
+                                           : write_small(v, first, bytes, n, w);
         first += n;
         bytes += (size_t)n * BLOCK_SIZE;
         blocks -= n;
@@ -243,7 +306,8 @@ static int write_blocks(struct volume *v, uint64_t first, const uint8_t *bytes, 
 
 /* A range that begins or ends within a block: the blocks are read, merged and written whole.
  * `bytes` NULL stands for zeroes. The caller holds them exclusively. */
-static int write_merged(struct volume *v, uint64_t off, const uint8_t *bytes, size_t len)
+static int write_merged(struct volume *v, uint64_t off, const uint8_t *bytes, size_t len,
+                        struct io_watch *w)
 {
     uint64_t first = off / BLOCK_SIZE, last = (off + len - 1) / BLOCK_SIZE;
     size_t blocks = (size_t)(last - first + 1), inner = (size_t)(off % BLOCK_SIZE);
@@ -257,7 +321,7 @@ static int write_merged(struct volume *v, uint64_t off, const uint8_t *bytes, si
             memcpy(merged + inner, bytes, len);
         else
             memset(merged + inner, 0, len);
-        rc = write_blocks(v, first, merged, blocks);
+        rc = write_blocks(v, first, merged, blocks, w);
     }
     mem_free(merged);
     return rc;
@@ -269,6 +333,7 @@ int volume_write(struct block_volume *h, uint64_t off, const void *buf, size_t l
     struct volume_range r = {.first = off / BLOCK_SIZE,
                              .last = (off + len - 1) / BLOCK_SIZE,
                              .exclusive = off % BLOCK_SIZE || len % BLOCK_SIZE};
+    struct io_watch w = io_begin(v);
     int rc;
 
     (void)flags; /* every write is durable */
@@ -280,20 +345,23 @@ int volume_write(struct block_volume *h, uint64_t off, const void *buf, size_t l
         return ERR_RANGE;
     if (len == 0)
         return 0;
-    volume_range_lock(v, &r);
+    range_lock_watched(v, &r, &w);
     rc = range_check(v, off, len); /* it may have shrunk while we waited */
     if (rc == 0)
-        rc = r.exclusive ? write_merged(v, off, buf, len)
-                         : write_blocks(v, r.first, buf, len / BLOCK_SIZE);
+        rc = r.exclusive ? write_merged(v, off, buf, len, &w)
+                         : write_blocks(v, r.first, buf, len / BLOCK_SIZE, &w);
     volume_range_unlock(v, &r);
+    io_end(v, VOLUME_WRITE, &w, off, len, rc);
     return rc;
 }
 
 int volume_flush(struct block_volume *h)
 {
     struct volume *v = handle_volume(h);
+    struct io_watch w = io_begin(v);
 
     /* Writes are durable when they return; a broken journal is all there is to tell. */
+    io_end(v, VOLUME_FLUSH, &w, 0, 0, v->owner->p->broken);
     return v->owner->p->broken;
 }
 
@@ -336,6 +404,7 @@ int volume_zero(struct block_volume *h, uint64_t off, uint64_t len, unsigned fla
 {
     struct volume *v = handle_volume(h);
     struct volume_range r = {.first = off / BLOCK_SIZE, .exclusive = true};
+    struct io_watch w = io_begin(v);
     uint64_t end = off + len, head, tail;
     int rc = 0;
 
@@ -350,19 +419,20 @@ int volume_zero(struct block_volume *h, uint64_t off, uint64_t len, unsigned fla
     head = (off + BLOCK_SIZE - 1) / BLOCK_SIZE * BLOCK_SIZE; /* whole blocks are [head, tail) */
     tail = end / BLOCK_SIZE * BLOCK_SIZE;
     r.exclusive = head != off || tail != end;
-    volume_range_lock(v, &r);
+    range_lock_watched(v, &r, &w);
     if (head > tail) {
-        rc = write_merged(v, off, NULL, len); /* within one block */
+        rc = write_merged(v, off, NULL, len, &w); /* within one block */
     } else {
         if (off < head)
-            rc = write_merged(v, off, NULL, head - off);
+            rc = write_merged(v, off, NULL, head - off, &w);
         if (rc == 0 && tail > head)
             rc = volume_zero_blocks(v, head / BLOCK_SIZE, (tail - head) / BLOCK_SIZE,
                                     JOURNAL_INTERNAL);
         if (rc == 0 && end > tail)
-            rc = write_merged(v, tail, NULL, end - tail);
+            rc = write_merged(v, tail, NULL, end - tail, &w);
     }
     volume_range_unlock(v, &r);
+    io_end(v, VOLUME_ZERO, &w, off, len, rc);
     return rc;
 }
 

@@ -9,9 +9,6 @@
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
-#define MAP_ROW_VERSION 1u
-#define MAP_KEY         9u
-
 /* ---- The table ---- */
 
 struct volume_map *volume_map_find(const struct volumes *vs, uint64_t id)
@@ -82,53 +79,48 @@ void volume_map_set(struct volumes *vs, struct volume_map *m, struct leaf *l, un
     leafmap_set(&vs->leaves, l, at, entry);
 }
 
-/* ---- Rows of KV_VOLUME: id, 'm' -> version u8, parent u64 (0: none), volume u64, since u64, until
- * u64, mapped u64, holes u64 ---- */
-
-static void map_key(uint64_t id, uint8_t key[MAP_KEY])
-{
-    codec_put_be64(key, id);
-    key[8] = 'm';
-}
+/* ---- Rows ---- */
 
 void volume_map_put_row(const struct volume_map *m, struct kv_batch *batch)
 {
-    uint8_t key[MAP_KEY], row[49];
-    struct codec_writer w = codec_writer_on(row, sizeof(row));
+    struct volume_map_row r = {.id = m->id,
+                               .parent = m->parent ? m->parent->id : 0,
+                               .volume = m->volume,
+                               .since = m->since,
+                               .until = m->until,
+                               .mapped = m->mapped,
+                               .holes = m->holes};
+    uint8_t key[VOLUME_MAP_KEY], row[VOLUME_MAP_ROW];
 
-    map_key(m->id, key);
-    codec_write_u8(&w, MAP_ROW_VERSION);
-    codec_write_le64(&w, m->parent ? m->parent->id : 0);
-    codec_write_le64(&w, m->volume);
-    codec_write_le64(&w, m->since);
-    codec_write_le64(&w, m->until);
-    codec_write_le64(&w, m->mapped);
-    codec_write_le64(&w, m->holes);
-    CHECK(codec_writer_ok(&w));
+    volume_map_key(m->id, key);
+    volume_map_row_encode(&r, row);
     kv_batch_put(batch, KV_VOLUME, (struct kv_slice){key, sizeof(key)},
-                 (struct kv_slice){row, codec_written(&w)});
+                 (struct kv_slice){row, sizeof(row)});
+}
+
+void volume_map_load(struct volumes *vs, const struct volume_map_row *r)
+{
+    struct volume_map *m = volume_map_find(vs, r->id); /* an old row of a volume has told of it */
+
+    if (!m)
+        m = volume_map_add(vs, r->id);
+    vs->mapped += r->mapped - m->mapped;
+    m->parent_id = r->parent;
+    m->volume = r->volume;
+    m->since = r->since;
+    m->until = r->until;
+    m->mapped = r->mapped;
+    m->holes = r->holes;
 }
 
 int volume_map_load_row(struct volumes *vs, const struct kv_row *row)
 {
-    struct codec_reader r = codec_reader_on(row->value.data, row->value.len);
-    const uint8_t *key = row->key.data;
-    struct volume_map *m;
+    struct volume_map_row r;
+    int rc = volume_map_row_decode(row->key, row->value, &r);
 
-    if (row->key.len != MAP_KEY || key[8] != 'm' || codec_read_u8(&r) != MAP_ROW_VERSION)
-        return ERR_FORMAT;
-    m = volume_map_find(vs, codec_get_be64(key)); /* an old row of a volume has told of it */
-    if (!m)
-        m = volume_map_add(vs, codec_get_be64(key));
-    vs->mapped -= m->mapped;
-    m->parent_id = codec_read_le64(&r);
-    m->volume = codec_read_le64(&r);
-    m->since = codec_read_le64(&r);
-    m->until = codec_read_le64(&r);
-    m->mapped = codec_read_le64(&r);
-    m->holes = codec_read_le64(&r);
-    vs->mapped += m->mapped;
-    return codec_reader_ok(&r) ? 0 : ERR_FORMAT;
+    if (rc == 0)
+        volume_map_load(vs, &r);
+    return rc;
 }
 
 int volume_maps_link(struct volumes *vs)
@@ -154,13 +146,13 @@ int volume_maps_link(struct volumes *vs)
 
 void volume_map_drop(struct volumes *vs, struct volume_map *m, struct kv_batch *batch)
 {
-    uint8_t key[MAP_KEY];
+    uint8_t key[VOLUME_MAP_KEY];
 
     if (PLANTED(MERGE_UNDRAINED))
         overlay_remove_range(&vs->overlay, m->id, 0, UINT64_MAX);
     CHECK(m->children == 0 && !m->holder && m->overlay == 0);
     volume_map_set_parent(m, NULL);
-    map_key(m->id, key);
+    volume_map_key(m->id, key);
     kv_batch_delete(batch, KV_VOLUME, (struct kv_slice){key, sizeof(key)});
     if (!volume_find(vs, m->id)) /* a volume deleted by a former version left its row */
         kv_batch_delete(batch, KV_VOLUME, (struct kv_slice){key, 8});

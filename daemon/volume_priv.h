@@ -6,6 +6,9 @@
 #include "daemon/leafmap.h"
 #include "daemon/overlay.h"
 #include "daemon/partition_priv.h"
+#include "daemon/volume_row.h"
+#include "lib/base/metric.h"
+#include "lib/base/slow.h"
 
 #define VOLUME_ZERO_BLOCKS 8192u /* blocks that one ZERO record may cover: whole leaves */
 
@@ -49,6 +52,9 @@ struct volume_handle {
     struct volume *volume;
 };
 
+/* What is timed. */
+enum volume_op { VOLUME_READ, VOLUME_WRITE, VOLUME_FLUSH, VOLUME_ZERO, VOLUME_OPS };
+
 struct volumes {
     struct block_store face; /* first */
     struct partition *p;
@@ -68,6 +74,8 @@ struct volumes {
     uint64_t hurry_lsn; /* writes up to here are drained without waiting for company */
     bool stopping;
     int drain_error;
+    struct metric_hist op_time[VOLUME_OPS], overlay_wait, drain_time;
+    struct metric_counter drained_blocks;
 };
 
 struct volume *volume_find(const struct volumes *vs, uint64_t id);
@@ -90,6 +98,7 @@ void volume_drop(struct volumes *vs, struct volume *v, struct kv_batch *batch);
 struct volume_map *volume_map_find(const struct volumes *vs, uint64_t id);
 struct volume_map *volume_map_add(struct volumes *vs, uint64_t id);
 void volume_map_put_row(const struct volume_map *m, struct kv_batch *batch);
+void volume_map_load(struct volumes *vs, const struct volume_map_row *r);
 int volume_map_load_row(struct volumes *vs, const struct kv_row *row);
 /* Joins maps with their parents and holders once all rows are loaded. ERR_FORMAT. */
 int volume_maps_link(struct volumes *vs);

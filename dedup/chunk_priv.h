@@ -6,6 +6,7 @@
 #include "dedup/compress.h"
 #include "lib/base/hmap.h"
 #include "lib/base/list.h"
+#include "lib/base/metric.h"
 #include "lib/rt/sync.h"
 
 /* The fingerprint index knows a chunk by so many bytes of its fingerprint: enough to find it, and
@@ -59,6 +60,8 @@ struct chunkstore {
     struct fiber_cond room_changed; /* segments were freed, or there is nothing to be gained */
     struct fiber_cond room_wanted;
     struct chunkstore_stats stats;
+    struct metric_hist hash_time, look_up_time, compress_time, move_time;
+    struct metric_counter moved_chunks;
 };
 
 /* Cached row of an id, or NULL. Does not suspend. */
@@ -91,6 +94,19 @@ void chunk_rows_writing(struct chunkstore *cs);
 /* Encodes / decodes the row as stored in KV_CHUNK. */
 void chunk_row_encode(const struct chunk_row *r, uint8_t out[CHUNK_ROW_SIZE]);
 int chunk_row_decode(const void *p, size_t n, struct chunk_row *r);
+
+/* The table's totals: the row "chunks" of KV_META. */
+#define CHUNK_TOTALS_KEY  "chunks"
+#define CHUNK_TOTALS_SIZE 40u
+
+struct chunk_totals {
+    uint64_t next_id; /* above every id in the table */
+    uint64_t chunks, raw, stored;
+    uint64_t referenced; /* raw bytes times references */
+};
+
+void chunk_totals_encode(const struct chunk_totals *t, uint8_t out[CHUNK_TOTALS_SIZE]);
+int chunk_totals_decode(const void *p, size_t n, struct chunk_totals *ret_totals);
 
 /* A chunk in a record's list. */
 #define CHUNK_LISTED_SIZE 78u

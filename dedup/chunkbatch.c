@@ -324,15 +324,20 @@ static void group_run(void *arg)
 {
     struct group *g = arg;
     struct chunk_batch *b = g->batch;
+    struct chunkstore *cs = b->cs;
+    uint64_t at = env_now(cs->env); /* a group's stages follow each other: a lap for each */
     int rc = 0;
 
     g->fresh = mem_calloc(g->count, sizeof(struct batch_chunk *));
     if (!b->error) {
-        env_offload(b->cs->env, ENV_LANE_CPU, group_hash, g);
+        env_offload(cs->env, ENV_LANE_CPU, group_hash, g);
+        at = metric_lap(&cs->hash_time, at, env_now(cs->env));
         rc = group_resolve(g);
+        at = metric_lap(&cs->look_up_time, at, env_now(cs->env));
     }
     if (rc == 0 && !b->error) {
-        env_offload(b->cs->env, ENV_LANE_CPU, group_compress, g);
+        env_offload(cs->env, ENV_LANE_CPU, group_compress, g);
+        metric_record(&cs->compress_time, env_now(cs->env) - at);
         group_gather(g);
     }
     if (g->done)

@@ -28,6 +28,7 @@
     (256u * 1024) /* raw bytes of a chunk: bounds an I/O and what one core compresses */
 
 struct chunkstore;
+struct metrics;
 struct chunk_batch;
 
 struct chunkstore_options {
@@ -186,4 +187,6 @@ struct chunkstore_stats {
     uint64_t cache_rows, found, missed;       /* fingerprint look-ups since start */
     uint64_t compacted, moved_bytes;          /* segments emptied, bytes moved, since start */
 };
+/* Registers the metrics of ingest and compaction. */
+void chunkstore_observe(struct chunkstore *cs, struct metrics *m);
 void chunkstore_get_stats(const struct chunkstore *cs, struct chunkstore_stats *ret_stats);

@@ -24,7 +24,7 @@
 #define CHUNK_ID_GAP        (1u << 20) /* skipped at start: ids given out but never journaled */
 #define CHUNK_LISTED_MAX    65536u     /* chunks in one record */
 
-static const struct kv_slice chunk_stats_key = {"chunks", 6};
+static const struct kv_slice chunk_stats_key = {CHUNK_TOTALS_KEY, sizeof(CHUNK_TOTALS_KEY) - 1};
 
 struct chunk_load {
     struct list link;
@@ -52,8 +52,40 @@ int chunkstore_new(struct env *env, struct kv *kv, struct segments *segments,
     fiber_mutex_init(&cs->compacting);
     fiber_cond_init(&cs->room_changed);
     fiber_cond_init(&cs->room_wanted);
+    metric_hist_init(&cs->hash_time, METRIC_TIME);
+    metric_hist_init(&cs->look_up_time, METRIC_TIME);
+    metric_hist_init(&cs->compress_time, METRIC_TIME);
+    metric_hist_init(&cs->move_time, METRIC_TIME);
     *ret_store = cs;
     return 0;
+}
+
+void chunkstore_observe(struct chunkstore *cs, struct metrics *m)
+{
+    static const char stage[] =
+        "Time of a group of chunks in a stage of its way in, waiting for a thread included";
+
+    metrics_add_hist(m, "filmroom_chunk_stage_seconds", stage, METRIC_LABELS("stage", "hash"),
+                     &cs->hash_time);
+    metrics_add_hist(m, "filmroom_chunk_stage_seconds", stage, METRIC_LABELS("stage", "look_up"),
+                     &cs->look_up_time);
+    metrics_add_hist(m, "filmroom_chunk_stage_seconds", stage, METRIC_LABELS("stage", "compress"),
+                     &cs->compress_time);
+    metrics_add_hist(m, "filmroom_compaction_step_seconds",
+                     "Time of one step of compaction: read, write, verify, switch", NULL,
+                     &cs->move_time);
+    metrics_add_counter(m, "filmroom_compaction_moved_chunks_total",
+                        "Chunks moved out of segments with much that is dead", NULL,
+                        &cs->moved_chunks);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_compaction_moved_bytes_total",
+                      "Stored bytes moved out of segments with much that is dead", NULL,
+                      &cs->stats.moved_bytes);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_compaction_segments_total",
+                      "Segments emptied by compaction", NULL, &cs->stats.compacted);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_chunks_found_total",
+                      "Chunks that were stored already when they came", NULL, &cs->stats.found);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_chunks_new_total",
+                      "Chunks that were new when they came", NULL, &cs->stats.missed);
 }
 
 void chunkstore_free(struct chunkstore *cs)
@@ -383,15 +415,34 @@ int chunkstore_warm(struct chunkstore *cs, const uint64_t *ids, size_t n)
 
 /* ---- Counters ---- */
 
+void chunk_totals_encode(const struct chunk_totals *t, uint8_t out[CHUNK_TOTALS_SIZE])
+{
+    codec_put_le64(out, t->next_id);
+    codec_put_le64(out + 8, t->chunks);
+    codec_put_le64(out + 16, t->raw);
+    codec_put_le64(out + 24, t->stored);
+    codec_put_le64(out + 32, t->referenced);
+}
+
+int chunk_totals_decode(const void *p, size_t n, struct chunk_totals *ret_totals)
+{
+    const uint8_t *b = p;
+
+    if (n < CHUNK_TOTALS_SIZE)
+        return ERR_FORMAT;
+    *ret_totals =
+        (struct chunk_totals){codec_get_le64(b), codec_get_le64(b + 8), codec_get_le64(b + 16),
+                              codec_get_le64(b + 24), codec_get_le64(b + 32)};
+    return 0;
+}
+
 static void chunk_stats_put(struct chunkstore *cs, struct kv_batch *batch)
 {
-    uint8_t bytes[40];
+    struct chunk_totals t = {cs->next_id, cs->stats.chunks, cs->stats.raw_bytes,
+                             cs->stats.stored_bytes, cs->stats.referenced_bytes};
+    uint8_t bytes[CHUNK_TOTALS_SIZE];
 
-    codec_put_le64(bytes, cs->next_id);
-    codec_put_le64(bytes + 8, cs->stats.chunks);
-    codec_put_le64(bytes + 16, cs->stats.raw_bytes);
-    codec_put_le64(bytes + 24, cs->stats.stored_bytes);
-    codec_put_le64(bytes + 32, cs->stats.referenced_bytes);
+    chunk_totals_encode(&t, bytes);
     kv_batch_put(batch, KV_META, chunk_stats_key, (struct kv_slice){bytes, sizeof(bytes)});
 }
 
@@ -399,20 +450,21 @@ int chunkstore_load(struct chunkstore *cs)
 {
     MEM_AUTO void *value = NULL;
     size_t len;
-    struct codec_reader r;
+    struct chunk_totals t;
     int rc = kv_get(cs->kv, KV_META, chunk_stats_key, &value, &len);
 
     if (rc == ERR_NOENT)
         return 0;
+    if (rc == 0)
+        rc = chunk_totals_decode(value, len, &t);
     if (rc < 0)
         return rc;
-    r = codec_reader_on(value, len);
-    cs->next_id = codec_read_le64(&r) + CHUNK_ID_GAP;
-    cs->stats.chunks = codec_read_le64(&r);
-    cs->stats.raw_bytes = codec_read_le64(&r);
-    cs->stats.stored_bytes = codec_read_le64(&r);
-    cs->stats.referenced_bytes = codec_read_le64(&r);
-    return codec_reader_ok(&r) ? 0 : ERR_FORMAT;
+    cs->next_id = t.next_id + CHUNK_ID_GAP;
+    cs->stats.chunks = t.chunks;
+    cs->stats.raw_bytes = t.raw;
+    cs->stats.stored_bytes = t.stored;
+    cs->stats.referenced_bytes = t.referenced;
+    return 0;
 }
 
 void chunkstore_get_stats(const struct chunkstore *cs, struct chunkstore_stats *ret_stats)

@@ -1,4 +1,6 @@
-/* Compaction: moving what is alive out of segments with much that is dead.
+/* Compaction: moving what is alive out of segments with much that is dead, and out of such as have
+ * less parity than they should: written while drives were missing, or with a column on a drive that
+ * is given up. The latter is how a lost drive's data is rebuilt, in the space that the others have.
  *
  * For each stripe of the victim its directory tells which chunks were written there; the chunk
  * table tells which of them are alive and still lie there. These are read (verified), written as
@@ -36,7 +38,6 @@
 #include "lib/base/mem.h"
 #include "lib/base/strbuf.h"
 #include "lib/rt/env.h"
-#include "lib/store/journal.h"
 
 #define COMPACT_CHUNKS_MAX 1024u /* in one step, and so in one record */
 #define COMPACT_HEAD       24u
@@ -71,6 +72,15 @@ static unsigned compact_fill(enum compact_need need)
                                   : COMPACT_FILL_IDLE;
 }
 
+/* What lacks parity comes first, unless writes wait for space: moving it to where it is as safe as
+ * the rest takes some. */
+static bool compact_pick(const struct chunkstore *cs, enum compact_need need, uint64_t *ret_segment)
+{
+    if (need != COMPACT_NOW && segment_pick_thin(cs->segments, ret_segment))
+        return true;
+    return segment_pick_sparse(cs->segments, compact_fill(need), ret_segment);
+}
+
 static bool space_is_low(const struct chunkstore *cs)
 {
     struct segment_space sp;
@@ -81,12 +91,14 @@ static bool space_is_low(const struct chunkstore *cs)
 
 enum compact_need chunkstore_compact_need(const struct chunkstore *cs)
 {
-    enum compact_need need = cs->room_waiters   ? COMPACT_NOW
-                             : space_is_low(cs) ? COMPACT_SOON
-                                                : COMPACT_IDLE;
     uint64_t segment;
+    enum compact_need need = COMPACT_IDLE;
 
-    return segment_pick_sparse(cs->segments, compact_fill(need), &segment) ? need : COMPACT_NOTHING;
+    if (cs->room_waiters)
+        need = COMPACT_NOW;
+    else if (space_is_low(cs) || segment_pick_thin(cs->segments, &segment))
+        need = COMPACT_SOON;
+    return compact_pick(cs, need, &segment) ? need : COMPACT_NOTHING;
 }
 
 /* ---- One step: read, write, verify, switch ---- */
@@ -145,7 +157,9 @@ static int step_verify(struct compact_step *st, const struct segment_stripe *whe
     return rc;
 }
 
-/* Journals the switch. Suspends. */
+/* Journals the switch. Not from the journal's reserve: that is for what frees the journal, and
+ * moves come fast enough to use it up, while the drainer then waits for its share of it. Suspends.
+ */
 static int step_switch(struct compact_step *st, const struct segment_stripe *where)
 {
     STRBUF_AUTO struct strbuf body = STRBUF_INIT;
@@ -166,7 +180,7 @@ static int step_switch(struct compact_step *st, const struct segment_stripe *whe
         codec_put_le32(p + 24, st->from[i].position);
         codec_put_le32(p + 28, st->chunks[i].position);
     }
-    return record_submit(st->cs->log, RECORD_CHUNK_MOVE, &iov, 1, JOURNAL_INTERNAL, NULL);
+    return record_submit(st->cs->log, RECORD_CHUNK_MOVE, &iov, 1, 0, NULL);
 }
 
 /* Moves what is gathered; the step is empty afterwards. Suspends. */
@@ -186,6 +200,8 @@ static int step_move(struct compact_step *st)
             rc = step_switch(st, &where);
         if (rc == 0)
             st->cs->stats.moved_bytes += st->bytes;
+        if (rc == 0)
+            metric_add(&st->cs->moved_chunks, st->count);
         segment_release(st->cs->segments, where.segment);
     }
     for (size_t i = 0; i < st->count; i++) {
@@ -201,10 +217,14 @@ static int step_move(struct compact_step *st)
 static int run_step(struct compact_run *run)
 {
     struct compact_step *st = run->step;
-    uint64_t start = env_now(st->cs->env);
+    uint64_t start = env_now(st->cs->env), took;
+    size_t gathered = st->count;
     int rc = step_move(st);
 
-    if (rc == 0 && run->pause && !run->pause(run->arg, env_now(st->cs->env) - start))
+    took = env_now(st->cs->env) - start;
+    if (gathered)
+        metric_record(&st->cs->move_time, took);
+    if (rc == 0 && run->pause && !run->pause(run->arg, took))
         run->stopped = true;
     return rc;
 }
@@ -287,7 +307,7 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
     int rc;
 
     fiber_mutex_lock(&cs->compacting);
-    if (!segment_pick_sparse(cs->segments, compact_fill(need), &segment)) {
+    if (!compact_pick(cs, need, &segment)) {
         fiber_mutex_unlock(&cs->compacting);
         return ERR_NOENT;
     }

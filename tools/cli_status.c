@@ -91,6 +91,7 @@ static void cli_print_capacity(const json_t *status)
     cli_print_amount("Deduplicated", deduped, "dedup", logical);
     cli_print_amount("Compressed", stored, "compression", deduped);
     cli_print_size("With parity", cli_number(c, "physical"));
+    cli_print_size("Reclaimable", cli_number(c, "reclaimable"));
     cli_print_size("Drives free", cli_number(c, "free"));
     cli_print_share("Journal", cli_number(j, "used"), cli_number(j, "size"));
 }

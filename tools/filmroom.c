@@ -42,6 +42,10 @@ static const char cli_size_help[] =
 
 static const struct cli_command cli_commands[] = {
     {"status", "", "how the store is: state, addresses, space, counters", NULL, 0, 0, cli_status},
+    {"stats", "", "how long things take, and counters, since the daemon's start",
+     "Times: how many were measured, and which time half, 90 % and 99 % of them did not exceed.\n"
+     "docs/METRICS.md says what each row means. Prometheus gets the same from /metrics.\n",
+     0, 0, cli_stats},
     {"drive list", "", "the drives with their state, space and errors", NULL, 0, 0, cli_drive_list},
     {"volume create", "NAME SIZE [--durability every-write|on-flush]", "make a VM disk",
      "The volume is thin: it takes space as it is written.\n\n"

@@ -45,12 +45,13 @@ struct admin_listener {
 
 /* Bytes, from what clients see down to what drives hold. */
 struct admin_capacity {
-    uint64_t limit;    /* of logical bytes */
-    uint64_t logical;  /* as clients wrote them: mapped blocks and instances */
-    uint64_t deduped;  /* of distinct chunks */
-    uint64_t stored;   /* after compression */
-    uint64_t physical; /* with parity */
-    uint64_t free;     /* on the drives, before parity */
+    uint64_t limit;       /* of logical bytes */
+    uint64_t logical;     /* as clients wrote them: mapped blocks and instances */
+    uint64_t deduped;     /* of distinct chunks */
+    uint64_t stored;      /* after compression */
+    uint64_t physical;    /* with parity */
+    uint64_t reclaimable; /* of what is taken, before parity: holds nothing alive; compaction's */
+    uint64_t free;        /* on the drives, before parity */
 };
 
 struct admin_status {

@@ -93,6 +93,12 @@ int kv_close(struct kv *kv);
  * or kv_flush and by all after it. */
 struct kv *kv_front_new(struct env *env, struct kv *store, size_t limit);
 
+/* Registers the metrics of a store that kv_front_new made, and has its slow calls told to `slow`
+ * (NULL: nobody). */
+struct metrics;
+struct slow_log;
+void kv_front_observe(struct kv *kv, struct metrics *m, struct slow_log *slow);
+
 /* ---- The two stores (kv_rocks.c, kv_mem.c) ---- */
 
 struct kv_rocks_options {

@@ -22,18 +22,27 @@
  * begin while a scan is under way. One that has begun may go on: all it brings was copied. A scan
  * that comes while a push waits lets it go first, else busy readers could stop the writers.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/metric.h"
+#include "lib/base/slow.h"
 #include "lib/kv/impl.h"
 #include "lib/kv/rowset.h"
 #include "lib/rt/env.h"
 #include "lib/rt/sync.h"
 
 #define KV_FRONT_DEFAULT_BYTES (8u << 20)
+
+/* What is timed. Reads only when they go to the store behind, writes only when they find the active
+ * set full: what is done in the sets costs hardly more than a look at the clock, and is part of
+ * what the caller times. */
+enum front_op { FRONT_GET, FRONT_SCAN, FRONT_WRITE, FRONT_BEHIND, FRONT_FLUSH, FRONT_OPS };
+static const char *const front_op_names[] = {"get", "scan", "write", "write_behind", "flush"};
 
 struct kv_front {
     struct kv base;
@@ -48,11 +57,28 @@ struct kv_front {
     bool push_waits;
     struct fiber_mutex writing; /* keeps batches in the order of the calls */
     struct fiber_cond changed;  /* any of the above */
+    struct metric_hist op_time[FRONT_OPS];
+    struct metric_counter hits; /* rows found in the sets */
+    struct slow_log *slow;
 };
 
 static struct kv_front *kv_front_of(struct kv *kv)
 {
     return (struct kv_front *)kv;
+}
+
+/* An operation that began at `start` is over. */
+static void front_measure(struct kv_front *f, enum front_op op, uint64_t start, size_t rows)
+{
+    uint64_t now = env_now(f->env);
+
+    metric_record(&f->op_time[op], now - start);
+    if (slow_is(f->slow, now - start)) {
+        char name[32];
+
+        (void)snprintf(name, sizeof(name), "kv.%s", front_op_names[op]);
+        slow_note(f->slow, now, name, now - start, "rows=%zu", rows);
+    }
 }
 
 /* ---- Handing on ----------------------------------------------------------------------------- */
@@ -95,13 +121,17 @@ static int front_write_behind(struct kv_front *f)
 static void front_push(void *arg)
 {
     struct kv_front *f = arg;
+    size_t rows = rowset_count(f->sealed);
+    uint64_t start;
 
     f->push_waits = true;
     while (f->scans)
         fiber_cond_wait(&f->changed);
     f->push_waits = false;
     fiber_cond_broadcast(&f->changed);
+    start = env_now(f->env);
     f->error = front_write_behind(f);
+    front_measure(f, FRONT_BEHIND, start, rows);
     if (f->error == 0) {
         rowset_clear(f->sealed);
         f->sealed = NULL;
@@ -136,6 +166,8 @@ static int kv_front_write(struct kv *kv, const struct kv_batch *b)
 {
     struct kv_front *f = kv_front_of(kv);
     struct kv_batch_op op;
+    bool waits = f->active->bytes >= f->limit;
+    uint64_t start = waits ? env_now(f->env) : 0;
     size_t pos = 0;
     int rc;
 
@@ -152,12 +184,15 @@ static int kv_front_write(struct kv *kv, const struct kv_batch *b)
         else
             rowset_delete(f->active, op.key);
     fiber_mutex_unlock(&f->writing);
+    if (waits)
+        front_measure(f, FRONT_WRITE, start, kv_batch_count(b));
     return rc;
 }
 
 static int kv_front_flush(struct kv *kv)
 {
     struct kv_front *f = kv_front_of(kv);
+    uint64_t start = env_now(f->env);
     int rc;
 
     fiber_mutex_lock(&f->writing); /* so that nobody else seals */
@@ -167,7 +202,10 @@ static int kv_front_flush(struct kv *kv)
     fiber_mutex_unlock(&f->writing);
     if (rc == 0)
         rc = front_await_push(f);
-    return rc == 0 ? kv_flush(f->store) : rc;
+    if (rc == 0)
+        rc = kv_flush(f->store);
+    front_measure(f, FRONT_FLUSH, start, 0);
+    return rc;
 }
 
 /* ---- Reading rows --------------------------------------------------------------------------- */
@@ -191,8 +229,14 @@ static int kv_front_get(struct kv *kv, struct kv_slice key, void **ret_value, si
     struct kv_front *f = kv_front_of(kv);
     const struct rowset_row *r = front_find(f, key);
 
-    if (!r)
-        return f->store->ops->get(f->store, key, ret_value, ret_len);
+    if (!r) {
+        uint64_t start = env_now(f->env);
+        int rc = f->store->ops->get(f->store, key, ret_value, ret_len);
+
+        front_measure(f, FRONT_GET, start, 1);
+        return rc;
+    }
+    metric_add(&f->hits, 1);
     if (r->gone)
         return ERR_NOENT;
     front_copy(r, ret_value, ret_len);
@@ -242,8 +286,13 @@ static int kv_front_multi_get(struct kv *kv, const struct kv_slice *keys, size_t
             rest.where[rest.count++] = i;
         }
     }
-    if (rest.count)
+    metric_add(&f->hits, n - rest.count);
+    if (rest.count) {
+        uint64_t start = env_now(f->env);
+
         rc = f->store->ops->multi_get(f->store, rest.keys, rest.count, rest.values, rest.lens);
+        front_measure(f, FRONT_GET, start, rest.count);
+    }
     for (size_t i = 0; rc == 0 && i < rest.count; i++) {
         values[rest.where[i]] = rest.values[i];
         lens[rest.where[i]] = rest.lens[i];
@@ -429,6 +478,7 @@ static int kv_front_scan(struct kv *kv, struct kv_slice from, struct kv_slice to
     struct kv_front *f = kv_front_of(kv);
     struct front_view v = {.from = from, .to = to, .reverse = reverse != 0};
     struct kv_page page;
+    uint64_t start = env_now(f->env);
     int rc;
 
     while (f->push_waits)
@@ -446,6 +496,7 @@ static int kv_front_scan(struct kv *kv, struct kv_slice from, struct kv_slice to
             kv_page_free(&page);
     }
     view_free(&v);
+    front_measure(f, FRONT_SCAN, start, rc == 0 ? (*ret_rows)->count : 0);
     if (--f->scans == 0)
         fiber_cond_broadcast(&f->changed);
     return rc;
@@ -500,5 +551,25 @@ struct kv *kv_front_new(struct env *env, struct kv *store, size_t limit)
     f->active = &f->sets[0];
     fiber_mutex_init(&f->writing);
     fiber_cond_init(&f->changed);
+    for (unsigned i = 0; i < FRONT_OPS; i++)
+        metric_hist_init(&f->op_time[i], METRIC_TIME);
     return &f->base;
+}
+
+void kv_front_observe(struct kv *kv, struct metrics *m, struct slow_log *slow)
+{
+    struct kv_front *f = kv_front_of(kv);
+
+    CHECK(kv->ops == &kv_front_ops);
+    f->slow = slow;
+    for (unsigned i = 0; i < FRONT_OPS; i++)
+        metrics_add_hist(
+            m, "filmroom_kv_seconds",
+            "Time of calls on the metadata that were more than a look into memory: get "
+            "and scan, writes that found memory full, batches written behind to "
+            "RocksDB, flushes",
+            METRIC_LABELS("op", front_op_names[i]), &f->op_time[i]);
+    metrics_add_counter(m, "filmroom_kv_hits_total",
+                        "Rows of metadata found among those not yet written behind", NULL,
+                        &f->hits);
 }

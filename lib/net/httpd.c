@@ -35,6 +35,7 @@
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
+#include "lib/base/metric.h"
 #include "lib/base/strbuf.h"
 #include "lib/net/httpd_impl.h"
 
@@ -63,6 +64,7 @@ struct httpd {
     atomic_uint connections;
     atomic_uint active; /* exchanges between on_access and on_completed */
     atomic_bool stopping;
+    struct metric_counter received, sent; /* bytes of bodies */
 };
 
 /* One connection. */
@@ -82,6 +84,7 @@ struct httpd_req {
     struct httpd_uri uri;
     struct strbuf body;
     uint64_t body_length, body_seen, body_max, dropped;
+    uint64_t started;
     bool began; /* on_request was called */
     bool queued;
     unsigned status; /* of the answer held in `resp`; 0: none yet */
@@ -211,6 +214,16 @@ const char *httpd_peer(const struct httpd_req *r)
     return r->peer;
 }
 
+uint64_t httpd_started(const struct httpd_req *r)
+{
+    return r->started;
+}
+
+unsigned httpd_status(const struct httpd_req *r)
+{
+    return r->status;
+}
+
 void httpd_set_state(struct httpd_req *r, void *state)
 {
     r->state = state;
@@ -273,6 +286,8 @@ void httpd_reply(struct httpd_req *r, unsigned status, const char *content_type,
     else
         resp = MHD_create_response_from_buffer(0, (void *)(uintptr_t) "", MHD_RESPMEM_PERSISTENT);
     reply_with(r, status, content_type, resp);
+    if (strcmp(r->method, "HEAD") != 0)
+        metric_add(&r->s->sent, len);
 }
 
 void httpd_reply_text(struct httpd_req *r, unsigned status, const char *fmt, ...)
@@ -291,6 +306,7 @@ void httpd_reply_text(struct httpd_req *r, unsigned status, const char *fmt, ...
 
 /* A stream being sent. */
 struct pull {
+    struct httpd *s;
     const struct httpd_stream *st;
     void *arg;
     uint64_t len;
@@ -305,8 +321,10 @@ static ssize_t pull_read(void *cls, uint64_t pos, char *buf, size_t max)
         max = (size_t)(p->len - pos);
     n = p->st->read(p->arg, pos, buf, max);
     CHECK(n <= (int64_t)max);
-    if (n > 0)
+    if (n > 0) {
+        metric_add(&p->s->sent, (uint64_t)n);
         return (ssize_t)n;
+    }
     /* An end before the announced length is as bad as an error. */
     if (n < 0 || (p->len != HTTPD_UNKNOWN && pos < p->len))
         return MHD_CONTENT_READER_END_WITH_ERROR;
@@ -329,7 +347,7 @@ void httpd_reply_stream(struct httpd_req *r, unsigned status, const char *conten
     uint64_t size = len == HTTPD_UNKNOWN ? MHD_SIZE_UNKNOWN : len;
     size_t block = len < STREAM_BLOCK ? (size_t)len : STREAM_BLOCK;
 
-    *p = (struct pull){st, arg, len};
+    *p = (struct pull){r->s, st, arg, len};
     /* Chunked output is built in the connection's pool; the block would lie idle. */
     if (len == HTTPD_UNKNOWN || block == 0)
         block = 1024;
@@ -448,6 +466,7 @@ static struct httpd_req *req_new(struct httpd *s, struct MHD_Connection *mhd, co
     r->method = mem_strdup(method);
     r->body_max = s->body_max;
     r->body_length = announced_length(r);
+    r->started = s->env ? env_now(s->env) : 0;
     httpd_sockaddr_text(info ? info->client_addr : NULL, r->peer, sizeof(r->peer));
     atomic_fetch_add(&s->active, 1);
     return r;
@@ -537,6 +556,7 @@ static enum MHD_Result req_data(struct httpd_req *r, const char *data, size_t le
 {
     struct httpd *s = r->s;
 
+    metric_add(&s->received, len);
     if (!httpd_replied(r)) {
         if (len > r->body_max - r->body_seen)
             httpd_reply_text(r, 413, "The request body is larger than the limit of %llu bytes.",
@@ -671,6 +691,15 @@ int httpd_start(struct env *env, const struct httpd_config *cfg, const struct ht
 void httpd_addr(const struct httpd *s, struct env_addr *ret_addr)
 {
     *ret_addr = s->addr;
+}
+
+void httpd_observe(const struct httpd *s, struct metrics *m, const char *door)
+{
+    metrics_add_counter(m, "filmroom_door_received_bytes_total",
+                        "Bytes of content received from clients", METRIC_LABELS("door", door),
+                        &s->received);
+    metrics_add_counter(m, "filmroom_door_sent_bytes_total", "Bytes of content sent to clients",
+                        METRIC_LABELS("door", door), &s->sent);
 }
 
 unsigned httpd_port(const struct httpd *s)

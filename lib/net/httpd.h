@@ -61,6 +61,11 @@ struct httpd_config {
 int httpd_start(struct env *env, const struct httpd_config *cfg, const struct httpd_handler *h,
                 void *ctx, struct httpd **ret_httpd);
 
+/* Registers the bytes of bodies received and sent, under the label door=`door`; they last until the
+ * server is stopped. */
+struct metrics;
+void httpd_observe(const struct httpd *s, struct metrics *m, const char *door);
+
 /* The address, with the port that was picked. */
 void httpd_addr(const struct httpd *s, struct env_addr *ret_addr);
 
@@ -110,6 +115,9 @@ const char *httpd_body(const struct httpd_req *r, size_t *ret_len);
 
 const char *httpd_peer(const struct httpd_req *r); /* "127.0.0.1:51234", "[::1]:51234" or "unix" */
 
+/* When the request line and headers were in (env_now; 0 without an env). */
+uint64_t httpd_started(const struct httpd_req *r);
+
 /* The handler's own pointer for this request; NULL at first. */
 void httpd_set_state(struct httpd_req *r, void *state);
 void *httpd_state(const struct httpd_req *r);
@@ -117,6 +125,7 @@ void *httpd_state(const struct httpd_req *r);
 /* ---- The answer ------------------------------------------------------------------------------ */
 
 bool httpd_replied(const struct httpd_req *r);
+unsigned httpd_status(const struct httpd_req *r); /* of the answer; 0: there is none */
 
 /* Adds a header to the answer to come; copied. A value with control bytes is a broken invariant.
  * Content-Length, Date and Connection are made here. */

@@ -23,6 +23,7 @@ struct env;
 struct env_file;
 struct env_sock;
 struct env_listener;
+struct metric_hist;
 
 #define ENV_NS_PER_MS 1000000ull
 #define ENV_NS_PER_S  1000000000ull
@@ -181,6 +182,23 @@ void env_run(struct env *env, fiber_fn main, void *arg);
 
 /* Suspends until SIGTERM or SIGINT arrives (real env; in the simulator until env_sim says so). */
 void env_wait_stop(struct env *env);
+
+/* Watches the loop for fibers that keep it from the others: times every step of a fiber, from one
+ * point where it gives way to the next. What runs on the loop outside of fibers is not seen. Two
+ * readings of the clock a step, or one where steps follow each other; without a watch the cost is
+ * one branch. */
+struct env_watch {
+    uint64_t threshold_ns;     /* steps that took longer are told; above 0 */
+    struct metric_hist *steps; /* of METRIC_TIME: every step is recorded */
+    /* Tells of a long step: the fiber's name, and why it gave way ("ended" when it has); constant
+     * texts. On the loop, outside any fiber; must not suspend. */
+    void (*tell)(void *arg, const char *fiber, const char *why, uint64_t took_ns);
+    void *arg;
+};
+
+/* Begins to watch, or ends it (NULL). The struct is the caller's and stays put meanwhile. From the
+ * loop's thread. In the simulator no time passes within a step: nothing is ever told. */
+void env_set_watch(struct env *env, const struct env_watch *watch);
 
 /* Frees the env; it must not be running. */
 void env_free(struct env *env);

@@ -82,6 +82,9 @@ struct env {
     bool stopping;
     struct fiber_cond stop;
 
+    const struct env_watch *watch; /* NULL: none */
+    uint64_t watch_at; /* when the last step ended; 0: the loop did something else since */
+
     struct env_file *(*wrap)(void *arg, const char *path, struct env_file *file);
     void *wrap_arg;
 };

@@ -271,6 +271,7 @@ static void uring_turn(struct uring *u)
     struct env *env = &u->env;
     uint64_t timeout = ENV_FOREVER;
 
+    env->watch_at = 0;
     for (size_t n = env->ready_count; n; n--)
         fiber_step(env);
     if (env->timer_count) {

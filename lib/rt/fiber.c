@@ -25,6 +25,7 @@
 #include <ucontext.h>
 
 #include "lib/base/check.h"
+#include "lib/base/metric.h"
 #include "lib/rt/env_priv.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -281,6 +282,24 @@ struct fiber *fiber_self(void)
     return fiber_loop.current;
 }
 
+/* A step of a watched env: see env_set_watch. `f` may be gone afterwards, its texts are constant.
+ */
+static void fiber_enter_watched(struct env *env, struct fiber *f)
+{
+    uint64_t start = env->watch_at ? env->watch_at : env_now(env), took;
+    const struct env_watch *w;
+
+    fiber_enter(f);
+    w = env->watch; /* it may have ended in this very step */
+    if (!w)
+        return;
+    env->watch_at = env_now(env);
+    took = env->watch_at - start;
+    metric_record(w->steps, took);
+    if (took > w->threshold_ns)
+        w->tell(w->arg, f->name, f->state == FIBER_ENDED ? "ended" : f->why, took);
+}
+
 bool fiber_step(struct env *env)
 {
     struct list *it = list_pop_front(&env->ready);
@@ -293,7 +312,10 @@ bool fiber_step(struct env *env)
     f = LIST_ENTRY(it, struct fiber, link);
     env->ready_count--;
     before = env_enter(env);
-    fiber_enter(f);
+    if (env->watch)
+        fiber_enter_watched(env, f);
+    else
+        fiber_enter(f);
     env_leave(env, before);
     if (f->state == FIBER_ENDED)
         fiber_retire(f);

@@ -19,6 +19,13 @@ void env_fini(struct env *env)
     mem_free(env->timers);
 }
 
+void env_set_watch(struct env *env, const struct env_watch *watch)
+{
+    CHECK(!watch || (watch->threshold_ns && watch->steps && watch->tell));
+    env->watch = watch;
+    env->watch_at = 0;
+}
+
 /* ---- Memory domains -----------------------------------------------------------------------------
  */
 

@@ -1,6 +1,7 @@
 /* The drive set and its superblocks; see drive.h and format.h (F1, F2). */
 #include "lib/store/drive.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "lib/base/buf.h"
@@ -8,6 +9,7 @@
 #include "lib/base/crc32c.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/metric.h"
 #include "lib/base/plant.h"
 
 #define DRIVE_WIPE_PIECE (1u << 20)
@@ -64,7 +66,7 @@ static bool slot_size_valid(uint64_t size)
     return size % FORMAT_UNIT == 0 && size >= FORMAT_SLOT_MIN && size <= FORMAT_SLOT_MAX;
 }
 
-static bool super_valid(const struct format_super *s)
+bool drive_super_valid(const struct format_super *s)
 {
     uint64_t end;
 
@@ -94,7 +96,7 @@ static int super_read(struct env_file *file, struct format_super *ret_super)
         if (env_pread(file, b->data, FORMAT_UNIT, offs[i]) < 0)
             continue;
         memcpy(&s, b->data, sizeof(s));
-        if (!super_valid(&s) || (rc == 0 && s.generation <= ret_super->generation))
+        if (!drive_super_valid(&s) || (rc == 0 && s.generation <= ret_super->generation))
             continue;
         *ret_super = s;
         rc = 0;
@@ -452,4 +454,36 @@ void driveset_close(struct driveset *ds)
         mem_free(ds->drives[i].path);
     }
     mem_free(ds);
+}
+
+/* ---- Metrics ---- */
+
+static void drive_observe(const struct drive *d, struct metrics *m)
+{
+    const struct {
+        const char *name, *help;
+        const uint64_t *value;
+    } rows[] = {
+        {"filmroom_drive_reads_total", "Reads from a drive", &d->reads},
+        {"filmroom_drive_writes_total", "Writes to a drive", &d->writes},
+        {"filmroom_drive_read_bytes_total", "Bytes read from a drive", &d->read_bytes},
+        {"filmroom_drive_written_bytes_total", "Bytes written to a drive", &d->write_bytes},
+        {"filmroom_drive_read_errors_total", "Reads from a drive that failed", &d->read_errors},
+        {"filmroom_drive_write_errors_total", "Writes to a drive that failed", &d->write_errors},
+        {"filmroom_drive_corruptions_total",
+         "Reads of a drive that gave wrong bytes, found by their checksum and mended",
+         &d->corruptions},
+    };
+    char index[12];
+
+    (void)snprintf(index, sizeof(index), "%u", d->index);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+        metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, rows[i].name, rows[i].help,
+                          METRIC_LABELS("drive", index), rows[i].value);
+}
+
+void driveset_observe(const struct driveset *ds, struct metrics *m)
+{
+    for (unsigned i = 0; i < ds->count; i++)
+        drive_observe(&ds->drives[i], m);
 }

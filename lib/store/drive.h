@@ -14,6 +14,8 @@
 #include "lib/rt/sync.h"
 #include "lib/store/format.h"
 
+struct metrics;
+
 enum drive_state {
     DRIVE_OK,
     DRIVE_MISSING, /* no such file or device, too small, or its superblock is not this store's */
@@ -86,6 +88,9 @@ void driveset_put_out(struct driveset *ds, unsigned index, const char *reason);
 int driveset_commit(struct driveset *ds, bool membership,
                     void (*change)(struct format_super *super, void *arg), void *arg);
 
+/* Is this a superblock, whole and sane (F1)? */
+bool drive_super_valid(const struct format_super *s);
+
 /* Number of drives that count, and of those that do not. */
 unsigned driveset_healthy(const struct driveset *ds);
 bool drive_usable(const struct drive *d);   /* counts */
@@ -99,6 +104,9 @@ void drive_io_done(struct drive *d, const struct env_io *io);
 /* Fills the journal area of a drive with zeroes, durable, so that later writes allocate nothing.
  * Suspends. */
 int drive_wipe_journal(struct driveset *ds, struct drive *d);
+
+/* Registers the counters of every drive. */
+void driveset_observe(const struct driveset *ds, struct metrics *m);
 
 static inline uint64_t drive_slot_off(const struct driveset *ds, uint32_t slot)
 {

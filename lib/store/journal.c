@@ -44,6 +44,8 @@ int journal_open(struct driveset *ds, const struct journal_ops *ops, void *arg,
     fiber_cond_init(&j->space);
     fiber_mutex_init(&j->trim_lock);
     fiber_group_init(&j->writer);
+    metric_hist_init(&j->commit_time, METRIC_TIME);
+    metric_hist_init(&j->write_time, METRIC_TIME);
     *ret_journal = j;
     return 0;
 }
@@ -175,6 +177,7 @@ int journal_append(struct journal *j, uint16_t type, uint16_t version, const str
         j->pending_len = sizeof(struct format_batch);
         j->pending_records = 0;
         j->pending_first = j->next_lsn;
+        j->pending_since = env_now(j->ds->env);
     }
     *ret_lsn = j->next_lsn++;
     journal_put_record(j,
@@ -437,13 +440,30 @@ static void journal_hand_on(struct journal *j, struct buf *b, size_t length, uin
     j->ops->on_durable(j->arg, batch);
 }
 
+/* A batch is durable that was begun at `since` and written from `start` on. */
+static void journal_measure(struct journal *j, uint64_t since, uint64_t start, size_t length,
+                            uint32_t records)
+{
+    uint64_t now = env_now(j->ds->env);
+
+    metric_record(&j->commit_time, now - since);
+    metric_record(&j->write_time, now - start);
+    metric_record(&j->batch_records, records);
+    metric_record(&j->batch_bytes, length);
+    if (slow_is(j->slow, now - since))
+        slow_note(j->slow, now, "journal.commit", now - since,
+                  "records=%u bytes=%zu waited_us=%llu write_us=%llu", (unsigned)records, length,
+                  (unsigned long long)((start - since) / 1000),
+                  (unsigned long long)((now - start) / 1000));
+}
+
 /* Takes the pending batch and makes it durable. */
 static void journal_commit_pending(struct journal *j)
 {
     struct buf *b;
     size_t length;
     uint32_t records;
-    uint64_t first, off;
+    uint64_t first, off, since = j->pending_since, start;
     int rc;
 
     /* While it waits for room the batch goes on growing. */
@@ -458,6 +478,7 @@ static void journal_commit_pending(struct journal *j)
     j->pending_len = 0;
     j->writing_len = length;
     fiber_cond_broadcast(&j->space); /* the next batch may fill */
+    start = env_now(j->ds->env);
     rc = journal_write_batch(j, b, length, off);
     j->writing_len = 0;
     if (rc < 0) {
@@ -465,6 +486,7 @@ static void journal_commit_pending(struct journal *j)
         journal_break(j, rc);
         return;
     }
+    journal_measure(j, since, start, length, records);
     journal_push_extent(j, first, records, off, journal_span(length));
     journal_hand_on(j, b, length, records, first);
 }
@@ -630,6 +652,20 @@ void journal_get_stats(const struct journal *j, struct journal_stats *ret_stats)
                                         .next_lsn = j->next_lsn,
                                         .mirrors = mirrors,
                                         .mirrors_wanted = j->ds->super.parity_columns + 1u};
+}
+
+void journal_observe(struct journal *j, struct metrics *m, struct slow_log *slow)
+{
+    j->slow = slow;
+    metrics_add_hist(m, "filmroom_journal_commit_seconds",
+                     "Time from a batch's first record until the batch is durable on all mirrors",
+                     NULL, &j->commit_time);
+    metrics_add_hist(m, "filmroom_journal_write_seconds",
+                     "Time to write one batch to all mirrors, durable", NULL, &j->write_time);
+    metrics_add_hist(m, "filmroom_journal_batch_records", "Records in one batch of the journal",
+                     NULL, &j->batch_records);
+    metrics_add_hist(m, "filmroom_journal_batch_bytes", "Bytes of one batch of the journal", NULL,
+                     &j->batch_bytes);
 }
 
 unsigned journal_pressure(const struct journal *j)

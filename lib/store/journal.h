@@ -23,6 +23,8 @@
 #include "lib/store/drive.h"
 
 struct journal;
+struct metrics;
+struct slow_log;
 
 struct journal_record {
     uint64_t lsn;
@@ -98,6 +100,23 @@ bool journal_batch_next(const struct journal_batch *b, size_t *pos,
                         struct journal_record *ret_record);
 void journal_batch_free(struct journal_batch *b);
 
+/* ---- Looking (journal_survey.c) ---- */
+
+/* A whole batch somewhere in the ring. */
+struct journal_seen {
+    uint64_t seq, epoch, first_lsn, off; /* off: in the area */
+    uint32_t length, records;
+    uint64_t mirrors; /* bit per drive that has it there */
+};
+
+/* Every whole batch that any mirror has, in order, live ones and older ones that nothing has
+ * overwritten yet. Only reads. *ret_seen from mem_alloc. ERR_LOST when no mirror can be read.
+ * Suspends. */
+int journal_survey(struct journal *j, struct journal_seen **ret_seen, size_t *ret_count);
+/* The batch itself, for journal_batch_next. Suspends. */
+int journal_survey_read(struct journal *j, const struct journal_seen *seen,
+                        struct journal_batch **ret_batch);
+
 struct journal_stats {
     uint64_t size, used;              /* bytes of the ring */
     uint64_t batches, records, bytes; /* written since start */
@@ -105,6 +124,9 @@ struct journal_stats {
     unsigned mirrors, mirrors_wanted;
 };
 void journal_get_stats(const struct journal *j, struct journal_stats *ret_stats);
+
+/* Registers the journal's metrics, and has slow batches told to `slow` (NULL: nobody). */
+void journal_observe(struct journal *j, struct metrics *m, struct slow_log *slow);
 
 /* The share of the ring that is used, 0..100: when to checkpoint. */
 unsigned journal_pressure(const struct journal *j);

@@ -1,6 +1,8 @@
 /* The journal's state, shared by its writer (journal.c) and its recovery (journal_replay.c). */
 #pragma once
 
+#include "lib/base/metric.h"
+#include "lib/base/slow.h"
 #include "lib/store/journal.h"
 
 #define JOURNAL_SPARE_BUFS 4u
@@ -39,6 +41,9 @@ struct journal {
     struct buf *spare[JOURNAL_SPARE_BUFS];
 
     uint64_t stat_batches, stat_records, stat_bytes;
+    uint64_t pending_since; /* when the pending batch got its first record */
+    struct metric_hist commit_time, write_time, batch_records, batch_bytes;
+    struct slow_log *slow;
 };
 
 /* Where a batch of `span` bytes goes: behind its predecessor, or at 0 (F4). False: no room now. */
@@ -51,6 +56,8 @@ static inline size_t journal_span(size_t length)
     return (length + FORMAT_UNIT - 1) & ~(size_t)(FORMAT_UNIT - 1);
 }
 uint64_t journal_store_id(const struct journal *j);
+/* Is this the header of a batch that may count (F7)? */
+bool journal_head_valid(const struct journal *j, const uint8_t *p, struct format_batch *ret_head);
 /* Are these `span` bytes the batch `seq` of this store, whole? */
 bool journal_batch_whole(const struct journal *j, const uint8_t *p, size_t span, uint64_t seq);
 

@@ -78,8 +78,7 @@ static const uint8_t *replay_fetch(struct replay *r, struct replay_mirror *m, ui
     return m->window->data;
 }
 
-static bool batch_head_valid(const struct journal *j, const uint8_t *p,
-                             struct format_batch *ret_head)
+bool journal_head_valid(const struct journal *j, const uint8_t *p, struct format_batch *ret_head)
 {
     struct format_batch h;
     uint32_t crc;
@@ -128,7 +127,7 @@ bool journal_batch_whole(const struct journal *j, const uint8_t *p, size_t span,
 {
     struct format_batch h;
 
-    return batch_head_valid(j, p, &h) && h.seq == seq && journal_span(h.length) == span &&
+    return journal_head_valid(j, p, &h) && h.seq == seq && journal_span(h.length) == span &&
            crc32c(0, p + sizeof(h), h.length - sizeof(h)) == h.payload_crc &&
            batch_records_valid(p, &h);
 }
@@ -143,7 +142,7 @@ static const uint8_t *replay_batch_at(struct replay *r, struct replay_mirror *m,
     if (off + FORMAT_UNIT > r->j->cap)
         return NULL;
     p = replay_fetch(r, m, off, FORMAT_UNIT);
-    if (!p || !batch_head_valid(r->j, p, &h) || h.seq != seq || h.first_lsn != r->j->head_lsn ||
+    if (!p || !journal_head_valid(r->j, p, &h) || h.seq != seq || h.first_lsn != r->j->head_lsn ||
         journal_span(h.length) > r->j->cap - off)
         return NULL;
     p = replay_fetch(r, m, off, journal_span(h.length));
@@ -218,7 +217,7 @@ static bool replay_finds_later(struct replay *r)
             const uint8_t *p = replay_fetch(r, &r->mirrors[i], off, FORMAT_UNIT);
             struct format_batch h;
 
-            if (p && batch_head_valid(j, p, &h) && h.seq > j->head_seq)
+            if (p && journal_head_valid(j, p, &h) && h.seq > j->head_seq)
                 return true;
         }
     }

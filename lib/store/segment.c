@@ -35,8 +35,26 @@ int segments_new(struct driveset *ds, struct record_log *log, struct segments **
         ss->slots[i] = mem_calloc((ds->drives[i].slot_count + 7) / 8, 1);
         ss->slots_free[i] = ds->drives[i].slot_count;
     }
+    metric_hist_init(&ss->stripe_time, METRIC_TIME);
+    metric_hist_init(&ss->direct_time, METRIC_TIME);
+    metric_hist_init(&ss->careful_time, METRIC_TIME);
     *ret_segments = ss;
     return 0;
+}
+
+void segments_observe(struct segments *ss, struct metrics *m)
+{
+    metrics_add_hist(m, "filmroom_stripe_write_seconds",
+                     "Time to encode a stripe and write it to all of its drives, durable", NULL,
+                     &ss->stripe_time);
+    metrics_add_hist(m, "filmroom_segment_read_seconds",
+                     "Time to read chunks from drives: direct, or careful where a drive is gone or "
+                     "gave wrong bytes and other columns had to be read and decoded",
+                     METRIC_LABELS("way", "direct"), &ss->direct_time);
+    metrics_add_hist(m, "filmroom_segment_read_seconds",
+                     "Time to read chunks from drives: direct, or careful where a drive is gone or "
+                     "gave wrong bytes and other columns had to be read and decoded",
+                     METRIC_LABELS("way", "careful"), &ss->careful_time);
 }
 
 void segments_free(struct segments *ss)
@@ -181,7 +199,10 @@ static uint64_t segments_possible(const struct segments *ss, unsigned n)
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space)
 {
     struct segment_space sp = {
-        .live = ss->live, .dead = ss->room - ss->live, .segments = ss->by_id.count};
+        .live = ss->live,
+        .dead = ss->room - ss->live,
+        .segments = ss->by_id.count,
+    };
     uint64_t column = ss->ds->super.slot_size - FORMAT_UNIT, slots = 0;
 
     segment_geometry(ss, &sp.k, &sp.m);
@@ -207,6 +228,16 @@ uint64_t segment_drive_used(const struct segments *ss, unsigned drive)
 static uint64_t segment_room(const struct segments *ss, const struct segment *s)
 {
     return s->k * (ss->ds->super.slot_size - FORMAT_UNIT);
+}
+
+/* Parity columns that are left when the drives of `gone` (bit per drive) are. */
+static unsigned segment_parity(const struct segment *s, uint64_t gone)
+{
+    unsigned lost = 0;
+
+    for (unsigned i = 0; gone && i < s->k + s->m; i++)
+        lost += gone >> s->drive[i] & 1;
+    return lost < s->m ? s->m - lost : 0;
 }
 
 /* Puts a segment on the list where it belongs, or none. */
@@ -238,6 +269,52 @@ bool segment_pick_sparse(const struct segments *ss, unsigned below, uint64_t *re
             return true;
         }
     return false;
+}
+
+void segment_give_up(struct segments *ss, unsigned drive)
+{
+    ss->given_up |= 1ull << drive;
+    ss->thin_maybe = true;
+}
+
+bool segment_pick_thin(struct segments *ss, uint64_t *ret_segment)
+{
+    const struct segment *best = NULL;
+    unsigned k, m, least;
+
+    segment_geometry(ss, &k, &m);
+    if (!ss->thin_maybe || k == 0)
+        return false;
+    least = m;
+    for (unsigned i = 0; i < SEGMENT_FILLS; i++)
+        list_for_each (it, &ss->fills[i]) {
+            const struct segment *s = LIST_ENTRY(it, struct segment, fill_link);
+            unsigned parity = segment_parity(s, ss->given_up);
+
+            if (parity >= least || s->tries >= SEGMENT_TRIES)
+                continue;
+            least = parity;
+            best = s;
+        }
+    ss->thin_maybe = best != NULL;
+    if (best)
+        *ret_segment = best->id;
+    return best != NULL;
+}
+
+uint64_t segment_count_thin(const struct segments *ss)
+{
+    uint64_t out = 0, n = 0;
+
+    for (unsigned i = 0; i < ss->ds->count; i++)
+        if (!drive_usable(&ss->ds->drives[i]))
+            out |= 1ull << i;
+    list_for_each (it, &ss->all) {
+        const struct segment *s = LIST_ENTRY(it, struct segment, link);
+
+        n += s->chunks && segment_parity(s, out) < ss->ds->super.parity_columns;
+    }
+    return n;
 }
 
 bool segment_can_gain(const struct segments *ss, unsigned below)
@@ -282,26 +359,22 @@ static void segment_mark(struct segments *ss, struct segment *s)
     list_push_back(&ss->dirty, &s->dirty_link);
 }
 
-static struct segment *segment_decode_open(struct codec_reader *r)
+static bool segment_decode_open(struct codec_reader *r, struct segment *s)
 {
-    struct segment *s = mem_zalloc(sizeof(*s));
-
     s->id = codec_read_le64(r);
     s->stream = (enum segment_stream)codec_read_u8(r);
     s->k = codec_read_u8(r);
     s->m = codec_read_u8(r);
     (void)codec_read_u8(r);
     if (!codec_reader_ok(r) || s->stream >= SEGMENT_STREAMS || s->k < 1 ||
-        s->k + s->m > FORMAT_COLS_MAX) {
-        mem_free(s);
-        return NULL;
-    }
+        s->k + s->m > FORMAT_COLS_MAX)
+        return false;
     for (unsigned i = 0; i < s->k + s->m; i++) {
         s->drive[i] = codec_read_le32(r);
         s->slot[i] = codec_read_le32(r);
     }
     s->used = s->next = 1; /* the fragment header */
-    return s;
+    return codec_reader_ok(r);
 }
 
 static bool slot_taken(const struct segments *ss, uint32_t drive, uint32_t slot)
@@ -340,6 +413,7 @@ static int segment_add(struct segments *ss, struct segment *s, bool reserved)
     segment_file(ss, s);
     ss->live += s->live;
     ss->room += segment_room(ss, s);
+    ss->thin_maybe |= segment_parity(s, ss->given_up) < ss->ds->super.parity_columns;
     if (s->state == SEGMENT_SEALED && s->chunks == 0)
         ss->empty++;
     if (s->id >= ss->next_id)
@@ -350,12 +424,10 @@ static int segment_add(struct segments *ss, struct segment *s, bool reserved)
 int segment_apply_open(struct segments *ss, const uint8_t *body, size_t len, void *context)
 {
     struct codec_reader r = codec_reader_on(body, len);
-    struct segment *s = segment_decode_open(&r);
+    struct segment *s = mem_zalloc(sizeof(*s));
     int rc = ERR_FORMAT;
 
-    if (!s)
-        return rc;
-    if (codec_reader_ok(&r) && !segment_find(ss, s->id))
+    if (segment_decode_open(&r, s) && !segment_find(ss, s->id))
         rc = segment_add(ss, s, context != NULL);
     if (rc < 0) {
         mem_free(s);
@@ -366,6 +438,7 @@ int segment_apply_open(struct segments *ss, const uint8_t *body, size_t len, voi
 
         old->state = SEGMENT_SEALED;
         ss->empty += old->chunks == 0;
+        ss->thin_maybe |= segment_parity(old, ss->given_up) < ss->ds->super.parity_columns;
         segment_file(ss, old);
         segment_mark(ss, old);
     }
@@ -455,6 +528,39 @@ static void segment_encode_open(const struct segment *s, struct strbuf *out)
     strbuf_add(out, bytes, codec_written(&w));
 }
 
+void segment_row_encode(const struct segment *s, struct strbuf *out)
+{
+    uint8_t head[22];
+    struct codec_writer w = codec_writer_on(head, sizeof(head));
+
+    codec_write_u8(&w, SEGMENT_ROW_VERSION);
+    codec_write_u8(&w, (uint8_t)s->state);
+    codec_write_le32(&w, s->used);
+    codec_write_le64(&w, s->live);
+    codec_write_le64(&w, s->chunks);
+    strbuf_add(out, head, codec_written(&w));
+    segment_encode_open(s, out);
+}
+
+int segment_row_decode(const void *value, size_t len, struct segment *ret_segment)
+{
+    struct codec_reader r = codec_reader_on(value, len);
+    uint8_t version = codec_read_u8(&r), state = codec_read_u8(&r);
+    uint32_t used = codec_read_le32(&r);
+    uint64_t live = codec_read_le64(&r), chunks = codec_read_le64(&r);
+    struct segment s = {0};
+
+    if (!codec_reader_ok(&r) || version != SEGMENT_ROW_VERSION || state > SEGMENT_SEALED ||
+        !segment_decode_open(&r, &s))
+        return ERR_FORMAT;
+    s.state = (enum segment_state)state;
+    s.used = s.next = used;
+    s.live = live;
+    s.chunks = chunks;
+    *ret_segment = s;
+    return 0;
+}
+
 void segment_take_dirty(struct segments *ss,
                         void (*row)(void *arg, uint64_t segment, const struct strbuf *value),
                         void *arg)
@@ -463,42 +569,22 @@ void segment_take_dirty(struct segments *ss,
 
     for (struct list *it = list_pop_front(&ss->dirty); it; it = list_pop_front(&ss->dirty)) {
         struct segment *s = LIST_ENTRY(it, struct segment, dirty_link);
-        uint8_t head[22];
-        struct codec_writer w = codec_writer_on(head, sizeof(head));
 
         s->dirty = false;
         strbuf_reset(&value);
-        codec_write_u8(&w, SEGMENT_ROW_VERSION);
-        codec_write_u8(&w, (uint8_t)s->state);
-        codec_write_le32(&w, s->used);
-        codec_write_le64(&w, s->live);
-        codec_write_le64(&w, s->chunks);
-        strbuf_add(&value, head, codec_written(&w));
-        segment_encode_open(s, &value);
+        segment_row_encode(s, &value);
         row(arg, s->id, &value);
     }
 }
 
 int segment_load(struct segments *ss, uint64_t segment, const void *value, size_t len)
 {
-    struct codec_reader r = codec_reader_on(value, len);
-    uint8_t version = codec_read_u8(&r), state = codec_read_u8(&r);
-    uint32_t used = codec_read_le32(&r);
-    uint64_t live = codec_read_le64(&r), chunks = codec_read_le64(&r);
-    struct segment *s;
-    int rc = ERR_FORMAT;
+    struct segment *s = mem_zalloc(sizeof(*s));
+    int rc = segment_row_decode(value, len, s);
 
-    if (!codec_reader_ok(&r) || version != SEGMENT_ROW_VERSION || state > SEGMENT_SEALED)
-        return ERR_FORMAT;
-    s = segment_decode_open(&r);
-    if (!s)
-        return ERR_FORMAT;
-    s->state = (enum segment_state)state;
-    s->used = s->next = used;
-    s->live = live;
-    s->chunks = chunks;
-    if (codec_reader_ok(&r) && s->id == segment && !segment_find(ss, segment))
-        rc = segment_add(ss, s, false);
+    if (rc == 0)
+        rc =
+            s->id == segment && !segment_find(ss, segment) ? segment_add(ss, s, false) : ERR_FORMAT;
     if (rc < 0) {
         mem_free(s);
         return rc;
@@ -611,6 +697,23 @@ int segment_open_new(struct segments *ss, enum segment_stream stream, struct seg
     *ret_segment = segment_find(ss, s.id);
     CHECK(*ret_segment != NULL);
     return 0;
+}
+
+int segment_renew_thin(struct segments *ss)
+{
+    int rc = 0;
+
+    for (unsigned i = 0; rc == 0 && i < SEGMENT_STREAMS; i++) {
+        struct segment *s;
+        unsigned k, m;
+
+        fiber_mutex_lock(&ss->stream_lock[i]);
+        segment_geometry(ss, &k, &m);
+        if (ss->open[i] && segment_parity(ss->open[i], ss->given_up) < m)
+            rc = segment_open_new(ss, (enum segment_stream)i, &s);
+        fiber_mutex_unlock(&ss->stream_lock[i]);
+    }
+    return rc;
 }
 
 bool segment_sweep_due(const struct segments *ss)

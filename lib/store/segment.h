@@ -28,6 +28,7 @@
 #include "lib/store/record.h"
 
 struct segments;
+struct metrics;
 
 /* Data that dies together lies together: each stream has an open segment of its own. What outlived
  * a segment goes on in a stream of survivors, which will live longer still. On media. */
@@ -152,6 +153,39 @@ void segment_take_dirty(struct segments *ss,
 /* Takes a row as segment_take_dirty gave it, at start. */
 int segment_load(struct segments *ss, uint64_t segment, const void *value, size_t len);
 
+/* The row of a segment as KV_SEGMENT has it, and back; decoding fills the part that is not only in
+ * memory. ERR_FORMAT. */
+void segment_row_encode(const struct segment *s, struct strbuf *out);
+int segment_row_decode(const void *value, size_t len, struct segment *ret_segment);
+
+/* ---- Verifying (segment_verify.c) ---- */
+
+/* What is on the drives of one stripe. */
+struct segment_verdict {
+    uint32_t bad;    /* bit per column: read, and other than what the rest of the stripe says */
+    uint32_t absent; /* bit per column: could not be read */
+    bool torn;       /* no k columns agree on the stripe as a whole */
+    bool doubtful;   /* columns do not fit each other, and which ones are right cannot be told */
+};
+
+/* Reads all columns of a stripe and compares them with each other and with the n chunks in it (loc
+ * of each; the same stripe). lost[i] is set where a chunk cannot be had from any columns. Suspends.
+ * ERR_FORMAT when a loc lies outside its segment. */
+int segment_verify(struct segments *ss, const struct segment_loc *locs, size_t n, bool *lost,
+                   struct segment_verdict *ret_verdict);
+
+/* Looks at the fragment headers of a segment: bits of the columns whose header is not its own, and
+ * of those that could not be read. Suspends. */
+int segment_verify_headers(struct segments *ss, uint64_t segment, uint32_t *ret_bad,
+                           uint32_t *ret_absent);
+
+/* Takes a segment as one of its fragments describes it, sealed and written to its end, into a table
+ * that serves only to look: for walking it without the KV store. ERR_FORMAT. */
+int segment_adopt(struct segments *ss, const struct format_fragment *f);
+/* Is this unit a whole fragment header? */
+bool segment_fragment_valid(const struct format_fragment *f);
+const struct segment *segment_get(const struct segments *ss, uint64_t segment); /* or NULL */
+
 /* ---- Compaction ---- */
 
 /* Segments are told apart by how much of what was written in them is alive, in sixteenths. */
@@ -160,6 +194,17 @@ int segment_load(struct segments *ss, uint64_t segment, const void *value, size_
 /* The sealed segment with least alive, among those of less than `below` sixteenths that have
  * something alive; false when there is none. */
 bool segment_pick_sparse(const struct segments *ss, unsigned below, uint64_t *ret_segment);
+/* A drive is not waited for any more: what has a column on it is to be written again. */
+void segment_give_up(struct segments *ss, unsigned drive);
+/* Of the sealed segments with something alive and less parity than a new one would get, the one
+ * with least: written while drives were missing, or with columns on a drive given up. False when
+ * there is none. */
+bool segment_pick_thin(struct segments *ss, uint64_t *ret_segment);
+/* How many segments have less parity than the profile wants, all drives that do not count
+ * considered. Walks the table. */
+uint64_t segment_count_thin(const struct segments *ss);
+/* Opens new segments in place of open ones with less parity than a new one gets. Suspends. */
+int segment_renew_thin(struct segments *ss);
 /* Is there one, or one that is only waiting to be freed? */
 bool segment_can_gain(const struct segments *ss, unsigned below);
 enum segment_stream segment_stream_of(const struct segments *ss, uint64_t segment);
@@ -167,6 +212,9 @@ uint64_t segment_chunk_count(const struct segments *ss, uint64_t segment); /* al
 /* A run left something alive in it; after a few of these, or when `lost`, it is not picked again
  * before the next start. */
 void segment_compact_failed(struct segments *ss, uint64_t segment, bool lost);
+
+/* Registers the metrics of stripes and reads. */
+void segments_observe(struct segments *ss, struct metrics *m);
 
 /* ---- Space ---- */
 

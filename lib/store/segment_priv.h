@@ -2,6 +2,7 @@
  * segment_read.c. */
 #pragma once
 
+#include "lib/base/metric.h"
 #include "lib/rt/sync.h"
 #include "lib/store/ec.h"
 #include "lib/store/segment.h"
@@ -20,7 +21,10 @@ struct segments {
     struct fiber_mutex stream_lock[SEGMENT_STREAMS];
     struct ec *codes[FORMAT_COLS_MAX + 1][FORMAT_COLS_MAX + 1]; /* [k][m], made when first used */
     struct list fills[SEGMENT_FILLS]; /* sealed segments with something alive, by how much */
+    uint64_t given_up;                /* bit per drive */
+    bool thin_maybe;                  /* there may be a segment for segment_pick_thin */
     uint64_t room;                    /* bytes of chunks that all segments could hold */
+    struct metric_hist stripe_time, direct_time, careful_time;
     uint64_t empty; /* sealed segments with nothing alive: candidates of the sweep */
 };
 
@@ -38,6 +42,12 @@ int segment_open_new(struct segments *ss, enum segment_stream stream, struct seg
 int segment_read_careful(struct segments *ss, struct segment *s, const struct segment_loc *loc,
                          bool (*fits)(const struct segment_loc *loc, const uint8_t *bytes),
                          struct buf **ret_buf);
+
+/* Does the chunk lie within its segment? */
+bool segment_loc_sane(const struct segments *ss, const struct segment *s,
+                      const struct segment_loc *l);
+/* Steps to the next combination of k out of n, in lexicographic order; false after the last. */
+bool segment_next_combination(unsigned *pick, unsigned k, unsigned n);
 
 static inline uint64_t segment_column_off(const struct segments *ss, const struct segment *s,
                                           unsigned column)

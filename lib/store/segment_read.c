@@ -47,8 +47,8 @@ static bool same_stripe(const struct segment_loc *a, const struct segment_loc *b
     return a->stripe.segment == b->stripe.segment && a->stripe.offset == b->stripe.offset;
 }
 
-static bool loc_sane(const struct segments *ss, const struct segment *s,
-                     const struct segment_loc *l)
+bool segment_loc_sane(const struct segments *ss, const struct segment *s,
+                      const struct segment_loc *l)
 {
     uint64_t column = (uint64_t)l->stripe.width * FORMAT_UNIT;
 
@@ -204,8 +204,7 @@ static bool careful_try(struct careful *c, const unsigned *pick, uint8_t *out, s
     return c->fits(l, out);
 }
 
-/* Steps to the next combination of k out of n, in lexicographic order; false after the last. */
-static bool next_combination(unsigned *pick, unsigned k, unsigned n)
+bool segment_next_combination(unsigned *pick, unsigned k, unsigned n)
 {
     unsigned i = k;
 
@@ -263,7 +262,7 @@ int segment_read_careful(struct segments *ss, struct segment *s, const struct se
                 rc = 0;
                 break;
             }
-        } while (next_combination(pick, s->k, c.have_count));
+        } while (segment_next_combination(pick, s->k, c.have_count));
     }
     for (unsigned i = 0; i < s->k + s->m; i++)
         buf_unref(c.columns[i]);
@@ -278,8 +277,10 @@ int segment_read_careful(struct segments *ss, struct segment *s, const struct se
 
 static int careful_read(struct segments *ss, struct segment *s, struct segment_read *r)
 {
+    uint64_t start = env_now(ss->ds->env);
     int rc = segment_read_careful(ss, s, &r->loc, crc_fits, &r->buf);
 
+    metric_record(&ss->careful_time, env_now(ss->ds->env) - start);
     if (rc == 0)
         r->data = r->buf->data;
     return rc;
@@ -324,8 +325,12 @@ static size_t read_wave(struct segments *ss, struct segment_read *reads, size_t 
         io_count += e->ios;
         next += e->count;
     }
-    if (io_count)
+    if (io_count) {
+        uint64_t start = env_now(ss->ds->env);
+
         (void)env_io_run(ios, io_count); /* each result is looked at */
+        metric_record(&ss->direct_time, env_now(ss->ds->env) - start);
+    }
     for (unsigned i = 0; i < extent_count; i++) {
         struct read_extent *e = &extents[i];
 
@@ -349,7 +354,7 @@ int segment_read(struct segments *ss, struct segment_read *reads, size_t n)
 
         reads[i].buf = NULL;
         reads[i].data = NULL;
-        reads[i].result = s && loc_sane(ss, s, &reads[i].loc) ? 0 : ERR_FORMAT;
+        reads[i].result = s && segment_loc_sane(ss, s, &reads[i].loc) ? 0 : ERR_FORMAT;
         if (reads[i].result < 0)
             rc = ERR_FORMAT;
     }

@@ -181,6 +181,7 @@ static int stripe_write(struct segments *ss, const struct segment *s,
     size_t column = (size_t)where->width * FORMAT_UNIT;
     struct buf *b = buf_new(column * (s->k + s->m));
     uint8_t *columns[FORMAT_COLS_MAX];
+    uint64_t start = env_now(ss->ds->env);
     int rc;
 
     stripe_fill(b->data, column * s->k, where, chunks, n);
@@ -188,6 +189,7 @@ static int stripe_write(struct segments *ss, const struct segment *s,
         columns[i] = b->data + i * column;
     ec_encode(segment_code(ss, s->k, s->m), column, columns, columns + s->k);
     rc = stripe_write_columns(ss, s, where, b->data);
+    metric_record(&ss->stripe_time, env_now(ss->ds->env) - start);
     buf_unref(b);
     return rc;
 }

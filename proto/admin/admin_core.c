@@ -299,6 +299,8 @@ static const struct admin_route {
     enum admin_kind kind;
     void (*parse)(struct admin_call *c, const struct admin_request *r);
 } admin_routes[] = {
+    {{"metrics"}, "GET", ADMIN_METRICS, NULL},
+    {{"v1", "stats"}, "GET", ADMIN_STATS, NULL},
     {{"v1", "status"}, "GET", ADMIN_STATUS, NULL},
     {{"v1", "drives"}, "GET", ADMIN_DRIVES, NULL},
     {{"v1", "volumes"}, "GET", ADMIN_VOLUME_LIST, NULL},
@@ -428,6 +430,8 @@ void admin_call_free(struct admin_call *c)
         mem_free((void *)(uintptr_t)c->matches[i].value);
     strbuf_free(&c->message);
     strbuf_free(&c->allow);
+    strbuf_free(&c->text);
+    json_decref(c->stats);
     mem_free(c->status);
     mem_free(c->drives);
     mem_free(c->volumes);
@@ -446,6 +450,24 @@ static int admin_run_status(struct admin_call *c, struct admin_source *a)
         return admin_get_drives(a, &c->drives, &c->count);
     c->status = mem_zalloc(sizeof(*c->status));
     return admin_get_status(a, c->status);
+}
+
+static void admin_add_series(void *arg, const struct metric_series *s)
+{
+    CHECK(json_array_append_new(arg, admin_json_series_stats(s)) == 0);
+}
+
+/* Does not suspend, so that all numbers are of one moment. */
+static int admin_run_metrics(struct admin_call *c, struct metrics *m)
+{
+    if (c->kind == ADMIN_METRICS) {
+        metrics_text(m, &c->text);
+    } else {
+        c->stats = json_array();
+        CHECK(c->stats != NULL);
+        metrics_visit(m, admin_add_series, c->stats);
+    }
+    return 0;
 }
 
 static int admin_no_volume(struct admin_call *c, int r)
@@ -657,6 +679,11 @@ void admin_call_run(struct admin_call *c, const struct admin_backend *backend)
         if (backend->admin)
             r = admin_run_status(c, backend->admin);
         break;
+    case ADMIN_STATS:
+    case ADMIN_METRICS:
+        if (backend->metrics)
+            r = admin_run_metrics(c, backend->metrics);
+        break;
     case ADMIN_VOLUME_LIST:
     case ADMIN_VOLUME_CREATE:
     case ADMIN_VOLUME_SHOW:
@@ -716,6 +743,11 @@ char *admin_error_body(const char *code, const char *message)
     return admin_dump(admin_json_error(code, message), &len);
 }
 
+const char *admin_call_type(const struct admin_call *c)
+{
+    return c->kind == ADMIN_METRICS && !c->error ? METRICS_TEXT_TYPE : "application/json";
+}
+
 unsigned admin_call_answer(struct admin_call *c, char **ret_body, size_t *ret_len,
                            const char **ret_allow)
 {
@@ -727,6 +759,11 @@ unsigned admin_call_answer(struct admin_call *c, char **ret_body, size_t *ret_le
             admin_json_error(c->http_status == 405 ? "METHOD" : err_name(c->error), message),
             ret_len);
         return c->http_status ? c->http_status : httpd_status_of(c->error);
+    }
+    if (c->kind == ADMIN_METRICS) {
+        *ret_len = c->text.len;
+        *ret_body = strbuf_take(&c->text);
+        return 200;
     }
     *ret_body = admin_dump(admin_json(c), ret_len);
     return c->kind == ADMIN_VOLUME_CREATE || c->kind == ADMIN_SNAPSHOT_CREATE ||

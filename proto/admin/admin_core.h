@@ -1,6 +1,8 @@
 /* The admin protocol: HTTP and JSON, for the CLI and for scripts. This is its pure core: requests
  * in, calls on the engine, answers out; no I/O.
  *
+ *   GET    /metrics                       all metrics, Prometheus' text format
+ *   GET    /v1/stats                      the same with percentiles, as JSON
  *   GET    /v1/status
  *   GET    /v1/drives
  *   GET    /v1/volumes
@@ -22,8 +24,8 @@
  *
  * Sizes are in bytes, times are UTC as in RFC 3339. An error is {"error": {"code", "message"}} with
  * a fitting HTTP status; the codes are the names of lib/base/err.h, and METHOD for a method that a
- * resource does not have. A volume only shrinks when `allow_shrink` is true, since what lies beyond
- * the new end is lost.
+ * resource does not have. Metrics are as in docs/METRICS.md; in JSON, times are in nanoseconds. A
+ * volume only shrinks when `allow_shrink` is true, since what lies beyond the new end is lost.
  *
  * A request goes three ways, so that nothing slow runs on the engine's loop: admin_call_new parses
  * (any thread), admin_call_run asks the engine (in a fiber of its loop), admin_call_answer makes
@@ -42,11 +44,14 @@
 #define ADMIN_STUDIES_DEFAULT 100u
 #define ADMIN_STUDIES_MAX     10000u /* and so for patients */
 
+struct metrics;
+
 /* What the API is about. Any may be NULL: its resources are then not there (404). */
 struct admin_backend {
     struct admin_source *admin;
     struct block_store *blocks;
     struct object_store *objects;
+    struct metrics *metrics; /* of the loop */
 };
 
 struct admin_arg {
@@ -77,6 +82,9 @@ void admin_call_run(struct admin_call *c, const struct admin_backend *backend);
  * *ret_allow is the Allow header of a 405, or NULL; the call's. */
 unsigned admin_call_answer(struct admin_call *c, char **ret_body, size_t *ret_len,
                            const char **ret_allow);
+
+/* The Content-Type that goes with the answer; constant text. */
+const char *admin_call_type(const struct admin_call *c);
 
 void admin_call_free(struct admin_call *c); /* NULL is fine */
 

@@ -3,6 +3,7 @@
 
 #include <jansson.h>
 
+#include "lib/base/metric.h"
 #include "lib/base/strbuf.h"
 #include "proto/admin/admin_core.h"
 
@@ -28,6 +29,8 @@ enum admin_kind {
     ADMIN_STUDY_SHOW,
     ADMIN_STUDY_DELETE,
     ADMIN_SERIES_DELETE,
+    ADMIN_STATS,
+    ADMIN_METRICS,
 };
 
 struct admin_call {
@@ -55,7 +58,9 @@ struct admin_call {
     struct block_info *volumes;                  /* one for show, create, resize, clone, rollback */
     struct object_rows *rows, *series, *studies; /* below a study, of a patient */
     struct object_delete_result deleted;
-    size_t count; /* of drives or volumes */
+    size_t count;       /* of drives or volumes */
+    json_t *stats;      /* an array of series */
+    struct strbuf text; /* metrics as text */
 };
 
 /* Makes the call fail with a sentence that tells the user what to do. */
@@ -64,4 +69,6 @@ void admin_call_fail(struct admin_call *c, int error, const char *fmt, ...)
 
 /* The answer's JSON for a call without error. A new reference. */
 json_t *admin_json(const struct admin_call *c);
+/* A series of metrics. A new reference. */
+json_t *admin_json_series_stats(const struct metric_series *s);
 json_t *admin_json_error(const char *code, const char *message);

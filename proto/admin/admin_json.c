@@ -99,6 +99,7 @@ static json_t *admin_json_capacity(const struct admin_capacity *c)
     admin_set_number(json, "deduped", c->deduped);
     admin_set_number(json, "stored", c->stored);
     admin_set_number(json, "physical", c->physical);
+    admin_set_number(json, "reclaimable", c->reclaimable);
     admin_set_number(json, "free", c->free);
     return json;
 }
@@ -366,6 +367,42 @@ static json_t *admin_json_deleted(const struct admin_call *c)
     return json;
 }
 
+/* ---- Metrics ---- */
+
+json_t *admin_json_series_stats(const struct metric_series *s)
+{
+    static const char *const kinds[] = {"counter", "gauge", "histogram"};
+    static const struct {
+        const char *name;
+        unsigned permille;
+    } points[] = {{"p50", 500}, {"p90", 900}, {"p99", 990}, {"p999", 999}, {"max", 1000}};
+    json_t *json = json_object(), *labels = json_object();
+
+    admin_set_text(json, "name", s->name);
+    for (size_t i = 0; s->labels[i]; i += 2)
+        admin_set_text(labels, s->labels[i], s->labels[i + 1]);
+    admin_set(json, "labels", labels);
+    admin_set_text(json, "kind", kinds[s->kind]);
+    admin_set_text(json, "unit", s->unit == METRIC_TIME ? "ns" : "");
+    if (s->kind != METRIC_HIST) {
+        admin_set_number(json, "value", s->value);
+        return json;
+    }
+    admin_set_number(json, "count", metric_hist_count(s->hist));
+    admin_set_number(json, "sum", atomic_load_explicit(&s->hist->sum, memory_order_relaxed));
+    for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++)
+        admin_set_number(json, points[i].name, metric_hist_percentile(s->hist, points[i].permille));
+    return json;
+}
+
+static json_t *admin_json_stats(const struct admin_call *c)
+{
+    json_t *json = json_object();
+
+    admin_set(json, "metrics", json_incref(c->stats));
+    return json;
+}
+
 json_t *admin_json(const struct admin_call *c)
 {
     switch (c->kind) {
@@ -397,6 +434,9 @@ json_t *admin_json(const struct admin_call *c)
     case ADMIN_STUDY_DELETE:
     case ADMIN_SERIES_DELETE:
         return admin_json_deleted(c);
+    case ADMIN_STATS:
+        return admin_json_stats(c);
+    case ADMIN_METRICS: /* is not JSON */
     case ADMIN_BAD:
         break;
     }

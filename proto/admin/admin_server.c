@@ -83,7 +83,7 @@ static void admin_on_end(void *ctx, struct httpd_req *r)
                   log_q(httpd_raw_path(r)), status);
     if (allow)
         httpd_reply_header(r, "Allow", allow);
-    httpd_reply(r, status, "application/json", body, len);
+    httpd_reply(r, status, admin_call_type(job.call), body, len);
     admin_call_free(job.call);
 }
 

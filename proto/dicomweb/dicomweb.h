@@ -14,11 +14,14 @@
 #include "lib/rt/env.h"
 
 struct dicomweb;
+struct metrics;
 
 struct dicomweb_config {
     struct env_addr addr;     /* "tcp:127.0.0.1:8042"; port 0 picks one */
     unsigned max_connections; /* 0: 128 */
     unsigned idle_timeout_s;  /* 0: 60 */
+    struct metrics *metrics;  /* served under /metrics, with the server's own; NULL: there is none.
+                                 Outlives the server, belongs to the loop */
 };
 
 /* Listens and serves `os`, whose calls are made in fibers of env. dcm_init() has been called. Does

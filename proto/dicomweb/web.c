@@ -252,6 +252,13 @@ static void on_request(void *ctx, struct httpd_req *r)
     const char *segments[HTTPD_SEGMENTS_MAX];
     struct route route;
 
+    if (web_metrics_wanted(ctx, r)) {
+        if (!httpd_is(r, "GET")) {
+            httpd_reply_header(r, "Allow", "GET, HEAD");
+            httpd_reply_text(r, 405, "This resource knows GET, HEAD only.");
+        }
+        return;
+    }
     if (find_route(r, segments, &route) && method_ok(r, &route) && httpd_is(r, "POST"))
         stow_begin(ctx, r, &route);
 }
@@ -272,6 +279,10 @@ static void on_end(void *ctx, struct httpd_req *r)
         stow_end(w, r);
         return;
     }
+    if (web_metrics_wanted(w, r)) {
+        web_metrics_reply(w, r);
+        return;
+    }
     CHECK(find_route(r, segments, &route)); /* on_request has found it */
     if (httpd_is(r, "DELETE"))
         delete_reply(w, r, &route);
@@ -289,6 +300,7 @@ static void on_end(void *ctx, struct httpd_req *r)
 
 static void on_close(void *ctx, struct httpd_req *r)
 {
+    web_measure(ctx, r);
     if (httpd_state(r))
         stow_free(ctx, httpd_state(r));
 }
@@ -347,11 +359,13 @@ int dicomweb_start(struct env *env, struct object_store *os, const struct dicomw
     w->os = os;
     fiber_sem_init(&w->queries, QUERIES_AT_ONCE);
     fiber_sem_init(&w->large_heads, LARGE_AT_ONCE);
+    web_metrics_init(w, cfg->metrics);
     r = httpd_start(env, &http, &handler, w, &w->httpd);
     if (r < 0) {
         mem_free(w);
         return r;
     }
+    web_metrics_observe(w);
     *ret_dicomweb = w;
     return 0;
 }

@@ -1,6 +1,7 @@
 /* What the files of the DICOMweb server share. Not for other folders. */
 #pragma once
 
+#include "lib/base/metric.h"
 #include "lib/base/strbuf.h"
 #include "lib/net/httpd.h"
 #include "lib/rt/sync.h"
@@ -10,12 +11,29 @@
 
 #define WEB_PREFIX "dicom-web"
 
+/* What is timed apart. */
+enum web_class {
+    WEB_SEARCH,
+    WEB_RETRIEVE,
+    WEB_METADATA,
+    WEB_FRAMES,
+    WEB_BULKDATA,
+    WEB_STORE,
+    WEB_DELETE,
+    WEB_OTHER,
+    WEB_CLASSES
+};
+#define WEB_ANSWERS 4u /* 2xx to 5xx */
+
 struct dicomweb {
     struct env *env;
     struct object_store *os;
     struct httpd *httpd;
     /* On the loop: bounds the memory of catalogue rows and of large headers. */
     struct fiber_sem queries, large_heads;
+    struct metrics *metrics; /* of the loop */
+    struct metric_hist request_time[WEB_CLASSES];
+    struct metric_counter answers[WEB_ANSWERS];
 };
 
 /* ---- web.c
@@ -43,6 +61,15 @@ struct web_items {
 /* Answers with the items; 204 when there are none and `empty_204`. Takes arg over. */
 void web_reply_items(struct httpd_req *r, const char *content_type, bool empty_204,
                      const struct web_items *items, void *arg);
+
+/* ---- observe.c ---- */
+
+void web_metrics_init(struct dicomweb *w,
+                      struct metrics *m);     /* before httpd_start; m may be NULL */
+void web_metrics_observe(struct dicomweb *w); /* after it */
+bool web_metrics_wanted(const struct dicomweb *w, const struct httpd_req *r);
+void web_metrics_reply(struct dicomweb *w, struct httpd_req *r);
+void web_measure(struct dicomweb *w, const struct httpd_req *r); /* the exchange is over */
 
 /* ---- list.c ---------------------------------------------------------------------------------- */
 

@@ -120,6 +120,7 @@ static void dimse_store_begin(void *ctx, const struct scp_store *s)
     STRBUF_AUTO struct strbuf head = STRBUF_INIT;
 
     atomic_store(&a->storing, true);
+    a->store_start = env_now(a->server->o.env);
     a->gathered = 0;
     a->store_bytes = 0;
     snprintf(a->sop_class, sizeof(a->sop_class), "%s", s->sop_class);
@@ -140,6 +141,7 @@ static void dimse_store_end(void *ctx, bool complete, struct scp_status *ret_sta
         a->stores++;
         a->bytes += a->store_bytes;
         *ret_status = dimse_status(a->rc);
+        metric_record(&a->server->store_time, env_now(a->server->o.env) - a->store_start);
     } else {
         dimse_hop(a, dimse_on_broken);
     }

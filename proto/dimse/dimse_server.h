@@ -59,6 +59,10 @@ uint16_t dimse_server_port(const struct dimse_server *s);
 /* From the loop. Does not suspend. */
 void dimse_server_stats(const struct dimse_server *s, struct dimse_stats *ret_stats);
 
+/* Registers the server's metrics; they last until the server is stopped. */
+struct metrics;
+void dimse_server_observe(struct dimse_server *s, struct metrics *m);
+
 /* Stops accepting, ends idle associations, lets C-STOREs in progress end for a few seconds, aborts
  * the rest, waits for all threads and frees the server. NULL is fine. Suspends. */
 void dimse_server_stop(struct dimse_server *s);

@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 
 #include "lib/base/list.h"
+#include "lib/base/metric.h"
 #include "lib/dicom/scp.h"
 #include "lib/rt/env.h"
 #include "lib/rt/sync.h"
@@ -16,10 +17,11 @@ struct dimse_server {
     int listen_fd;
     uint16_t port;
     struct dimse_stats stats;
-    struct list associations; /* struct dimse_association, of the loop */
-    unsigned threads;         /* associations' and the acceptor's */
-    struct fiber_cond ended;  /* a thread has ended */
-    atomic_bool stopping;     /* written on the loop, read by all threads */
+    struct metric_hist store_time; /* recorded by associations' threads */
+    struct list associations;      /* struct dimse_association, of the loop */
+    unsigned threads;              /* associations' and the acceptor's */
+    struct fiber_cond ended;       /* a thread has ended */
+    atomic_bool stopping;          /* written on the loop, read by all threads */
 };
 
 /* Bytes gathered before a hop to the loop: a CT slice makes three, a small instance one. */
@@ -40,7 +42,7 @@ struct dimse_association {
     char sop_class[DCM_UID_MAX + 1], sop_instance[DCM_UID_MAX + 1];
     uint8_t *gather;
     size_t gathered;
-    uint64_t store_bytes;
+    uint64_t store_bytes, store_start;
     int rc; /* first error of the store */
     struct object_put_result result;
 };

@@ -139,6 +139,7 @@ int dimse_server_start(const struct dimse_options *options, struct dimse_server 
     s->o.address = s->o.aet = NULL; /* the caller's */
     list_init(&s->associations);
     fiber_cond_init(&s->ended);
+    metric_hist_init(&s->store_time, METRIC_TIME);
     rc = env_thread(s->o.env, "dimse accept", dimse_acceptor_main, s);
     if (rc < 0) {
         scp_close(s->listen_fd);
@@ -158,6 +159,36 @@ uint16_t dimse_server_port(const struct dimse_server *s)
 void dimse_server_stats(const struct dimse_server *s, struct dimse_stats *ret_stats)
 {
     *ret_stats = s->stats;
+}
+
+void dimse_server_observe(struct dimse_server *s, struct metrics *m)
+{
+    const struct {
+        const char *name, *help;
+        const uint64_t *value;
+    } rows[] = {
+        {"filmroom_dicom_associations_total", "DICOM connections accepted", &s->stats.associations},
+        {"filmroom_dicom_rejected_total", "DICOM associations rejected", &s->stats.rejected},
+        {"filmroom_dicom_broken_total",
+         "DICOM associations that ended otherwise than by release, abort or rejection",
+         &s->stats.broken},
+        {"filmroom_dicom_echoes_total", "C-ECHO requests", &s->stats.echoes},
+        {"filmroom_dicom_failed_stores_total", "C-STORE requests answered with a failure",
+         &s->stats.failed},
+    };
+
+    metrics_add_hist(m, "filmroom_dicom_store_seconds",
+                     "Time of a C-STORE from its command until its answer, with the time that the "
+                     "sender took for the data set",
+                     NULL, &s->store_time);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+        metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, rows[i].name, rows[i].help, NULL,
+                          rows[i].value);
+    metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, "filmroom_dicom_associations",
+                      "DICOM associations at present", NULL, &s->stats.active);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_door_received_bytes_total",
+                      "Bytes of content received from clients", METRIC_LABELS("door", "dicom"),
+                      &s->stats.bytes);
 }
 
 /* ---- Stop ------------------------------------------------------------------------------- */

@@ -134,11 +134,30 @@ static void job_count(struct nbd_job *job, int err)
         s->stats.written_bytes += r->length;
 }
 
+static enum nbd_timed job_timed(const struct nbd_job *job)
+{
+    switch (job->request.type) {
+    case NBD_CMD_READ:
+        return NBD_TIMED_READ;
+    case NBD_CMD_WRITE:
+        return NBD_TIMED_WRITE;
+    case NBD_CMD_FLUSH:
+        return NBD_TIMED_FLUSH;
+    case NBD_CMD_TRIM:
+        return NBD_TIMED_TRIM;
+    case NBD_CMD_WRITE_ZEROES:
+        return NBD_TIMED_ZEROES;
+    default:
+        return NBD_TIMED_OTHER;
+    }
+}
+
 void nbd_job_run(struct nbd_job *job)
 {
     struct nbd_conn *c = job->conn;
 
     job_count(job, nbd_answer_request(&c->core, c->volume, &job->request, job->buf, &job->answer));
+    metric_record(&c->server->request_time[job_timed(job)], env_now(c->server->env) - job->start);
     if (job->request.type == NBD_CMD_WRITE) /* a client that takes no replies shall not hold it */
         job_drop_buffer(job);
     job->out.iov = job->answer.iov;
@@ -178,6 +197,7 @@ static int on_request(struct nbd_conn *c, struct nbd_request *r)
         }
         nbd_core_payload_taken(&c->core);
     }
+    job->start = env_now(c->server->env);
     if (c->server->stopping && !r->error) {
         job->request.error = NBD_ESHUTDOWN;
         job->request.message = "the server is stopping";

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lib/base/list.h"
+#include "lib/base/metric.h"
 #include "lib/net/stream.h"
 #include "lib/rt/sync.h"
 #include "proto/nbd/nbd_answer.h"
@@ -31,6 +32,17 @@ struct nbd_door { /* a listener and the fiber that accepts from it */
     struct env_addr addr;
 };
 
+/* What is timed apart. */
+enum nbd_timed {
+    NBD_TIMED_READ,
+    NBD_TIMED_WRITE,
+    NBD_TIMED_FLUSH,
+    NBD_TIMED_TRIM,
+    NBD_TIMED_ZEROES,
+    NBD_TIMED_OTHER,
+    NBD_TIMED
+};
+
 struct nbd_server {
     struct nbd_server_options options;
     struct env *env;
@@ -45,6 +57,7 @@ struct nbd_server {
     struct fiber_cond conn_ended;
     struct env_timer stop_timer;
     struct nbd_server_stats stats;
+    struct metric_hist request_time[NBD_TIMED];
     /* memory */
     struct fiber_sem bytes;
     struct nbd_pool pool;
@@ -81,6 +94,7 @@ struct nbd_job {
     struct list link;
     struct nbd_conn *conn;
     struct nbd_request request;
+    uint64_t start; /* when all of it was here */
     uint8_t *buf;
     size_t size;   /* of buf, as the pool counts */
     size_t shared; /* the part of it taken from the server's budget */

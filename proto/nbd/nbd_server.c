@@ -126,6 +126,8 @@ int nbd_server_start(const struct nbd_server_options *options, struct nbd_server
     fiber_group_init(&s->alive);
     fiber_cond_init(&s->conn_ended);
     fiber_sem_init(&s->bytes, s->options.max_bytes);
+    for (unsigned i = 0; i < NBD_TIMED; i++)
+        metric_hist_init(&s->request_time[i], METRIC_TIME);
     if (err == 0)
         err = doors_open(s);
     if (err < 0) {
@@ -153,6 +155,37 @@ int nbd_server_addr(struct nbd_server *s, unsigned i, struct env_addr *ret_addr)
 void nbd_server_get_stats(const struct nbd_server *s, struct nbd_server_stats *ret_stats)
 {
     *ret_stats = s->stats;
+}
+
+void nbd_server_observe(struct nbd_server *s, struct metrics *m)
+{
+    static const char *const ops[] = {"read", "write", "flush", "trim", "zeroes", "other"};
+    const struct {
+        const char *name, *help;
+        const uint64_t *value;
+    } rows[] = {
+        {"filmroom_nbd_connections_total", "NBD connections accepted", &s->stats.accepted},
+        {"filmroom_nbd_refused_total", "NBD connections refused, being one too many",
+         &s->stats.refused},
+        {"filmroom_nbd_protocol_errors_total", "NBD connections that broke the protocol",
+         &s->stats.protocol_errors},
+        {"filmroom_nbd_failed_requests_total", "NBD requests answered with an error",
+         &s->stats.failed},
+    };
+
+    for (unsigned i = 0; i < NBD_TIMED; i++)
+        metrics_add_hist(m, "filmroom_nbd_request_seconds",
+                         "Time from an NBD request's last byte until its answer is ready",
+                         METRIC_LABELS("op", ops[i]), &s->request_time[i]);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+        metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, rows[i].name, rows[i].help, NULL,
+                          rows[i].value);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_door_received_bytes_total",
+                      "Bytes of content received from clients", METRIC_LABELS("door", "nbd"),
+                      &s->stats.written_bytes);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_door_sent_bytes_total",
+                      "Bytes of content sent to clients", METRIC_LABELS("door", "nbd"),
+                      &s->stats.read_bytes);
 }
 
 static void stop_is_late(void *arg)

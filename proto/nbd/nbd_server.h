@@ -52,6 +52,10 @@ int nbd_server_addr(struct nbd_server *s, unsigned i, struct env_addr *ret_addr)
 
 void nbd_server_get_stats(const struct nbd_server *s, struct nbd_server_stats *ret_stats);
 
+/* Registers the server's metrics; they last until the server is stopped. */
+struct metrics;
+void nbd_server_observe(struct nbd_server *s, struct metrics *m);
+
 /* Stops accepting, lets requests in flight end and their replies go out, closes all connections and
  * frees the server. New requests are answered with ESHUTDOWN meanwhile. NULL is fine. Suspends. */
 void nbd_server_stop(struct nbd_server *s);

@@ -31,7 +31,7 @@ def without_daemon(folder):
     fails(run(CLI, "volume", "create", "only-a-name", ok=False), 2)
     fails(run(CLI, "status", "--frobnicate", ok=False), 2, "--frobnicate")
     check("Usage" in run(CLI, "--help").stdout, "no usage in the help")
-    for command in ("status", "drive list", "volume create", "volume list", "volume show",
+    for command in ("status", "stats", "drive list", "volume create", "volume list", "volume show",
                     "volume resize", "volume delete", "patient list",
                     "patient show", "study list", "study show", "study delete"):
         text = run(CLI, *command.split(), "--help").stdout
@@ -46,7 +46,7 @@ def status(daemon):
     row = daemon.status()
     check(row["state"] == "ok" and row["drives"] == 6 and row["drives_ok"] == 6, "status:", row)
     check(row["profile"] == "4+2" and row["reasons"] == [], "status:", row)
-    for name in ("limit", "logical", "deduped", "stored", "physical", "free"):
+    for name in ("limit", "logical", "deduped", "stored", "physical", "reclaimable", "free"):
         check(isinstance(row["capacity"][name], int), "capacity lacks", name)
     sockets = [x["addr"] for x in row["listeners"] if x["addr"].startswith("unix:")]
     check(any(a.endswith("nbd.sock") for a in sockets), "the NBD socket is not named:", sockets)

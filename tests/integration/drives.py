@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import sys
+import time
 
 from contents import Contents
 from harness import MIB, SHORT, Daemon, Suite, check, log, run, scratch
@@ -200,6 +201,48 @@ class Drives:
             check(self.contents.volume not in names, "a deleted volume came back")
         shutil.rmtree(data)
 
+    def thin_made_whole(self):
+        """What two drives took while one was away has no copy; when it is back, it gets one."""
+        data, away = os.path.join(self.folder, "pair"), os.path.join(self.folder, "pair-away")
+        config = "[store]\ndrives = 2\njournal_size = 16M\n"
+        with Daemon(data, "--capacity", "512M", config=config) as daemon:
+            paths = daemon.drives()
+        shutil.move(paths[1], away)
+        more = Contents(self.folder, seed=self.args.seed + 300, slices=6, volume_mib=8)
+        with Daemon(data, config=config) as daemon:
+            more.store(daemon)
+        shutil.move(away, paths[1])
+        with Daemon(data, config=config) as daemon:
+            end = time.monotonic() + 60
+            while daemon.status()["state"] != "ok" and time.monotonic() < end:
+                time.sleep(0.2)
+            check(daemon.status()["state"] == "ok", "not whole again:", daemon.status())
+        os.unlink(paths[0])
+        with Daemon(data, config=config) as daemon:
+            more.verify(daemon)
+        shutil.rmtree(data)
+
+    def rebuilt(self):
+        """A drive is lost and given up: its data goes to the others, and then two more may go."""
+        data = self.copy()
+        config = CONFIG + "rebuild_after = 1\n"
+        first, *others = self.paths(data, self.names)
+        os.unlink(first)
+        with Daemon(data, config=config) as daemon:
+            end = time.monotonic() + 120
+            while self.lacking(daemon) and time.monotonic() < end:
+                time.sleep(0.2)
+            check(not self.lacking(daemon), "not rebuilt:", daemon.status())
+        for path in self.random.sample(others, 2):
+            os.unlink(path)
+        with Daemon(data, config=config) as daemon:
+            self.contents.verify(daemon)
+        shutil.rmtree(data)
+
+    @staticmethod
+    def lacking(daemon):
+        return any("less parity" in reason for reason in daemon.status()["reasons"])
+
 
 def main():
     parser = argparse.ArgumentParser(description="drives go and bytes flip")
@@ -226,6 +269,10 @@ def main():
                 d.flips()
             with suite.case("drives that missed writes and come back are not believed"):
                 d.stale_return()
+            with suite.case("what was written while a drive was away gets its parity back"):
+                d.thin_made_whole()
+            with suite.case("a lost drive is rebuilt in the space of the others"):
+                d.rebuilt()
     return suite.finish()
 
 

@@ -23,6 +23,8 @@ ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 BUILD = os.path.abspath(os.environ.get("FILMROOM_BUILD", os.path.join(ROOT, "build")))
 DAEMON = os.path.join(BUILD, "daemon", "filmroomd")
 CLI = os.path.join(BUILD, "tools", "filmroom")
+FSCK = os.path.join(BUILD, "tools", "filmroom-fsck")
+DUMP = os.path.join(BUILD, "tools", "filmroom-dump")
 PHANTOM = os.path.join(BUILD, "tools", "phantom", "filmroom-phantom")
 # Real data is used in place where there is some; the tests do not need it.
 DICOM_DATA = os.environ.get("FILMROOM_DICOM_DATA", os.path.join(ROOT, "..", "shared", "dicom"))
@@ -315,6 +317,16 @@ def store_with_dcmsend(daemon, files, aet="FILMROOM"):
                timeout=600)
     check(done.returncode == 0, "dcmsend failed:", (done.stdout + done.stderr)[-2000:])
     return done
+
+
+def fsck(data, config, *options, code=0):
+    """filmroom-fsck on a store at rest; returns what it told. It must end with this exit code."""
+    done = run(FSCK, "--data", data, "--config", config, "--json", *options, ok=False, timeout=600)
+    check(done.returncode == code, f"fsck gave {done.returncode}, not {code}:",
+          (done.stdout + done.stderr)[-4000:])
+    for mark in SANITIZER_MARKS:
+        check(mark not in done.stderr, "fsck:", done.stderr[-4000:])
+    return json.loads(done.stdout)
 
 
 class Pattern:

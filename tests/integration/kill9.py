@@ -3,7 +3,9 @@
 and after each restart everything that was acknowledged is there and exact, and nothing else shows.
 
 An instance that was sent and not acknowledged may be there whole or not at all. A block must hold a
-write that may be the last one there (blockmodel.py). Some restarts are killed too.
+write that may be the last one there (blockmodel.py). Some restarts are killed too. After each kill
+filmroom-fsck finds nothing: in half of the rounds before the restart, so that it replays the
+journal, in the others after one more kill, so that the daemon's own recovery is looked at.
 
   kill9.py [--rounds N] [--seed S]    default 6 rounds (2 on slow builds); a campaign is 50 and more
 """
@@ -19,7 +21,7 @@ import time
 import blockmodel
 import dicom
 import nbd
-from harness import MIB, SHORT, Daemon, Failure, Suite, check, log, phantom, scratch
+from harness import MIB, SHORT, Daemon, Failure, Suite, check, fsck, log, phantom, scratch
 
 # A small journal and cache: the journal wraps, and reads come from the drives.
 CONFIG = "[store]\njournal_size = 16M\ncache_size = 16M\n"
@@ -153,12 +155,25 @@ class Rounds:
         objects = sum(w.acks for w in workers if isinstance(w, Sender))
         while self.random.random() < 0.3:
             self.kill_in_recovery()
+        fsck_first = self.random.random() < 0.5
+        if fsck_first:
+            self.fsck()
         start = time.monotonic()
         self.daemon.start()
         took = time.monotonic() - start
         listed = self.verify()
+        if not fsck_first:
+            self.daemon.kill()
+            self.fsck()
+            self.daemon.start()
         log(f"{blocks} requests on blocks, {objects} instances acknowledged; back after "
             f"{took:.2f} s; {listed} instances listed, all exact")
+
+    def fsck(self):
+        told = fsck(self.daemon.data, self.daemon.data + ".conf", "--deep")
+        check(not told["findings"], "fsck found something:", told["findings"][:5])
+        log(f"fsck: {told['checked']['chunks']} chunks, {told['checked']['stripes']} stripes, "
+            f"{told['replayed_records']} records replayed: clean")
 
     def kill_in_recovery(self):
         """A start that is killed before, or just after, it is ready."""

@@ -75,6 +75,7 @@ static void choose_geometry(struct run *r)
     r->partition.overlay_bytes = run_chance(r, 60) ? 1 + run_random(r, 2u << 20) : 0;
     r->partition.ingest_bytes = (8u << 20) * (1 + run_random(r, 3));
     r->partition.on_conflict = run_chance(r, 50) ? PARTITION_REPLACE : PARTITION_REFUSE;
+    r->partition.rebuild_delay_ns = run_chance(r, 40) ? 1 + run_random(r, 500 * ENV_NS_PER_MS) : 0;
     r->contents = (struct model_contents){.same = instance_same,
                                           .replace = r->partition.on_conflict == PARTITION_REPLACE};
     r->faults_on = r->m > 0 && run_chance(r, 65);
@@ -320,11 +321,18 @@ static void damage(struct run *r)
 }
 
 /* A drive that only ever returned errors, and does not any more, is whole once the store has been
- * opened with it: another one may be damaged in its place. */
+ * opened with it, and what was written without it has been given its parity: another one may
+ * be damaged in its place. */
 static void damage_passes(struct run *r)
 {
     uint32_t whole = r->passing & ~r->faulty_in_life;
+    struct partition_status status;
 
+    if (!whole || !r->p || sim_process_ended(r->env))
+        return;
+    partition_get_status(r->p, &status);
+    if (status.thin_segments)
+        return;
     r->damaged &= ~whole;
     r->passing &= ~whole;
 }

@@ -466,5 +466,20 @@ void fake_init(struct fake *f)
 
 struct admin_backend fake_backend(struct fake *f)
 {
-    return (struct admin_backend){&f->admin, &f->blocks, &f->objects};
+    return (struct admin_backend){&f->admin, &f->blocks, &f->objects, f->metrics};
+}
+
+void fake_metrics(struct fake *f)
+{
+    f->metrics = metrics_new();
+    metric_hist_init(&f->read_time, METRIC_TIME);
+    for (unsigned i = 1; i <= 100; i++)
+        metric_record(&f->read_time, i * 1000000); /* 1 to 100 ms */
+    metric_record(&f->batch_bytes, 20480);
+    metric_add(&f->sent, 5u << 20);
+    metrics_add_hist(f->metrics, "filmroom_block_seconds", "Time", METRIC_LABELS("op", "read"),
+                     &f->read_time);
+    metrics_add_hist(f->metrics, "filmroom_batch_bytes", "Bytes", NULL, &f->batch_bytes);
+    metrics_add_counter(f->metrics, "filmroom_sent_bytes_total", "Bytes",
+                        METRIC_LABELS("drive", "3"), &f->sent);
 }

@@ -1,6 +1,7 @@
 /* A daemon's inside made of tables in memory: what the admin API's tests stand on. */
 #pragma once
 
+#include "lib/base/metric.h"
 #include "proto/admin/admin_core.h"
 
 #define FAKE_MAX 64u
@@ -30,6 +31,9 @@ struct fake {
     size_t study_count;
     struct fake_series series[FAKE_MAX];
     size_t series_count;
+    struct metrics *metrics; /* NULL: none */
+    struct metric_hist read_time, batch_bytes;
+    struct metric_counter sent;
     unsigned fail;                  /* a code that every call returns, negated; 0 for none */
     struct object_query last;       /* the last query of studies or patients, */
     struct object_match last_match; /* its first condition, */
@@ -39,3 +43,6 @@ struct fake {
 /* Two volumes ("busy" is open), three drives (one missing), two studies. */
 void fake_init(struct fake *f);
 struct admin_backend fake_backend(struct fake *f);
+
+/* Makes f->metrics, with three series in it; metrics_free. */
+void fake_metrics(struct fake *f);

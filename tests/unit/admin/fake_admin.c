@@ -34,8 +34,10 @@ int main(int argc, char **argv)
     CHECK(argc == 2);
     snprintf(m.addr.text, sizeof(m.addr.text), "unix:%s", argv[1]);
     fake_init(&m.fake);
+    fake_metrics(&m.fake);
     CHECK_OK(env_uring_new(&options, &m.env));
     env_run(m.env, fake_main_fiber, &m);
     env_free(m.env);
+    metrics_free(m.fake.metrics);
     return 0;
 }

@@ -374,6 +374,44 @@ static void test_patients(void **state)
     test_refused("GET", "/v1/patients/P1", NULL, 500, "IO", "I/O");
 }
 
+static void test_metrics(void **state)
+{
+    struct admin_call *c = test_call("GET", "/metrics", NULL);
+    struct admin_backend backend;
+    json_t *json, *series;
+    const char *allow;
+    char *text;
+    size_t len;
+
+    (void)state;
+    test_refused("GET", "/v1/stats", NULL, 404, "NOENT", "");
+    test_refused("GET", "/metrics", NULL, 404, "NOENT", "");
+    test_refused("GET", "/metrics?x=1", NULL, 400, "INVAL", "x");
+    fake_metrics(&fake);
+    backend = fake_backend(&fake);
+    admin_call_run(c, &backend);
+    assert_int_equal(admin_call_answer(c, &text, &len, &allow), 200);
+    assert_string_equal(admin_call_type(c), METRICS_TEXT_TYPE);
+    assert_non_null(strstr(text, "\nfilmroom_block_seconds_count{op=\"read\"} 100\n"));
+    assert_int_equal(strlen(text), len);
+    mem_free(text);
+    admin_call_free(c);
+
+    json = test_ask("GET", "/v1/stats", NULL, 200);
+    series = json_array_get(json_object_get(json, "metrics"), 0);
+    assert_string_equal(text_of(series, "name"), "filmroom_block_seconds");
+    assert_string_equal(text_of(series, "kind"), "histogram");
+    assert_string_equal(text_of(series, "unit"), "ns");
+    assert_string_equal(text_of(json_object_get(series, "labels"), "op"), "read");
+    assert_int_equal(number_of(series, "count"), 100);
+    assert_int_equal(number_of(series, "sum"), 5050000000);
+    assert_int_equal(number_of(series, "max"), 100000000);
+    assert_in_range(number_of(series, "p50"), 50000000, 53200000);
+    json_decref(json);
+    test_refused("POST", "/v1/stats", NULL, 405, "METHOD", "GET");
+    metrics_free(fake.metrics);
+}
+
 static void test_routes(void **state)
 {
     struct admin_call *c = test_call("PUT", "/v1/volumes/vm1", NULL);
@@ -407,6 +445,7 @@ int main(void)
         cmocka_unit_test_setup(test_study_show_delete, setup),
         cmocka_unit_test_setup(test_patients, setup),
         cmocka_unit_test_setup(test_routes, setup),
+        cmocka_unit_test_setup(test_metrics, setup),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -53,6 +53,19 @@ class Cli(unittest.TestCase):
             self.assertIn(want, out)
         self.assertEqual(self.json_of("status")["capacity"]["limit"], 64 << 30)
 
+    def test_stats(self):
+        out, _ = self.run_cli("stats")
+        # a sixteenth of rounding up, never past the greatest
+        row = re.search(r"^block read +100 +(\S+) ms +(\S+) ms +(\S+) ms +100 ms$", out, re.M)
+        self.assertTrue(row, out)
+        for got, exact in zip(row.groups(), (50, 90, 99)):
+            self.assertTrue(exact <= float(got) <= min(100, exact * 17 / 16 + 0.1), out)
+        self.assertRegex(out, r"(?m)^batch bytes +1 +20 KiB +20 KiB +20 KiB +20 KiB$")
+        self.assertRegex(out, r"(?m)^sent bytes of drive 3 +(5 MiB|5120 KiB)$")
+        series = {s["name"]: s for s in self.json_of("stats")["metrics"]}
+        self.assertEqual(series["filmroom_block_seconds"]["max"], 100000000)
+        self.assertEqual(series["filmroom_sent_bytes_total"]["value"], 5 << 20)
+
     def test_drives(self):
         lines = self.run_cli("drive", "list")[0].splitlines()
         self.assertEqual(len(lines), 4)
@@ -227,9 +240,9 @@ class Cli(unittest.TestCase):
 
     def test_help(self):
         out, _ = self.run_cli("--help")
-        areas = "status|drive|volume|patient|study"
+        areas = "status|stats|drive|volume|patient|study"
         commands = re.findall(rf"^  ((?:{areas})(?: [\w-]+)?)  ", out, re.M)
-        self.assertEqual(len(commands), 17, out)
+        self.assertEqual(len(commands), 18, out)
         for command in commands:
             text, _ = self.run_cli(*command.split(), "--help", data=False)
             self.assertIn(f"Usage: filmroom [--data DIR] [--json] {command}", text)

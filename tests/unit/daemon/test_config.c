@@ -67,6 +67,7 @@ static void test_defaults(void **state)
     assert_string_equal(config.http.listen.host, "127.0.0.1");
     assert_int_equal(config.on_conflict, CONFIG_REFUSE);
     assert_int_equal(config.log_level, LOG_INFO);
+    assert_int_equal(config.slow_ms, 1000);
 }
 
 static void test_every_setting(void **state)
@@ -99,7 +100,9 @@ static void test_every_setting(void **state)
           "[studies]\n"
           "on_conflict = replace\n"
           "[log]\n"
-          "level = debug");
+          "level = debug\n"
+          "slow_ms = 250\n"
+          "watchdog_ms = 0");
     assert_string_equal(config.store.data, "/srv/film room");
     assert_int_equal(config.store.capacity, 10ull << 40);
     assert_int_equal(config.store.drives, 8);
@@ -122,6 +125,8 @@ static void test_every_setting(void **state)
     assert_int_equal(config.http.max_connections, 9);
     assert_int_equal(config.on_conflict, CONFIG_REPLACE);
     assert_int_equal(config.log_level, LOG_DEBUG);
+    assert_int_equal(config.slow_ms, 250);
+    assert_int_equal(config.watchdog_ms, 0);
 }
 
 static void test_drive_paths(void **state)

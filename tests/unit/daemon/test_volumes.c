@@ -10,6 +10,8 @@
 
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/metric.h"
+#include "lib/base/slow.h"
 #include "lib/rt/sync.h"
 #include "tests/unit/daemon/partition_case.h"
 
@@ -81,6 +83,44 @@ static void expect_zero(struct block_volume *v, uint64_t off, size_t len)
     assert_memory_equal(got, want, len);
     free(want);
     free(got);
+}
+
+/* ---- What is measured ---- */
+
+static void observe_main(void *arg)
+{
+    struct metrics *m = metrics_new();
+    struct slow_log slow = {.threshold_ns = 1};
+    STRBUF_AUTO struct strbuf text = STRBUF_INIT;
+    static uint8_t bytes[BLOCK_SIZE];
+    struct block_volume *v;
+
+    (void)arg;
+    partition_case_open(&pc);
+    partition_observe(pc.p, m, &slow);
+    v = make("v", MIB);
+    for (uint64_t i = 0; i < 10; i++)
+        write_seed(v, i * BLOCK_SIZE, BLOCK_SIZE, i);
+    write_seed(v, 100, 10, 3); /* a write is one, though it reads and writes blocks within */
+    assert_int_equal(block_read(v, 0, bytes, BLOCK_SIZE), 0);
+    assert_int_equal(block_read(v, MIB, bytes, BLOCK_SIZE), ERR_RANGE);
+    assert_int_equal(block_flush(v), 0);
+    assert_int_equal(partition_settle(pc.p), 0);
+    metrics_text(m, &text);
+    assert_non_null(strstr(text.data, "\nfilmroom_block_seconds_count{op=\"write\"} 11\n"));
+    assert_non_null(strstr(text.data, "\nfilmroom_block_seconds_count{op=\"flush\"} 1\n"));
+    assert_non_null(strstr(text.data, "\nfilmroom_drain_blocks_total 10\n"));
+    assert_non_null(strstr(text.data, "\nfilmroom_checkpoint_seconds_count 1\n"));
+    assert_true(slow.total >= 11); /* simulated drives take their time */
+    metrics_free(m);
+    block_close(v);
+    close_ok();
+}
+
+static void test_observe(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, observe_main, NULL);
 }
 
 /* ---- Administration ---- */
@@ -1104,27 +1144,17 @@ static void test_lost_journal(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CASE(test_admin),
-        CASE(test_create_race),
-        CASE(test_bounds),
-        CASE(test_model),
-        CASE(test_model_small),
-        CASE(test_parts),
-        CASE(test_overwrite_under_drain),
-        CASE(test_extents),
-        CASE(test_zeroes),
-        CASE(test_resize),
-        CASE(test_shrink_race),
-        CASE(test_delete),
-        CASE(test_delete_and_kill),
-        CASE(test_dedup),
-        CASE(test_full),
-        CASE(test_overlay_bound),
-        CASE(test_drive_dies),
-        CASE(test_all_drives_die),
-        CASE(test_refused),
-        CASE(test_old_kv),
-        CASE(test_lost_journal),
+        CASE(test_observe),        CASE(test_admin),
+        CASE(test_create_race),    CASE(test_bounds),
+        CASE(test_model),          CASE(test_model_small),
+        CASE(test_parts),          CASE(test_overwrite_under_drain),
+        CASE(test_extents),        CASE(test_zeroes),
+        CASE(test_resize),         CASE(test_shrink_race),
+        CASE(test_delete),         CASE(test_delete_and_kill),
+        CASE(test_dedup),          CASE(test_full),
+        CASE(test_overlay_bound),  CASE(test_drive_dies),
+        CASE(test_all_drives_die), CASE(test_refused),
+        CASE(test_old_kv),         CASE(test_lost_journal),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

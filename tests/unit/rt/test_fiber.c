@@ -8,6 +8,7 @@
 
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/metric.h"
 #include "lib/rt/env_uring.h"
 #include "lib/rt/sync.h"
 
@@ -29,6 +30,88 @@ static void run(fiber_fn fn, void *arg)
     assert_int_equal(env_uring_new(NULL, &env), 0);
     env_run(env, fn, arg);
     env_free(env);
+}
+
+/* ---- The watch ---- */
+
+/* What was told of one fiber: on a busy machine others may be held up as well. */
+struct told {
+    const char *fiber, *why;
+    unsigned count;
+    uint64_t took_ns;
+};
+
+static void tell(void *arg, const char *fiber, const char *why, uint64_t took_ns)
+{
+    struct told *t = arg;
+
+    assert_null(fiber_self());
+    if (strcmp(fiber, t->fiber) != 0)
+        return;
+    t->count++;
+    t->took_ns = took_ns;
+    t->why = why;
+}
+
+static void spin(uint64_t ns)
+{
+    for (uint64_t start = env_now(env); env_now(env) - start < ns;)
+        ;
+}
+
+static void slow_sleeper(void *arg)
+{
+    (void)arg;
+    spin(3 * ENV_NS_PER_MS);
+    env_sleep(env, ENV_NS_PER_MS); /* time that passes while asleep is not the fiber's */
+}
+
+static void slow_ender(void *arg)
+{
+    (void)arg;
+    spin(3 * ENV_NS_PER_MS);
+}
+
+/* Runs fn in a fiber and waits until it has given way. */
+static void run_told(struct told *t, const char *name, fiber_fn fn)
+{
+    *t = (struct told){.fiber = name};
+    fiber_spawn(env, name, fn, NULL);
+    fiber_yield();
+}
+
+static void watch_main(void *arg)
+{
+    static struct metric_hist steps;
+    struct told t = {.fiber = "nobody"};
+    struct env_watch w = {
+        .threshold_ns = 2 * ENV_NS_PER_MS, .steps = &steps, .tell = tell, .arg = &t};
+
+    (void)arg;
+    metric_hist_init(&steps, METRIC_TIME);
+    env_set_watch(env, &w);
+    run_told(&t, "slow sleeper", slow_sleeper);
+    assert_int_equal(t.count, 1);
+    assert_string_equal(t.why, "sleep");
+    assert_true(t.took_ns >= 3 * ENV_NS_PER_MS);
+    run_told(&t, "slow ender", slow_ender);
+    assert_int_equal(t.count, 1);
+    assert_string_equal(t.why, "ended");
+    assert_true(steps.max >= 3 * ENV_NS_PER_MS);
+    assert_true(metric_hist_count(&steps) >= 3);
+    w.threshold_ns = 3600 * ENV_NS_PER_S;
+    run_told(&t, "slow, but not over the threshold", slow_ender);
+    assert_int_equal(t.count, 0);
+    w.threshold_ns = 1;
+    env_set_watch(env, NULL);
+    run_told(&t, "unseen", slow_ender);
+    assert_int_equal(t.count, 0);
+}
+
+static void test_watch(void **state)
+{
+    (void)state;
+    run(watch_main, NULL);
 }
 
 /* ---- Fibers ---- */
@@ -444,11 +527,12 @@ static void test_chan(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_yield_order), cmocka_unit_test(test_many),
-        cmocka_unit_test(test_wake),        cmocka_unit_test(test_timers),
-        cmocka_unit_test(test_timer_heap),  cmocka_unit_test(test_mutex),
-        cmocka_unit_test(test_cond),        cmocka_unit_test(test_sem),
-        cmocka_unit_test(test_group),       cmocka_unit_test(test_chan),
+        cmocka_unit_test(test_watch),  cmocka_unit_test(test_yield_order),
+        cmocka_unit_test(test_many),   cmocka_unit_test(test_wake),
+        cmocka_unit_test(test_timers), cmocka_unit_test(test_timer_heap),
+        cmocka_unit_test(test_mutex),  cmocka_unit_test(test_cond),
+        cmocka_unit_test(test_sem),    cmocka_unit_test(test_group),
+        cmocka_unit_test(test_chan),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

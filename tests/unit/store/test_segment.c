@@ -1237,16 +1237,16 @@ static void bad_rows_main(void *arg)
     reopen_store();
     for (size_t len = 0; len < r.len; len++)
         refuse_row(&r, r.len, 0, len);
-    refuse_row(&r, 0, 2, r.len);            /* version */
-    refuse_row(&r, 1, 2, r.len);            /* state */
-    refuse_row(&r, 3, 0xff, r.len);         /* used beyond the slot */
-    refuse_row(&r, 22, 9, r.len);           /* another id than the key's */
-    refuse_row(&r, 30, 2, r.len);           /* stream */
-    refuse_row(&r, 31, 0, r.len);           /* k */
-    refuse_row(&r, 31, 24, r.len);          /* k + m */
-    refuse_row(&r, 34, 3, r.len);           /* no such drive */
-    refuse_row(&r, 38, 6, r.len);           /* no such slot */
-    refuse_row(&r, 42, r.bytes[34], r.len); /* two columns on one drive: a lie about safety */
+    refuse_row(&r, 0, 2, r.len);                /* version */
+    refuse_row(&r, 1, 2, r.len);                /* state */
+    refuse_row(&r, 3, 0xff, r.len);             /* used beyond the slot */
+    refuse_row(&r, 22, 9, r.len);               /* another id than the key's */
+    refuse_row(&r, 30, SEGMENT_STREAMS, r.len); /* stream */
+    refuse_row(&r, 31, 0, r.len);               /* k */
+    refuse_row(&r, 31, 24, r.len);              /* k + m */
+    refuse_row(&r, 34, 3, r.len);               /* no such drive */
+    refuse_row(&r, 38, 6, r.len);               /* no such slot */
+    refuse_row(&r, 42, r.bytes[34], r.len);     /* two columns on one drive: a lie about safety */
     segment_get_space(t.ss, &sp);
     assert_int_equal(sp.physical + sp.segments, 0); /* nothing stuck */
     assert_int_equal(segment_load(t.ss, r.segment, r.bytes, r.len), 0);

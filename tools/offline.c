@@ -1,0 +1,123 @@
+/* What the tools on a store at rest share; see offline.h. */
+#include "tools/offline.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/base/err.h"
+#include "lib/base/log.h"
+#include "lib/rt/env_uring.h"
+
+void offline_say(const struct offline *o, const char *fmt, ...)
+{
+    STRBUF_AUTO struct strbuf text = STRBUF_INIT;
+    va_list ap;
+
+    va_start(ap, fmt);
+    strbuf_addvf(&text, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, "%s: %s\n", o->tool, text.data);
+}
+
+const char *offline_option(int argc, char **argv, int *i, const char *name)
+{
+    const char *arg = argv[*i];
+    size_t n = strlen(name);
+
+    if (strncmp(arg, "--", 2) != 0 || strncmp(arg + 2, name, n) != 0)
+        return NULL;
+    arg += 2 + n;
+    if (*arg == '=')
+        return arg + 1;
+    if (*arg)
+        return NULL;
+    return *i + 1 < argc ? argv[++*i] : "";
+}
+
+bool offline_settings(struct offline *o, const char *data, const char *config_file)
+{
+    char *argv[6] = {(char *)(uintptr_t)o->tool};
+    STRBUF_AUTO struct strbuf message = STRBUF_INIT;
+    int argc = 1;
+
+    if (config_file) {
+        argv[argc++] = (char *)(uintptr_t) "--config";
+        argv[argc++] = (char *)(uintptr_t)config_file;
+    }
+    if (data) {
+        argv[argc++] = (char *)(uintptr_t) "--data";
+        argv[argc++] = (char *)(uintptr_t)data;
+    }
+    if (config_load(argc, argv, &o->config, &message) != CONFIG_RUN) {
+        offline_say(o, "%s", message.data);
+        return false;
+    }
+    place_init(&o->place, &o->config);
+    return true;
+}
+
+bool offline_run(struct offline *o, fiber_fn main, void *arg)
+{
+    struct env_uring_options options = {.keep_signals = true};
+    int rc = env_uring_new(&options, &o->env);
+
+    if (rc < 0) {
+        offline_say(o, "io_uring is not to be had: a kernel of 5.19 or newer is needed, and "
+                       "kernel.io_uring_disabled must be 0");
+        return false;
+    }
+    log_set_level(LOG_ERROR);
+    env_run(o->env, main, arg);
+    env_free(o->env);
+    return true;
+}
+
+void offline_free(struct offline *o)
+{
+    place_free(&o->place);
+    config_free(&o->config);
+}
+
+static const char *advice(int rc)
+{
+    return rc == ERR_LOCKED ? "the store is in use: stop the daemon (or other tool) first"
+                            : place_advice(rc);
+}
+
+int offline_open_drives(struct offline *o)
+{
+    int rc =
+        driveset_open(o->env, (const char *const *)o->place.drives, o->place.count, &o->drives);
+
+    if (rc < 0) {
+        o->drives = NULL;
+        offline_say(o, "cannot open the drives of %s: %s", o->config.store.data, advice(rc));
+    }
+    return rc;
+}
+
+int offline_open_kv(struct offline *o)
+{
+    int rc = place_open_kv(o->env, &o->config, &o->place, PLACE_EXTANT, &o->kv);
+
+    if (rc == ERR_NOENT)
+        offline_say(o, "there is no metadata in %s: bring that directory back", o->place.kv);
+    else if (rc < 0)
+        offline_say(o, "cannot open the metadata in %s: %s", o->place.kv, advice(rc));
+    if (rc < 0)
+        o->kv = NULL;
+    return rc;
+}
+
+int offline_close(struct offline *o)
+{
+    int rc = o->kv ? kv_close(o->kv) : 0;
+
+    driveset_close(o->drives);
+    o->drives = NULL;
+    o->kv = NULL;
+    if (rc < 0)
+        offline_say(o, "cannot close the metadata in %s: %s", o->place.kv, place_advice(rc));
+    return rc;
+}

@@ -1,0 +1,41 @@
+/* What the tools on a store at rest share: finding it as the daemon would, and running on it. */
+#pragma once
+
+#include <stdbool.h>
+
+#include "daemon/config.h"
+#include "daemon/place.h"
+#include "lib/kv/kv.h"
+#include "lib/rt/env.h"
+#include "lib/store/drive.h"
+
+struct offline {
+    const char *tool; /* its name, for messages */
+    struct config config;
+    struct place place;
+    struct env *env;
+    /* Opened by the tool: */
+    struct driveset *drives;
+    struct kv *kv;
+};
+
+/* An option with a value, "--name VALUE" or "--name=VALUE", at argv[*i]: its value, or NULL when it
+ * is another one. A value that is missing gives "". */
+const char *offline_option(int argc, char **argv, int *i, const char *name);
+
+/* Settings from --data and --config (either may be NULL). False: the message was printed. */
+bool offline_settings(struct offline *o, const char *data, const char *config_file);
+
+/* Runs `main` with `arg` on a loop of its own. False: there is no io_uring, and that was said. */
+bool offline_run(struct offline *o, fiber_fn main, void *arg);
+void offline_free(struct offline *o);
+
+/* "TOOL: ..." on stderr. */
+void offline_say(const struct offline *o, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* Opens the drives (locked) or the KV store; says what is wrong. Suspends. */
+int offline_open_drives(struct offline *o);
+int offline_open_kv(struct offline *o);
+/* Closes what is open; returns the first error, said. Suspends. */
+int offline_close(struct offline *o);
