@@ -258,12 +258,7 @@ void chunk_row_relocate(struct chunkstore *cs, struct chunk_row *r, const struct
         struct chunk_former *f = mem_alloc(sizeof(*f));
 
         *f = (struct chunk_former){r->former, r->loc.stripe.segment};
-        if (PLANTED(MOVE_DROPS_HOLD)) {
-            segment_release(cs->segments, f->segment);
-            mem_free(f);
-        } else {
-            r->former = f;
-        }
+        r->former = f;
         segment_hold(cs->segments, loc->stripe.segment);
     }
     /* Only what differs: a lane may be unpacking by this row. */

@@ -9,29 +9,30 @@
 #pragma once
 
 /*        name                     what goes wrong                                               */
-#define PLANT_TABLE(X)                                                                     \
-    X(JOURNAL_NOT_SYNCED, "the journal hands batches on that are written and not durable") \
-    X(STRIPE_NOT_SYNCED, "a record names stripes that are written and not durable")        \
-    X(SUPER_NOT_SYNCED, "a superblock is relied on that is written and not durable")       \
-    X(REPLAY_NOT_SYNCED, "replay goes on from batches that may not be durable")            \
-    X(REPLAY_NOT_REPAIRED, "replay leaves mirrors without batches that others have")       \
-    X(PARITY_SWAPPED, "parity is computed with two columns exchanged")                     \
-    X(READ_UNVERIFIED, "what was read from a drive is served without its CRC")             \
-    X(SWEEP_IGNORES_HOLDS, "a segment is freed under those who still want a chunk in it")  \
-    X(REPLAY_TWICE, "replay applies records that the KV store has already")                \
-    X(TRIM_TOO_EARLY, "the journal is trimmed past writes that are not drained")           \
-    X(TRIM_RACES_FLUSH, "what is drained while the KV store is flushed is trimmed away")   \
-    X(TRIM_UNFLUSHED, "the journal is trimmed without a flush of the KV store")            \
-    X(DRAIN_REVIVES, "draining brings back blocks that were zeroed meanwhile")             \
-    X(BULK_UNDER_OVERLAY, "a bulk write leaves older small writes in the overlay")         \
-    X(CHUNK_FREED_REFERENCED, "a chunk goes with its last reference but one")              \
-    X(FOUND_NOT_LISTED, "a record does not say where a chunk lies that was found")         \
-    X(SHRINK_KEEPS_TAIL, "a volume that shrank and grew shows what it held before")        \
-    X(PARTIAL_WRITES_RACE, "two writes to parts of one block overwrite each other")        \
-    X(REPLACED_KEEPS_CHUNKS, "the chunks of a replaced instance are never given back")     \
-    X(MOVE_DROPS_HOLD, "a moved chunk does not keep the segment it came from")             \
-    X(HOLE_INHERITS, "a block zeroed after a snapshot shows what the snapshot has")        \
-    X(MERGE_OVERRIDES, "a deleted snapshot's blocks replace those written after it")       \
+#define PLANT_TABLE(X)                                                                      \
+    X(JOURNAL_NOT_SYNCED, "the journal hands batches on that are written and not durable")  \
+    X(STRIPE_NOT_SYNCED, "a record names stripes that are written and not durable")         \
+    X(SUPER_NOT_SYNCED, "a superblock is relied on that is written and not durable")        \
+    X(REPLAY_NOT_SYNCED, "replay goes on from batches that may not be durable")             \
+    X(REPLAY_NOT_REPAIRED, "replay leaves mirrors without batches that others have")        \
+    X(PARITY_SWAPPED, "parity is computed with two columns exchanged")                      \
+    X(READ_UNVERIFIED, "what was read from a drive is served without its CRC")              \
+    X(SWEEP_IGNORES_HOLDS, "a segment is freed under those who still want a chunk in it")   \
+    X(REPLAY_TWICE, "replay applies records that the KV store has already")                 \
+    X(TRIM_TOO_EARLY, "the journal is trimmed past writes that are not drained")            \
+    X(TRIM_RACES_FLUSH, "what is drained while the KV store is flushed is trimmed away")    \
+    X(TRIM_UNFLUSHED, "the journal is trimmed without a flush of the KV store")             \
+    X(DRAIN_REVIVES, "draining brings back blocks that were zeroed meanwhile")              \
+    X(BULK_UNDER_OVERLAY, "a bulk write leaves older small writes in the overlay")          \
+    X(CHUNK_FREED_REFERENCED, "a chunk goes with its last reference but one")               \
+    X(FOUND_NOT_LISTED, "a record does not say where a chunk lies that was found")          \
+    X(SHRINK_KEEPS_TAIL, "a volume that shrank and grew shows what it held before")         \
+    X(PARTIAL_WRITES_RACE, "two writes to parts of one block overwrite each other")         \
+    X(REPLACED_KEEPS_CHUNKS, "the chunks of a replaced instance are never given back")      \
+    X(COMPACT_NOT_SYNCED, "compaction switches to copies that are written and not durable") \
+    X(MOVE_COUNTED_TWICE, "a moved chunk is still counted where it was")                    \
+    X(HOLE_INHERITS, "a block zeroed after a snapshot shows what the snapshot has")         \
+    X(MERGE_OVERRIDES, "a deleted snapshot's blocks replace those written after it")        \
     X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")
 
 enum plant {

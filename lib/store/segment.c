@@ -236,7 +236,7 @@ static unsigned segment_parity(const struct segment *s, uint64_t gone)
     unsigned lost = 0;
 
     for (unsigned i = 0; gone && i < s->k + s->m; i++)
-        lost += gone >> s->drive[i] & 1;
+        lost += (unsigned)(gone >> s->drive[i] & 1);
     return lost < s->m ? s->m - lost : 0;
 }
 
