@@ -15,7 +15,8 @@
 
 size_t volume_row_encode(const struct volume_row *r, uint8_t out[VOLUME_ROW_MAX])
 {
-    struct codec_writer w = codec_writer_on(out, VOLUME_ROW_MAX);
+    uint8_t row[VOLUME_ROW_MAX]; /* gcc 12 cannot tell the size of `out` */
+    struct codec_writer w = codec_writer_on(row, sizeof(row));
 
     codec_write_u8(&w, VOLUME_ROW_VERSION);
     codec_write_u8(&w, 0);
@@ -27,6 +28,7 @@ size_t volume_row_encode(const struct volume_row *r, uint8_t out[VOLUME_ROW_MAX]
     codec_write_le64(&w, r->of);
     codec_write_bytes(&w, r->info.name, strlen(r->info.name));
     CHECK(codec_writer_ok(&w));
+    memcpy(out, row, codec_written(&w));
     return codec_written(&w);
 }
 
