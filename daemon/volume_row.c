@@ -72,7 +72,8 @@ void volume_map_key(uint64_t id, uint8_t out[VOLUME_MAP_KEY])
 
 void volume_map_row_encode(const struct volume_map_row *r, uint8_t out[VOLUME_MAP_ROW])
 {
-    struct codec_writer w = codec_writer_on(out, VOLUME_MAP_ROW);
+    uint8_t row[VOLUME_MAP_ROW];
+    struct codec_writer w = codec_writer_on(row, sizeof(row));
 
     codec_write_u8(&w, MAP_ROW_VERSION);
     codec_write_le64(&w, r->parent);
@@ -82,6 +83,7 @@ void volume_map_row_encode(const struct volume_map_row *r, uint8_t out[VOLUME_MA
     codec_write_le64(&w, r->mapped);
     codec_write_le64(&w, r->holes);
     CHECK(codec_writer_ok(&w) && codec_written(&w) == VOLUME_MAP_ROW);
+    memcpy(out, row, sizeof(row));
 }
 
 int volume_map_row_decode(struct kv_slice key, struct kv_slice value,
