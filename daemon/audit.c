@@ -1,4 +1,4 @@
-/* The audit's frame: walking tables, telling of findings, segments and volumes; see audit.h.
+/* The audit's frame: walking tables, telling of findings, segments; see audit.h.
  *
  * The order of the walks matters. Who refers to chunks comes after the chunks, and after the drives
  * where these are read, so that whoever is hit by a chunk that is gone can be named. The chunk
@@ -283,59 +283,6 @@ static void segments_sum(struct audit *a)
         mem_free(a->slots[i]);
 }
 
-/* ---- Volumes ---- */
-
-static void row_volume(struct audit *a, struct kv_slice key, struct kv_slice value)
-{
-    struct audit_volume *v = mem_zalloc(sizeof(*v));
-
-    if (volume_row_decode(key, value, &v->row) < 0) {
-        audit_leave(a, "volume-row", "a volume's row is broken");
-        mem_free(v);
-        return;
-    }
-    a->r.volumes++;
-    hmap_insert(&a->volumes, &v->node, hmap_mix(v->row.info.id));
-}
-
-static void volume_sum(struct audit *a, const struct audit_volume *v)
-{
-    struct volume_row row = v->row;
-    uint8_t key[8], value[VOLUME_ROW_MAX];
-    size_t n;
-
-    if (row.info.mapped == v->mapped)
-        return;
-    if (v->doubtful) {
-        audit_leave(a, "volume-count",
-                    "volume %s: maps %llu bytes or more, its row says %llu; left, as part of its "
-                    "map is broken",
-                    row.info.name, (unsigned long long)v->mapped,
-                    (unsigned long long)row.info.mapped);
-        return;
-    }
-    audit_mend(a, "volume-count", "volume %s: maps %llu bytes, its row says %llu", row.info.name,
-               (unsigned long long)v->mapped, (unsigned long long)row.info.mapped);
-    row.info.mapped = v->mapped;
-    codec_put_be64(key, row.info.id);
-    n = volume_row_encode(&row, value);
-    audit_put(a, KV_VOLUME, (struct kv_slice){key, 8}, (struct kv_slice){value, n});
-}
-
-static void volumes_sum(struct audit *a)
-{
-    struct hmap_node *it, *next;
-
-    for (it = hmap_walk(&a->volumes, NULL); it; it = next) {
-        struct audit_volume *v = HMAP_ENTRY(it, struct audit_volume, node);
-
-        next = hmap_walk(&a->volumes, it);
-        volume_sum(a, v);
-        mem_free(v);
-    }
-    hmap_free(&a->volumes);
-}
-
 /* ---- All ---- */
 
 int audit_run(const struct audit_params *params, struct audit_result *ret_result)
@@ -346,11 +293,13 @@ int audit_run(const struct audit_params *params, struct audit_result *ret_result
     a->p = params;
     hmap_init(&a->segments);
     hmap_init(&a->volumes);
+    hmap_init(&a->maps);
     audit_walk(a, KV_SEGMENT, "segments", row_segment);
     audit_walk(a, KV_CHUNK, "chunks", audit_chunk_first);
     if (params->deep)
         audit_deep(a);
-    audit_walk(a, KV_VOLUME, "volumes", row_volume);
+    audit_walk(a, KV_VOLUME, "volumes", audit_volume);
+    audit_volumes_link(a);
     audit_instances(a); /* before recipes: it mends the index that leads from them to instances */
     audit_walk(a, KV_MAP, "volume maps", audit_leaf);
     audit_walk(a, KV_RECIPE, "recipes", audit_recipe);
@@ -359,7 +308,7 @@ int audit_run(const struct audit_params *params, struct audit_result *ret_result
     audit_walk(a, KV_CHUNK, "references", audit_chunk_second);
     audit_totals(a);
     segments_sum(a);
-    volumes_sum(a);
+    audit_volumes_sum(a);
     mem_free(a->chunks);
     rc = a->rc;
     if (rc == 0)

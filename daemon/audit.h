@@ -15,7 +15,8 @@
  * whole.
  *
  * Memory: 24 bytes for each chunk, 40 more for each with `segments` (deep), twice that while the
- * tables grow; about 500 bytes for each segment, 300 for each volume. Nothing for each instance.
+ * tables grow; about 500 bytes for each segment, 300 for each volume and
+ * snapshot, 150 for each map. Nothing for each instance.
  */
 #pragma once
 

@@ -1,5 +1,4 @@
 /* The audit of chunks: their rows, whoever refers to them, their fingerprints and totals. */
-#include <stdio.h>
 #include <string.h>
 
 #include "daemon/audit_priv.h"
@@ -171,19 +170,20 @@ struct leaf_run {
     const char *what;
 };
 
-static void leaf_tell(struct audit *a, const char *name, const struct leaf_run *run)
+static void leaf_tell(struct audit *a, const char *who, const struct leaf_run *run)
 {
     if (run->count)
         audit_leave(a, "volume-data",
-                    "volume %s: blocks %llu to %llu (bytes %llu to %llu) are lost: chunk %llu %s",
-                    name, (unsigned long long)run->first,
+                    "%s: blocks %llu to %llu (bytes %llu to %llu) are lost: chunk %llu %s", who,
+                    (unsigned long long)run->first,
                     (unsigned long long)(run->first + run->count - 1),
                     (unsigned long long)(run->first * BLOCK_SIZE),
                     (unsigned long long)((run->first + run->count) * BLOCK_SIZE - 1),
                     (unsigned long long)run->chunk, run->what);
 }
 
-static unsigned leaf_refer(struct audit *a, const char *name, uint64_t index,
+/* Goes through the leaf's entries; `m` is the map, or of one that is not there only counts. */
+static unsigned leaf_refer(struct audit *a, struct audit_map *m, uint64_t index,
                            const uint8_t *entries)
 {
     struct leaf_run run = {0};
@@ -191,50 +191,47 @@ static unsigned leaf_refer(struct audit *a, const char *name, uint64_t index,
 
     for (unsigned i = 0; i < LEAF_BLOCKS; i++) {
         uint64_t entry = codec_get_le64(entries + 8 * i), chunk = LEAF_CHUNK(entry);
-        const char *what = entry ? refer(a, chunk) : NULL;
+        const char *what = entry && entry != LEAF_HOLE ? refer(a, chunk) : NULL;
 
         used += entry != 0;
+        m->mapped += chunk != 0;
+        m->holes += entry == LEAF_HOLE;
         if (run.count && what && chunk == run.chunk) {
             run.count++;
             continue;
         }
-        leaf_tell(a, name, &run);
+        if (run.count)
+            leaf_tell(a, audit_map_who(a, m), &run);
         run = (struct leaf_run){index * LEAF_BLOCKS + i, chunk, what != NULL, what};
     }
-    leaf_tell(a, name, &run);
+    if (run.count)
+        leaf_tell(a, audit_map_who(a, m), &run);
     return used;
 }
 
 void audit_leaf(struct audit *a, struct kv_slice key, struct kv_slice value)
 {
-    uint64_t volume = key.len == 16 ? codec_get_be64(key.data) : 0;
-    struct audit_volume *v = audit_find(&a->volumes, volume);
-    char name[40];
+    uint64_t index = key.len == 16 ? codec_get_be64((const uint8_t *)key.data + 8) : 0;
+    struct audit_map nobody = {.row.id = key.len == 16 ? codec_get_be64(key.data) : 0};
+    struct audit_map *found = audit_find(&a->maps, nobody.row.id), *m = found ? found : &nobody;
     unsigned used;
 
     if (key.len != 16 || value.len != LEAF_BLOCKS * 8) {
         a->refs_doubtful = true;
-        if (v)
-            v->doubtful = true;
-        audit_leave(a, "map-row", "volume %s: a part of its map is broken",
-                    v ? v->row.info.name : "(none)");
-        return;
+        m->doubtful = true;
+        audit_leave(a, "map-row", "%s: a part of its map is broken", audit_map_who(a, m));
+    } else {
+        used = leaf_refer(a, m, index, value.data);
+        if (used == 0) {
+            audit_mend(a, "map-empty", "%s: an empty part of a map", audit_map_who(a, m));
+            audit_delete(a, KV_MAP, key);
+        } else if (!found) {
+            audit_leave(
+                a, "map-orphan", "map %llu is not there, and a part of it is: %u blocks from %llu",
+                (unsigned long long)m->row.id, used, (unsigned long long)index * LEAF_BLOCKS);
+        }
     }
-    (void)snprintf(name, sizeof(name), "number %llu", (unsigned long long)volume);
-    used = leaf_refer(a, v ? v->row.info.name : name, codec_get_be64((const uint8_t *)key.data + 8),
-                      value.data);
-    if (v)
-        v->mapped += used * (uint64_t)BLOCK_SIZE;
-    if (used == 0) {
-        audit_mend(a, "map-empty", "volume %s: an empty part of a map",
-                   v ? v->row.info.name : name);
-        audit_delete(a, KV_MAP, key);
-    } else if (!v) {
-        audit_leave(a, "map-orphan",
-                    "volume %s is not there, and a map of it is: %u blocks from %llu", name, used,
-                    (unsigned long long)codec_get_be64((const uint8_t *)key.data + 8) *
-                        LEAF_BLOCKS);
-    }
+    mem_free(nobody.who);
 }
 
 /* Is the instance of a recipe in the catalogue? */

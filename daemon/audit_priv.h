@@ -1,5 +1,6 @@
 /* What the audit's parts share: walking and telling (audit.c), chunks and who refers to them
- * (audit_chunk.c), the catalogue (audit_catalog.c), the drives (audit_deep.c). */
+ * (audit_chunk.c), volumes (audit_volume.c), the catalogue (audit_catalog.c), the drives
+ * (audit_deep.c). */
 #pragma once
 
 #include "daemon/audit.h"
@@ -27,8 +28,15 @@ struct audit_segment {
 struct audit_volume {
     struct hmap_node node;
     struct volume_row row;
-    uint64_t mapped; /* counted, bytes */
-    bool doubtful;   /* a leaf could not be read */
+};
+
+struct audit_map {
+    struct hmap_node node;
+    struct volume_map_row row;
+    const struct audit_volume *holder; /* the volume or snapshot that is this; NULL: hidden */
+    uint64_t mapped, holes;            /* counted */
+    bool doubtful;                     /* a leaf could not be read */
+    char *who;                         /* in words, once asked for */
 };
 
 struct audit {
@@ -37,7 +45,7 @@ struct audit {
     int rc; /* the first error of the KV store: everything ends */
     struct audit_chunk *chunks;
     size_t chunk_count, chunk_room;
-    struct hmap segments, volumes;
+    struct hmap segments, volumes, maps;
     struct audit_segment *open[SEGMENT_STREAMS];
     uint8_t *slots[FORMAT_DRIVES_MAX]; /* bitmaps, as far as segments reach */
     uint64_t slots_room[FORMAT_DRIVES_MAX];
@@ -80,6 +88,13 @@ void audit_leaf(struct audit *a, struct kv_slice key, struct kv_slice value);
 void audit_recipe(struct audit *a, struct kv_slice key, struct kv_slice value);
 void audit_fprint(struct audit *a, struct kv_slice key, struct kv_slice value);
 void audit_totals(struct audit *a);
+
+/* ---- audit_volume.c ---- */
+void audit_volume(struct audit *a, struct kv_slice key, struct kv_slice value);
+void audit_volumes_link(struct audit *a); /* once all are read */
+void audit_volumes_sum(struct audit *a);  /* frees them too */
+/* The map's volume, and those that look into it. Belongs to the map. */
+const char *audit_map_who(const struct audit *a, struct audit_map *m);
 
 /* ---- audit_catalog.c ---- */
 void audit_instances(struct audit *a);

@@ -17,9 +17,11 @@
 /* Small enough that a random write costs the KV store half a kilobyte. */
 #define LEAF_BLOCKS 64u
 
-/* An entry: 0 is a hole, else chunk id << 8 | block within the chunk. */
+/* An entry: 0 says nothing (a hole, or what the map below says, daemon/volume_snap.c), LEAF_HOLE is
+ * a hole whatever lies below, else chunk id << 8 | block within the chunk; chunk ids begin at 1. */
 #define LEAF_ENTRY(id, sub) ((uint64_t)(id) << 8 | (uint64_t)(sub))
-#define LEAF_CHUNK(entry)   ((entry) >> 8)
+#define LEAF_HOLE           1u
+#define LEAF_CHUNK(entry)   ((entry) >> 8) /* 0 of a hole */
 #define LEAF_SUB(entry)     ((uint32_t)((entry)&0xff))
 
 struct leaf {
@@ -28,7 +30,7 @@ struct leaf {
     struct list unwritten; /* on the map's list while the KV store may lack its row */
     uint64_t volume, index;
     uint64_t changed;
-    uint32_t pins, used; /* entries that are not holes */
+    uint32_t pins, used; /* entries that are not 0 */
     bool dirty;
     uint64_t entries[LEAF_BLOCKS];
 };

@@ -51,7 +51,7 @@ struct overlay_entry *overlay_find(const struct overlay *o, uint64_t volume, uin
 }
 
 void overlay_put(struct overlay *o, uint64_t volume, uint64_t block, uint64_t lsn,
-                 const uint8_t *bytes)
+                 const uint8_t *bytes, uint64_t *count)
 {
     struct overlay_entry *e = overlay_find(o, volume, block);
 
@@ -63,6 +63,9 @@ void overlay_put(struct overlay *o, uint64_t volume, uint64_t block, uint64_t ls
         e = mem_alloc(sizeof(*e));
         e->volume = volume;
         e->block = block;
+        e->count = count;
+        if (count)
+            (*count)++;
         hmap_insert(&o->map, &e->node, overlay_hash(volume, block));
         o->count++;
     }
@@ -78,6 +81,8 @@ void overlay_remove(struct overlay *o, struct overlay_entry *e)
     hmap_remove(&o->map, &e->node);
     list_del(&e->by_lsn);
     overlay_data_unref(e->data);
+    if (e->count)
+        (*e->count)--;
     mem_free(e);
     o->count--;
 }

@@ -21,7 +21,8 @@ struct overlay_data {
 struct overlay_entry {
     struct hmap_node node;
     struct list by_lsn;
-    uint64_t volume, block, lsn;
+    uint64_t volume, block, lsn; /* volume: the id of the map that it will be drained into */
+    uint64_t *count;             /* entries of that map, kept for its owner; may be NULL */
     struct overlay_data *data;
 };
 
@@ -37,9 +38,10 @@ void overlay_free(struct overlay *o);
 /* The newest version of a block, or NULL. Valid until the caller suspends. */
 struct overlay_entry *overlay_find(const struct overlay *o, uint64_t volume, uint64_t block);
 
-/* Takes a copy of a block written by record lsn, which is the newest. */
+/* Takes a copy of a block written by record lsn, which is the newest. *count (NULL is fine) is the
+ * number of the volume's entries; it stays where it is until they are gone. */
 void overlay_put(struct overlay *o, uint64_t volume, uint64_t block, uint64_t lsn,
-                 const uint8_t *bytes);
+                 const uint8_t *bytes, uint64_t *count);
 
 void overlay_remove(struct overlay *o, struct overlay_entry *e);
 

@@ -111,6 +111,11 @@ static int apply_dispatch(struct partition *p, uint16_t type, const struct apply
     case RECORD_VOLUME_WRITE:
     case RECORD_VOLUME_MAP:
     case RECORD_VOLUME_ZERO:
+    case RECORD_VOLUME_SNAPSHOT:
+    case RECORD_VOLUME_SNAPSHOT_DELETE:
+    case RECORD_VOLUME_CLONE:
+    case RECORD_VOLUME_ROLLBACK:
+    case RECORD_VOLUME_MERGE:
         return volumes_apply(p->volumes, type, a);
     case RECORD_OBJECT_PUT:
     case RECORD_OBJECT_DELETE:

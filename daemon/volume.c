@@ -24,13 +24,13 @@ struct volume *volume_find_name(const struct volumes *vs, const char *name)
     list_for_each (it, &vs->all) {
         struct volume *v = LIST_ENTRY(it, struct volume, link);
 
-        if (!v->deleting && strcmp(v->info.name, name) == 0)
+        if (strcmp(v->info.name, name) == 0)
             return v;
     }
     return NULL;
 }
 
-static bool volume_name_valid(const char *name)
+bool volume_name_valid(const char *name)
 {
     size_t n = strlen(name);
 
@@ -73,22 +73,43 @@ static int info_compare(const void *a, const void *b)
     return strcmp(((const struct block_info *)a)->name, ((const struct block_info *)b)->name);
 }
 
-static int volume_list(struct block_store *bs, struct block_info **ret_infos, size_t *ret_count)
+void volume_get_info(const struct volume *v, struct block_info *ret_info)
 {
-    struct volumes *vs = (struct volumes *)bs;
+    uint64_t mapped = 0;
+
+    *ret_info = v->info;
+    for (const struct volume_map *m = v->map; m; m = m->parent)
+        mapped += m->mapped * BLOCK_SIZE;
+    ret_info->mapped = mapped < v->info.size ? mapped : v->info.size;
+}
+
+int volume_list_where(struct volumes *vs, bool (*want)(const struct volume *v, uint64_t arg),
+                      uint64_t arg, struct block_info **ret_infos, size_t *ret_count)
+{
     struct block_info *infos = mem_calloc(vs->count, sizeof(*infos));
     size_t n = 0;
 
     list_for_each (it, &vs->all) {
         struct volume *v = LIST_ENTRY(it, struct volume, link);
 
-        if (!v->deleting)
-            infos[n++] = v->info;
+        if (want(v, arg))
+            volume_get_info(v, &infos[n++]);
     }
     qsort(infos, n, sizeof(*infos), info_compare);
     *ret_infos = infos;
     *ret_count = n;
     return 0;
+}
+
+static bool is_volume(const struct volume *v, uint64_t arg)
+{
+    (void)arg;
+    return v->of == 0;
+}
+
+static int volume_list(struct block_store *bs, struct block_info **ret_infos, size_t *ret_count)
+{
+    return volume_list_where((struct volumes *)bs, is_volume, 0, ret_infos, ret_count);
 }
 
 static int volume_stat(struct block_store *bs, const char *name, struct block_info *ret_info)
@@ -97,18 +118,19 @@ static int volume_stat(struct block_store *bs, const char *name, struct block_in
 
     if (!v)
         return ERR_NOENT;
-    *ret_info = v->info;
+    volume_get_info(v, ret_info);
     return 0;
 }
 
-static int volume_submit_id(struct volumes *vs, enum record_type type, uint64_t id, uint64_t value)
+int volume_submit_id(struct volumes *vs, enum record_type type, uint64_t id, uint64_t value,
+                     unsigned flags)
 {
     uint8_t body[16];
     struct iovec iov = {body, sizeof(body)};
 
     codec_put_le64(body, id);
     codec_put_le64(body + 8, value);
-    return record_submit(&vs->p->log, type, &iov, 1, JOURNAL_INTERNAL, NULL);
+    return record_submit(&vs->p->log, type, &iov, 1, flags, NULL);
 }
 
 /* Shrinking gives the tail back first, so that growing again shows zeroes. */
@@ -124,7 +146,7 @@ static int volume_shrink(struct volume *v, uint64_t size)
              ? 0
              : volume_zero_blocks(v, size / BLOCK_SIZE, blocks, JOURNAL_INTERNAL);
     if (rc == 0)
-        rc = volume_submit_id(v->owner, RECORD_VOLUME_RESIZE, v->info.id, size);
+        rc = volume_submit_id(v->owner, RECORD_VOLUME_RESIZE, v->info.id, size, JOURNAL_INTERNAL);
     v->size_limit = v->info.size;
     volume_range_unlock(v, &all);
     return rc;
@@ -138,6 +160,8 @@ static int volume_resize(struct block_store *bs, const char *name, uint64_t size
 
     if (!v)
         return ERR_NOENT;
+    if (v->of)
+        return ERR_READONLY;
     if (volume_size_check(size) < 0)
         return ERR_RANGE;
     if (v->size_limit != v->info.size || v->closed)
@@ -146,7 +170,7 @@ static int volume_resize(struct block_store *bs, const char *name, uint64_t size
     if (size < v->info.size)
         rc = volume_shrink(v, size);
     else
-        rc = volume_submit_id(vs, RECORD_VOLUME_RESIZE, v->info.id, size);
+        rc = volume_submit_id(vs, RECORD_VOLUME_RESIZE, v->info.id, size, JOURNAL_INTERNAL);
     v->info.openers--;
     return rc;
 }
@@ -160,11 +184,15 @@ static int volume_remove(struct block_store *bs, const char *name)
 
     if (!v)
         return ERR_NOENT;
+    if (v->of)
+        return ERR_READONLY; /* snapshots have their own way to go */
     if (v->info.openers || v->closed)
         return ERR_BUSY;
+    if (volume_has_snapshots(vs, v->info.id))
+        return ERR_SNAPSHOTS;
     id = v->info.id;
     v->closed = true; /* applying the record must not depend on who opens it meanwhile */
-    rc = volume_submit_id(vs, RECORD_VOLUME_DELETE, id, 0);
+    rc = volume_submit_id(vs, RECORD_VOLUME_DELETE, id, 0, JOURNAL_INTERNAL);
     v = volume_find(vs, id);
     if (rc < 0 && v)
         v->closed = false;
@@ -200,7 +228,7 @@ static void volume_close(struct block_volume *bv)
 
 static void volume_info(struct block_volume *bv, struct block_info *ret_info)
 {
-    *ret_info = ((struct volume_handle *)bv)->volume->info;
+    volume_get_info(((struct volume_handle *)bv)->volume, ret_info);
 }
 
 static const struct block_ops volume_ops = {
@@ -210,6 +238,11 @@ static const struct block_ops volume_ops = {
     .resize = volume_resize,
     .remove = volume_remove,
     .open = volume_open,
+    .snapshot = volume_snapshot,
+    .snapshots = volume_snapshots,
+    .snapshot_remove = volume_snapshot_remove,
+    .clone = volume_clone,
+    .rollback = volume_rollback,
     .close = volume_close,
     .info = volume_info,
     .read = volume_read,
@@ -228,10 +261,11 @@ int volumes_new(struct partition *p, struct volumes **ret_volumes)
 
     vs->face.ops = &volume_ops;
     vs->p = p;
-    vs->next_id = 1;
     vs->overlay_max = p->options.overlay_bytes / BLOCK_SIZE;
     hmap_init(&vs->by_id);
     list_init(&vs->all);
+    hmap_init(&vs->maps);
+    list_init(&vs->all_maps);
     overlay_init(&vs->overlay);
     leafmap_init(&vs->leaves, p->kv, p->options.cache_bytes / 2 / sizeof(struct leaf));
     fiber_cond_init(&vs->overlay_room);
@@ -254,7 +288,10 @@ void volumes_free(struct volumes *vs)
     for (struct list *it = list_pop_front(&vs->all); it; it = list_pop_front(&vs->all))
         mem_free(LIST_ENTRY(it, struct volume, link));
     hmap_free(&vs->by_id);
-    overlay_free(&vs->overlay);
+    overlay_free(&vs->overlay); /* it counts in the maps */
+    for (struct list *it = list_pop_front(&vs->all_maps); it; it = list_pop_front(&vs->all_maps))
+        mem_free(LIST_ENTRY(it, struct volume_map, link));
+    hmap_free(&vs->maps);
     leafmap_free(&vs->leaves);
     mem_free(vs);
 }
@@ -316,58 +353,8 @@ void volumes_get_counts(const struct volumes *vs, uint64_t *ret_volumes, uint64_
     uint64_t n = 0;
 
     list_for_each (it, &vs->all)
-        n += !LIST_ENTRY(it, struct volume, link)->deleting;
+        n += LIST_ENTRY(it, struct volume, link)->of == 0;
     *ret_volumes = n;
     *ret_mapped = vs->mapped * BLOCK_SIZE;
     *ret_overlay = vs->overlay.count * BLOCK_SIZE;
-}
-
-/* ---- Deleted volumes ---- */
-
-/* Frees what a deleted volume still maps, a bounded piece per record, then its row. */
-static int volume_reap(struct volumes *vs, struct volume *v)
-{
-    uint64_t from = 0, index;
-    int rc;
-
-    while ((rc = leafmap_next(&vs->leaves, v->info.id, from, &index)) == 0 && !vs->stopping) {
-        uint64_t first = index * LEAF_BLOCKS;
-
-        rc = volume_zero_blocks(v, first, VOLUME_ZERO_BLOCKS, JOURNAL_INTERNAL);
-        if (rc < 0)
-            return rc;
-        from = index + VOLUME_ZERO_BLOCKS / LEAF_BLOCKS;
-    }
-    if (rc != ERR_NOENT)
-        return rc;
-    return volume_submit_id(vs, RECORD_VOLUME_REAP, v->info.id, 0);
-}
-
-void volume_reaper(void *arg)
-{
-    struct volumes *vs = arg;
-
-    while (!vs->stopping) {
-        struct volume *found = NULL;
-        int rc;
-
-        list_for_each (it, &vs->all) {
-            struct volume *v = LIST_ENTRY(it, struct volume, link);
-
-            if (v->deleting && !found)
-                found = v;
-        }
-        if (!found) {
-            fiber_cond_wait(&vs->reap_work);
-            continue;
-        }
-        rc = volume_reap(vs, found);
-        if (rc < 0 && !vs->stopping) {
-            log_warn("volumes", "freeing a deleted volume failed, will try again error=%s",
-                     err_name(rc));
-            (void)fiber_cond_wait_until(vs->p->env, &vs->reap_work,
-                                        env_now(vs->p->env) + ENV_NS_PER_S);
-        }
-    }
-    fiber_group_done(&vs->fibers);
 }

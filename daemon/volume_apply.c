@@ -1,7 +1,7 @@
 /* Volumes: the records that change them, and applying these.
  *
  *   CREATE: size u64, created u64, durability u32, name length u32, name
- *   RESIZE, DELETE, REAP: volume u64, size u64 (RESIZE)
+ *   RESIZE, DELETE: volume u64, size u64 (RESIZE)
  *   WRITE:  volume u64, first block u64, count u32, reserved u32, count x 4096 bytes
  *   MAP:    its chunks (chunk_batch_encode), count u32, reserved u32, count x volume_mapping
  *   ZERO:   volume u64, first block u64, count u32, reserved u32
@@ -25,17 +25,18 @@
 
 /* ---- Rows ---- */
 
-static void volume_put_row(const struct volume *v, struct kv_batch *batch)
+void volume_put_row(const struct volume *v, struct kv_batch *batch)
 {
     uint8_t key[8], row[VOLUME_ROW_MAX];
-    struct volume_row r = {v->info, v->deleting};
+    struct volume_row r = {.info = v->info, .map = v->map->id, .of = v->of};
     size_t n = volume_row_encode(&r, row);
 
     codec_put_be64(key, v->info.id);
     kv_batch_put(batch, KV_VOLUME, (struct kv_slice){key, 8}, (struct kv_slice){row, n});
+    volume_map_put_row(v->map, batch);
 }
 
-static struct volume *volume_add(struct volumes *vs, uint64_t id)
+struct volume *volume_add(struct volumes *vs, uint64_t id)
 {
     struct volume *v = mem_zalloc(sizeof(*v));
 
@@ -46,30 +47,46 @@ static struct volume *volume_add(struct volumes *vs, uint64_t id)
     hmap_insert(&vs->by_id, &v->node, hmap_mix(id));
     list_push_back(&vs->all, &v->link);
     vs->count++;
-    if (id >= vs->next_id)
-        vs->next_id = id + 1;
     return v;
+}
+
+/* What a row of version 1 says of the map, which may have no row of its own yet. */
+static void load_old_map(struct volumes *vs, const struct volume_row *r)
+{
+    struct volume_map_row row = volume_row_old_map(r);
+
+    CHECK(!volume_map_find(vs, row.id)); /* its own row comes later in the table */
+    volume_map_load(vs, &row);
 }
 
 static int volume_load_row(struct volumes *vs, const struct kv_row *row)
 {
     struct volume_row r;
     struct volume *v;
-    int rc = volume_row_decode(row->key, row->value, &r);
+    int rc;
 
+    if (row->key.len != 8)
+        return volume_map_load_row(vs, row);
+    rc = volume_row_decode(row->key, row->value, &r);
     if (rc < 0)
         return rc;
+    if (r.old)
+        load_old_map(vs, &r);
+    if (r.deleting)
+        return 0; /* its map is reaped, and the row with it */
     v = volume_add(vs, r.info.id);
-    v->deleting = r.deleting;
     v->info = r.info;
+    v->info.mapped = 0; /* the map's */
+    v->info.readonly = r.of != 0;
     v->size_limit = r.info.size;
-    vs->mapped += v->info.mapped / BLOCK_SIZE;
+    v->map_id = r.map;
+    v->of = r.of;
     return 0;
 }
 
 int volumes_load(struct volumes *vs)
 {
-    uint8_t from[9] = {0};
+    uint8_t from[10] = {0};
     size_t from_len = 8, n;
     int rc = 0;
 
@@ -84,16 +101,16 @@ int volumes_load(struct volumes *vs)
         for (size_t i = 0; rc == 0 && i < n; i++)
             rc = volume_load_row(vs, &rows->rows[i]);
         if (rc == 0 && n) {
-            memcpy(from, rows->rows[n - 1].key.data, 8);
-            from[8] = 0;
-            from_len = 9;
+            from_len = rows->rows[n - 1].key.len; /* 8 or 9, or it would not have been loaded */
+            memcpy(from, rows->rows[n - 1].key.data, from_len);
+            from[from_len++] = 0;
         }
         kv_rows_free(rows);
     } while (rc == 0 && n);
-    return rc;
+    return rc == 0 ? volume_maps_link(vs) : rc;
 }
 
-/* ---- CREATE, RESIZE, DELETE, REAP ---- */
+/* ---- CREATE, RESIZE, DELETE ---- */
 
 static int apply_create(struct volumes *vs, const struct apply *a)
 {
@@ -117,11 +134,15 @@ static int apply_create(struct volumes *vs, const struct apply *a)
     v->info.created_ns = created;
     v->info.durability = (enum block_durability)durability;
     memcpy(v->info.name, text, sizeof(text));
+    v->map = volume_map_add(vs, a->lsn);
+    v->map->volume = v->map->since = a->lsn;
+    v->map->until = UINT64_MAX;
+    v->map->holder = v;
     volume_put_row(v, a->kv);
     return 0;
 }
 
-static void volume_drop(struct volumes *vs, struct volume *v, struct kv_batch *batch)
+void volume_drop(struct volumes *vs, struct volume *v, struct kv_batch *batch)
 {
     uint8_t key[8];
 
@@ -136,33 +157,42 @@ static void volume_drop(struct volumes *vs, struct volume *v, struct kv_batch *b
 static int apply_change(struct volumes *vs, uint16_t type, const struct apply *a)
 {
     struct codec_reader r = codec_reader_on(a->body, a->length);
-    struct volume *v = volume_find(vs, codec_read_le64(&r));
-    uint64_t size = codec_read_le64(&r);
+    uint64_t id = codec_read_le64(&r), size = codec_read_le64(&r);
+    struct volume *v = volume_find(vs, id);
 
     if (!codec_reader_ok(&r))
         return ERR_FORMAT;
+    if (!a->kv) {
+        if (type == RECORD_VOLUME_DELETE)
+            volume_map_abandon(vs, volume_map_at(vs, id, a->lsn), a);
+        return 0;
+    }
     if (!v)
         return ERR_NOENT;
     if (type == RECORD_VOLUME_DELETE) {
-        overlay_remove_range(&vs->overlay, v->info.id, 0, UINT64_MAX);
-        fiber_cond_broadcast(&vs->overlay_room);
-    }
-    if (!a->kv)
-        return 0;
-    if (type == RECORD_VOLUME_REAP) {
+        if (volume_has_snapshots(vs, id))
+            return ERR_SNAPSHOTS;
+        volume_map_abandon(vs, v->map, a);
         volume_drop(vs, v, a->kv);
         return 0;
     }
-    if (type == RECORD_VOLUME_RESIZE) {
-        if (v->size_limit == v->info.size)
-            v->size_limit = size;
-        v->info.size = size;
-    } else {
-        v->deleting = true;
-        fiber_cond_broadcast(&vs->reap_work);
-    }
+    if (v->size_limit == v->info.size)
+        v->size_limit = size;
+    v->info.size = size;
     volume_put_row(v, a->kv);
     return 0;
+}
+
+/* The map that takes what the record writes to a volume: its map at that moment, never the one at
+ * submission; between the two a snapshot may have been taken. NULL: it is gone. */
+static struct volume_map *apply_target(struct volumes *vs, const struct apply *a, uint64_t id)
+{
+    struct volume *v;
+
+    if (!a->kv)
+        return volume_map_at(vs, id, a->lsn);
+    v = volume_find(vs, id);
+    return v ? v->map : NULL;
 }
 
 /* ---- WRITE ---- */
@@ -173,7 +203,7 @@ static int apply_write(struct volumes *vs, const struct apply *a)
     uint64_t id = codec_read_le64(&r), first = codec_read_le64(&r);
     uint32_t n = codec_read_le32(&r);
     const uint8_t *bytes;
-    struct volume *v = volume_find(vs, id);
+    struct volume_map *map = apply_target(vs, a, id);
 
     (void)codec_read_le32(&r);
     bytes = codec_read_bytes(&r, (size_t)n * BLOCK_SIZE);
@@ -182,10 +212,11 @@ static int apply_write(struct volumes *vs, const struct apply *a)
     if (a->context)
         vs->overlay_incoming -= n;
     fiber_cond_signal(&vs->drain_work);
-    if (!v || v->deleting)
+    if (!map)
         return 0; /* deleted by a record that the KV store has */
     for (uint32_t i = 0; i < n; i++)
-        overlay_put(&vs->overlay, id, first + i, a->lsn, bytes + (size_t)i * BLOCK_SIZE);
+        overlay_put(&vs->overlay, map->id, first + i, a->lsn, bytes + (size_t)i * BLOCK_SIZE,
+                    &map->overlay);
     return 0;
 }
 
@@ -196,22 +227,24 @@ struct map_apply {
     const struct apply *a;
     struct volume_mapping *mappings;
     size_t count;
-    struct leaf **leaves; /* per mapping, pinned; NULL where it has no effect */
+    struct volume_map **maps; /* per mapping; NULL where it is gone */
+    struct leaf **leaves;     /* per mapping, pinned; NULL where it has no effect */
     struct chunk_txn *txn;
-    uint64_t zero_volume, zero_first, zero_count; /* ZERO: the range that the overlay loses too */
+    struct volume_map *zero_map;
+    uint64_t zero_first, zero_count; /* ZERO: the range that the overlay loses too */
 };
 
 /* Does the mapping hold, against the overlay as it is? (Answers without changing anything.) */
-static bool mapping_holds(const struct map_apply *m, const struct volume_mapping *mp)
+static bool mapping_holds(const struct map_apply *m, size_t i)
 {
-    const struct volume *v = volume_find(m->vs, mp->volume);
+    const struct volume_mapping *mp = &m->mappings[i];
     const struct overlay_entry *e;
 
-    if (!v)
+    if (!m->maps[i])
         return false;
     if (mp->src_lsn == 0)
-        return !v->deleting || mp->entry == 0;
-    e = overlay_find(&m->vs->overlay, mp->volume, mp->block);
+        return true;
+    e = overlay_find(&m->vs->overlay, m->maps[i]->id, mp->block);
     return (e && e->lsn == mp->src_lsn) || (!e && PLANTED(DRAIN_REVIVES));
 }
 
@@ -225,13 +258,13 @@ static int map_load(struct map_apply *m)
         const struct volume_mapping *mp = &m->mappings[i];
         uint64_t old;
 
-        if (!mapping_holds(m, mp))
+        if (!mapping_holds(m, i))
             continue;
-        rc = leafmap_get(&m->vs->leaves, mp->volume, mp->block / LEAF_BLOCKS, &m->leaves[i]);
+        rc = leafmap_get(&m->vs->leaves, m->maps[i]->id, mp->block / LEAF_BLOCKS, &m->leaves[i]);
         if (rc < 0)
             break;
         old = m->leaves[i]->entries[mp->block % LEAF_BLOCKS];
-        if (old)
+        if (LEAF_CHUNK(old))
             chunk_txn_need(m->txn, LEAF_CHUNK(old));
         if (mp->entry)
             chunk_txn_need(m->txn, LEAF_CHUNK(mp->entry));
@@ -245,21 +278,21 @@ static void map_change(struct map_apply *m)
     for (size_t i = 0; i < m->count; i++) {
         const struct volume_mapping *mp = &m->mappings[i];
         struct leaf *l = m->leaves[i];
-        struct volume *v = volume_find(m->vs, mp->volume);
+        struct volume_map *map = m->maps[i];
         unsigned at = (unsigned)(mp->block % LEAF_BLOCKS);
-        uint64_t old;
+        uint64_t old, new = mp->entry;
 
         if (!l)
             continue;
         old = l->entries[at];
-        if (mp->entry)
-            chunk_txn_ref(m->txn, LEAF_CHUNK(mp->entry), 1);
-        if (old)
+        if (!new && map->parent && !PLANTED(HOLE_INHERITS))
+            new = LEAF_HOLE; /* not what the parent has */
+        if (LEAF_CHUNK(new))
+            chunk_txn_ref(m->txn, LEAF_CHUNK(new), 1);
+        if (LEAF_CHUNK(old))
             chunk_txn_ref(m->txn, LEAF_CHUNK(old), -1);
-        if (old != mp->entry)
-            leafmap_set(&m->vs->leaves, l, at, mp->entry);
-        v->info.mapped += ((mp->entry != 0) - (uint64_t)(old != 0)) * BLOCK_SIZE;
-        m->vs->mapped += (mp->entry != 0) - (uint64_t)(old != 0);
+        if (old != new)
+            volume_map_set(m->vs, map, l, at, new);
     }
 }
 
@@ -267,11 +300,12 @@ static void map_change(struct map_apply *m)
  * the map has changed: a read in between would find what both have replaced. Does not suspend. */
 static void map_settle_overlay(struct map_apply *m)
 {
-    if (m->zero_count)
-        overlay_remove_range(&m->vs->overlay, m->zero_volume, m->zero_first, m->zero_count);
+    if (m->zero_map)
+        overlay_remove_range(&m->vs->overlay, m->zero_map->id, m->zero_first, m->zero_count);
     for (size_t i = 0; i < m->count; i++) {
         const struct volume_mapping *mp = &m->mappings[i];
-        struct overlay_entry *e = overlay_find(&m->vs->overlay, mp->volume, mp->block);
+        struct overlay_entry *e =
+            m->maps[i] ? overlay_find(&m->vs->overlay, m->maps[i]->id, mp->block) : NULL;
 
         if (PLANTED(BULK_UNDER_OVERLAY) && mp->src_lsn == 0)
             continue;
@@ -283,19 +317,17 @@ static void map_settle_overlay(struct map_apply *m)
 
 static void map_put_rows(struct map_apply *m)
 {
-    const struct volume *last = NULL;
+    const struct volume_map *last = NULL;
 
     chunk_txn_commit(m->txn, m->a->kv);
     m->txn = NULL;
     for (size_t i = 0; i < m->count; i++) {
-        const struct volume *v = volume_find(m->vs, m->mappings[i].volume);
-
         if (!m->leaves[i])
             continue;
         leafmap_flush(&m->vs->leaves, m->leaves[i], m->a->kv);
-        if (v != last)
-            volume_put_row(v, m->a->kv);
-        last = v;
+        if (m->maps[i] != last)
+            volume_map_put_row(m->maps[i], m->a->kv);
+        last = m->maps[i];
     }
 }
 
@@ -343,6 +375,7 @@ static int apply_map(struct volumes *vs, const struct apply *a)
     if (n > VOLUME_MAPPINGS_MAX || codec_left(&r) != (size_t)n * VOLUME_MAPPING_SIZE)
         return ERR_FORMAT;
     m.mappings = mem_calloc(n, sizeof(*m.mappings));
+    m.maps = mem_calloc(n, sizeof(struct volume_map *));
     for (m.count = 0; m.count < n; m.count++) {
         struct volume_mapping *mp = &m.mappings[m.count];
 
@@ -350,10 +383,39 @@ static int apply_map(struct volumes *vs, const struct apply *a)
         mp->block = codec_read_le64(&r);
         mp->src_lsn = codec_read_le64(&r);
         mp->entry = codec_read_le64(&r);
+        m.maps[m.count] =
+            mp->src_lsn ? volume_map_find(vs, mp->volume) : apply_target(vs, a, mp->volume);
     }
     rc = map_apply(&m, a->body, a->length);
     mem_free(m.mappings);
+    mem_free(m.maps);
     return rc;
+}
+
+/* The blocks that are to become holes: those mapped, and where there is a parent, all that are not
+ * holes by themselves. Suspends. */
+static int zero_collect(struct map_apply *m)
+{
+    uint64_t end = m->zero_first + m->zero_count, id = m->zero_map->id;
+
+    for (uint64_t block = m->zero_first; block < end;) {
+        uint64_t stop = (block / LEAF_BLOCKS + 1) * LEAF_BLOCKS;
+        struct leaf *l;
+        int rc = leafmap_get(&m->vs->leaves, id, block / LEAF_BLOCKS, &l);
+
+        if (rc < 0)
+            return rc;
+        for (; block < stop && block < end; block++) {
+            uint64_t entry = l->entries[block % LEAF_BLOCKS];
+
+            if (m->zero_map->parent ? entry == LEAF_HOLE : entry == 0)
+                continue;
+            m->maps[m->count] = m->zero_map;
+            m->mappings[m->count++] = (struct volume_mapping){.volume = id, .block = block};
+        }
+        leafmap_put(&m->vs->leaves, l);
+    }
+    return 0;
 }
 
 /* Holes for every block of the range that is mapped, with that the overlay loses the range.
@@ -364,40 +426,26 @@ static int apply_zero(struct volumes *vs, const struct apply *a)
     uint64_t id = codec_read_le64(&r), first = codec_read_le64(&r);
     uint32_t n = codec_read_le32(&r);
     struct map_apply m = {.vs = vs, .a = a};
-    struct volume *v = volume_find(vs, id);
-    int rc;
+    int rc = 0;
 
     (void)codec_read_le32(&r);
     if (!codec_reader_ok(&r) || n > VOLUME_ZERO_BLOCKS)
         return ERR_FORMAT;
-    m.zero_volume = id;
+    m.zero_map = apply_target(vs, a, id);
     m.zero_first = first;
     m.zero_count = n;
-    if (!a->kv || !v) {
-        map_settle_overlay(&m);
+    if (!m.zero_map)
         return 0;
-    }
     m.mappings = mem_calloc(n, sizeof(*m.mappings));
-    for (uint64_t block = first; block < first + n;) {
-        struct leaf *l;
-        uint64_t end = (block / LEAF_BLOCKS + 1) * LEAF_BLOCKS;
-
-        rc = leafmap_get(&vs->leaves, id, block / LEAF_BLOCKS, &l);
-        if (rc < 0) {
-            mem_free(m.mappings);
-            return rc;
-        }
-        for (; block < end && block < first + n; block++)
-            if (l->entries[block % LEAF_BLOCKS])
-                m.mappings[m.count++] = (struct volume_mapping){id, block, 0, 0};
-        leafmap_put(&vs->leaves, l);
-    }
-    rc = 0;
-    if (m.count)
+    m.maps = mem_calloc(n, sizeof(struct volume_map *));
+    if (a->kv)
+        rc = zero_collect(&m);
+    if (rc == 0 && m.count)
         rc = map_apply(&m, NULL, 0);
-    else
+    else if (rc == 0)
         map_settle_overlay(&m);
     mem_free(m.mappings);
+    mem_free(m.maps);
     return rc;
 }
 
@@ -412,8 +460,11 @@ int volumes_apply(struct volumes *vs, uint16_t type, const struct apply *a)
         return apply_map(vs, a);
     case RECORD_VOLUME_ZERO:
         return apply_zero(vs, a);
-    default:
+    case RECORD_VOLUME_RESIZE:
+    case RECORD_VOLUME_DELETE:
         return apply_change(vs, type, a);
+    default:
+        return volume_snap_apply(vs, type, a);
     }
 }
 
@@ -430,10 +481,11 @@ static int map_warm(struct volumes *vs, const struct volume_mapping *mappings, s
 
     for (size_t i = 0; rc == 0 && i < n; i++) {
         const struct volume_mapping *mp = &mappings[i];
+        const struct volume *v = mp->src_lsn ? NULL : volume_find(vs, mp->volume);
         struct leaf *l = NULL;
 
-        rc = leafmap_get(&vs->leaves, mp->volume, mp->block / LEAF_BLOCKS, &l);
-        if (rc == 0 && l->entries[mp->block % LEAF_BLOCKS])
+        rc = leafmap_get(&vs->leaves, v ? v->map->id : mp->volume, mp->block / LEAF_BLOCKS, &l);
+        if (rc == 0 && LEAF_CHUNK(l->entries[mp->block % LEAF_BLOCKS]))
             ids[count++] = LEAF_CHUNK(l->entries[mp->block % LEAF_BLOCKS]);
         leafmap_put(&vs->leaves, l);
     }

@@ -8,9 +8,9 @@
  * whole; it has those blocks for itself meanwhile (volume_range). Writes of whole blocks may
  * overlap each other freely: the journal's order decides.
  *
- * Reads look into the overlay first, then into the map. A chunk may be gone by the time it is read,
- * when its block was written again meanwhile: the read then starts over with the
- * newer state.
+ * Reads look into the overlay first, then into the map, and so on down the maps (volume_snap.c). A
+ * chunk may be gone by the time it is read, when its block was written again meanwhile: the read
+ * then starts over with the newer state.
  */
 #include <string.h>
 
@@ -27,6 +27,7 @@
 #define VOLUME_PIECE         (1u << 20)   /* bytes of a read or bulk write handled at a time */
 #define VOLUME_PIECE_BLOCKS  (VOLUME_PIECE / BLOCK_SIZE)
 #define VOLUME_READ_TRIES    100u
+#define VOLUME_ZERO_SHARED   (16 * LEAF_BLOCKS)
 #define VOLUME_EXTENT_LEAVES 4096u /* leaves one extents call looks at */
 
 static struct volume *handle_volume(struct block_volume *h)
@@ -118,37 +119,22 @@ struct read_plan {
     uint8_t *dst;
     struct chunk_read *reads; /* room for VOLUME_PIECE_BLOCKS + 1 */
     size_t count;
-    struct leaf *leaf; /* of the block before: neighbours share it */
+    struct map_view view; /* neighbours share leaves */
 };
 
 /* Serves one block's share from overlay or hole, or plans the chunk read. Suspends for a leaf. */
 static int plan_block(struct read_plan *pl, uint64_t block, uint32_t inner, uint32_t n,
                       uint8_t *dst)
 {
-    struct volumes *vs = pl->v->owner;
-    const struct overlay_entry *e = overlay_find(&vs->overlay, pl->v->info.id, block);
-    uint64_t index = block / LEAF_BLOCKS, entry;
-    int rc;
+    const struct overlay_entry *e;
+    uint64_t entry;
+    int rc = map_view_block(&pl->view, block, &e, &entry);
 
-    if (e) {
+    if (rc < 0)
+        return rc;
+    if (e)
         memcpy(dst, e->data->bytes + inner, n);
-        return 0;
-    }
-    if (!pl->leaf || pl->leaf->index != index) {
-        leafmap_put(&vs->leaves, pl->leaf);
-        pl->leaf = NULL;
-        rc = leafmap_get(&vs->leaves, pl->v->info.id, index, &pl->leaf);
-        if (rc < 0)
-            return rc;
-        /* That may have taken a while: a newer version may be in the overlay by now. */
-        e = overlay_find(&vs->overlay, pl->v->info.id, block);
-        if (e) {
-            memcpy(dst, e->data->bytes + inner, n);
-            return 0;
-        }
-    }
-    entry = pl->leaf->entries[block % LEAF_BLOCKS];
-    if (entry)
+    else if (entry)
         pl->reads[pl->count++] = (struct chunk_read){.id = LEAF_CHUNK(entry),
                                                      .off = LEAF_SUB(entry) * BLOCK_SIZE + inner,
                                                      .len = n,
@@ -163,7 +149,7 @@ static int read_piece_once(struct read_plan *pl)
     int rc = 0;
 
     pl->count = 0;
-    pl->leaf = NULL;
+    pl->view = MAP_VIEW(pl->v);
     for (size_t done = 0; rc == 0 && done < pl->len;) {
         uint64_t at = pl->off + done;
         uint32_t inner = (uint32_t)(at % BLOCK_SIZE), n = BLOCK_SIZE - inner;
@@ -173,7 +159,7 @@ static int read_piece_once(struct read_plan *pl)
         rc = plan_block(pl, at / BLOCK_SIZE, inner, n, pl->dst + done);
         done += n;
     }
-    leafmap_put(&pl->v->owner->leaves, pl->leaf);
+    map_view_drop(&pl->view);
     if (rc == 0 && pl->count)
         rc = chunkstore_read(pl->v->owner->p->chunks, pl->reads, pl->count);
     return rc;
@@ -353,6 +339,8 @@ int volume_write(struct block_volume *h, uint64_t off, const void *buf, size_t l
     (void)flags; /* every write is durable */
     if (len > BLOCK_IO_MAX)
         return ERR_TOOBIG;
+    if (v->info.readonly)
+        return ERR_READONLY;
     if (range_check(v, off, len) < 0)
         return ERR_RANGE;
     if (len == 0)
@@ -390,28 +378,6 @@ static int zero_record(struct volume *v, uint64_t first, uint32_t count, unsigne
     return record_submit(&v->owner->p->log, RECORD_VOLUME_ZERO, &iov, 1, flags, NULL);
 }
 
-/* The first block >= from that may be mapped or in the overlay; UINT64_MAX when there is none. */
-static int next_used(struct volume *v, uint64_t from, uint64_t *ret_block)
-{
-    struct volumes *vs = v->owner;
-    uint64_t index, found = UINT64_MAX;
-    int rc;
-
-    list_for_each (it, &vs->overlay.by_lsn) {
-        const struct overlay_entry *e = LIST_ENTRY(it, struct overlay_entry, by_lsn);
-
-        if (e->volume == v->info.id && e->block >= from && e->block < found)
-            found = e->block;
-    }
-    rc = leafmap_next(&vs->leaves, v->info.id, from / LEAF_BLOCKS, &index);
-    if (rc < 0 && rc != ERR_NOENT)
-        return rc;
-    if (rc == 0 && index * LEAF_BLOCKS < found)
-        found = index * LEAF_BLOCKS > from ? index * LEAF_BLOCKS : from;
-    *ret_block = found;
-    return 0;
-}
-
 int volume_zero_blocks(struct volume *v, uint64_t first, uint64_t count, unsigned flags)
 {
     uint64_t end = first + count;
@@ -420,12 +386,13 @@ int volume_zero_blocks(struct volume *v, uint64_t first, uint64_t count, unsigne
     while (rc == 0 && first < end) {
         /* Small ranges are simply zeroed; in large ones the unmapped parts are passed over. */
         if (end - first > LEAF_BLOCKS) {
-            rc = next_used(v, first, &first);
+            rc = volume_next_used(v, first, &first);
             if (rc < 0 || first >= end)
                 break;
         }
-        uint32_t n =
-            end - first < VOLUME_ZERO_BLOCKS ? (uint32_t)(end - first) : VOLUME_ZERO_BLOCKS;
+        /* Upon a parent every block zeroed takes an entry: not too many for nothing. */
+        uint32_t most = v->map->parent ? VOLUME_ZERO_SHARED : VOLUME_ZERO_BLOCKS;
+        uint32_t n = end - first < most ? (uint32_t)(end - first) : most;
 
         rc = zero_record(v, first, n, flags);
         first += n;
@@ -442,6 +409,8 @@ int volume_zero(struct block_volume *h, uint64_t off, uint64_t len, unsigned fla
     int rc = 0;
 
     (void)flags;
+    if (v->info.readonly)
+        return ERR_READONLY;
     if (range_check(v, off, len) < 0)
         return ERR_RANGE;
     if (len == 0)
@@ -497,24 +466,23 @@ static bool extent_add(struct extent_list *l, uint64_t n, bool hole)
 static int extents_leaf(struct volume *v, uint64_t off, uint64_t block, struct extent_list *l,
                         bool *ret_more, bool *ret_used)
 {
-    struct volumes *vs = v->owner;
-    struct leaf *leaf;
-    int rc = leafmap_get(&vs->leaves, v->info.id, block / LEAF_BLOCKS, &leaf);
+    struct map_view view = MAP_VIEW(v);
+    int rc;
 
-    if (rc < 0)
-        return rc;
     *ret_used = false;
     do {
-        uint64_t start = block * BLOCK_SIZE < off ? off : block * BLOCK_SIZE;
-        bool hole = leaf->entries[block % LEAF_BLOCKS] == 0 &&
-                    !overlay_find(&vs->overlay, v->info.id, block);
+        uint64_t start = block * BLOCK_SIZE < off ? off : block * BLOCK_SIZE, entry;
+        const struct overlay_entry *e;
 
-        *ret_used |= !hole;
-        *ret_more = extent_add(l, (block + 1) * BLOCK_SIZE - start, hole);
+        rc = map_view_block(&view, block, &e, &entry);
+        if (rc < 0)
+            break;
+        *ret_used |= e || entry;
+        *ret_more = extent_add(l, (block + 1) * BLOCK_SIZE - start, !e && !entry);
         block++;
     } while (*ret_more && block % LEAF_BLOCKS);
-    leafmap_put(&vs->leaves, leaf);
-    return 0;
+    map_view_drop(&view);
+    return rc;
 }
 
 int volume_extents(struct block_volume *h, uint64_t off, uint64_t len, struct block_extent *extents,
@@ -536,7 +504,7 @@ int volume_extents(struct block_volume *h, uint64_t off, uint64_t len, struct bl
         if (!more || used)
             continue;
         /* A leaf without anything: there may be many, they are passed over at once. */
-        rc = next_used(v, block, &next);
+        rc = volume_next_used(v, block, &next);
         if (rc < 0)
             return rc;
         if (next == UINT64_MAX)

@@ -27,6 +27,16 @@ const char *dump_record_name(unsigned type)
         return "volume-map";
     case RECORD_VOLUME_ZERO:
         return "volume-zero";
+    case RECORD_VOLUME_SNAPSHOT:
+        return "volume-snapshot";
+    case RECORD_VOLUME_SNAPSHOT_DELETE:
+        return "volume-snapshot-delete";
+    case RECORD_VOLUME_CLONE:
+        return "volume-clone";
+    case RECORD_VOLUME_ROLLBACK:
+        return "volume-rollback";
+    case RECORD_VOLUME_MERGE:
+        return "volume-merge";
     case RECORD_OBJECT_PUT:
         return "object-put";
     case RECORD_OBJECT_DELETE:
@@ -80,18 +90,70 @@ static void set_freed(struct codec_reader *r, json_t *row)
     (void)json_object_set_new(row, "segments", ids);
 }
 
+static void set_name(struct codec_reader *r, json_t *row, uint32_t n)
+{
+    const uint8_t *name = codec_read_bytes(r, n);
+
+    if (name)
+        dump_set_text(row, "name", (const char *)name, n);
+}
+
 static void set_created(struct codec_reader *r, json_t *row)
 {
-    uint32_t n;
-    const uint8_t *name;
-
     dump_set(row, "size", codec_read_le64(r));
     (void)codec_read_le64(r);
     (void)codec_read_le32(r);
-    n = codec_read_le32(r);
-    name = codec_read_bytes(r, n);
-    if (name)
-        dump_set_text(row, "name", (const char *)name, n);
+    set_name(r, row, codec_read_le32(r));
+}
+
+static void set_snapshot(struct codec_reader *r, json_t *row)
+{
+    json_t *ids = json_array();
+    uint32_t count, len;
+
+    (void)codec_read_le64(r);
+    count = codec_read_le32(r);
+    len = codec_read_le32(r);
+    for (; count > 0; count--) {
+        uint64_t id = codec_read_le64(r);
+
+        if (!codec_reader_ok(r))
+            break;
+        (void)json_array_append_new(ids, json_integer((json_int_t)id));
+    }
+    (void)json_object_set_new(row, "volumes", ids);
+    set_name(r, row, len);
+}
+
+static void set_clone(struct codec_reader *r, json_t *row)
+{
+    (void)codec_read_le64(r);
+    dump_set(row, "snapshot", codec_read_le64(r));
+    (void)codec_read_le32(r);
+    set_name(r, row, codec_read_le32(r));
+}
+
+/* What snapshots are made of; see daemon/volume_snap.c. */
+static void set_snapshots(unsigned type, struct codec_reader *r, json_t *row)
+{
+    switch (type) {
+    case RECORD_VOLUME_SNAPSHOT:
+        set_snapshot(r, row);
+        break;
+    case RECORD_VOLUME_CLONE:
+        set_clone(r, row);
+        break;
+    case RECORD_VOLUME_SNAPSHOT_DELETE:
+        dump_set(row, "snapshot", codec_read_le64(r));
+        break;
+    case RECORD_VOLUME_ROLLBACK:
+        dump_set(row, "volume", codec_read_le64(r));
+        dump_set(row, "snapshot", codec_read_le64(r));
+        break;
+    default: /* MERGE, REAP */
+        dump_set(row, "map", codec_read_le64(r));
+        break;
+    }
 }
 
 void dump_record(const struct journal_record *rec, json_t *row)
@@ -113,7 +175,6 @@ void dump_record(const struct journal_record *rec, json_t *row)
         dump_set(row, "size", codec_read_le64(&r));
         break;
     case RECORD_VOLUME_DELETE:
-    case RECORD_VOLUME_REAP:
         dump_set(row, "volume", codec_read_le64(&r));
         break;
     case RECORD_VOLUME_WRITE:
@@ -133,6 +194,14 @@ void dump_record(const struct journal_record *rec, json_t *row)
         break;
     case RECORD_OBJECT_DELETE:
         set_uids(&r, row);
+        break;
+    case RECORD_VOLUME_SNAPSHOT:
+    case RECORD_VOLUME_SNAPSHOT_DELETE:
+    case RECORD_VOLUME_CLONE:
+    case RECORD_VOLUME_ROLLBACK:
+    case RECORD_VOLUME_MERGE:
+    case RECORD_VOLUME_REAP:
+        set_snapshots(rec->type, &r, row);
         break;
     case RECORD_CHUNK_MOVE:
         break;

@@ -206,11 +206,53 @@ static bool volume_is(void *arg, const struct kv_row *row)
     return !f->found;
 }
 
+/* A volume's blocks are what its map says, and where that says nothing, the map upon which it lies,
+ * and so on (daemon/volume_snap.c). The maps are walked side by side, leaf by leaf. */
+#define LAYERS_MAX 1024u
+struct layer {
+    uint64_t map;
+    struct kv_rows *page; /* leaves; NULL before the first */
+    size_t at;
+    uint64_t index; /* of the leaf at hand; UINT64_MAX after the last */
+};
+
 struct extents {
     json_t *rows;
-    uint64_t from, to;                  /* blocks */
-    uint64_t block, blocks, chunk, sub; /* the run at hand */
+    struct layer *layers; /* the volume's own map first */
+    size_t count;
+    uint64_t from, to;                       /* blocks */
+    uint64_t block, blocks, chunk, sub, map; /* the run at hand */
 };
+
+/* Goes on to the layer's next leaf at or behind the index. */
+static void layer_seek(struct dump *d, const struct extents *e, struct layer *l, uint64_t index)
+{
+    uint8_t from[16], to[16];
+    int rc;
+
+    if (l->page && l->at < l->page->count) {
+        l->index = codec_get_be64((const uint8_t *)l->page->rows[l->at].key.data + 8);
+        return; /* they are in order, and no layer is left behind */
+    }
+    kv_rows_free(l->page);
+    l->page = NULL;
+    l->at = 0;
+    l->index = UINT64_MAX;
+    if (index * LEAF_BLOCKS >= e->to)
+        return;
+    codec_put_be64(from, l->map);
+    codec_put_be64(from + 8, index);
+    codec_put_be64(to, l->map);
+    codec_put_be64(to + 8, (e->to + LEAF_BLOCKS - 1) / LEAF_BLOCKS);
+    rc = kv_scan(d->o.kv, KV_MAP, (struct kv_slice){from, 16}, (struct kv_slice){to, 16}, DUMP_PAGE,
+                 4u << 20, 0, &l->page);
+    if (rc < 0) {
+        l->page = NULL;
+        dump_fail(d, "the metadata cannot be read: %s", err_text(rc));
+    } else if (l->page->count) {
+        l->index = codec_get_be64((const uint8_t *)l->page->rows[0].key.data + 8);
+    }
+}
 
 static void extent_end(struct extents *e)
 {
@@ -223,25 +265,43 @@ static void extent_end(struct extents *e)
     dump_set(row, "length", e->blocks * BLOCK_SIZE);
     dump_set(row, "chunk", e->chunk);
     dump_set(row, "chunk_offset", e->sub * BLOCK_SIZE);
+    dump_set(row, "map", e->map);
     (void)json_array_append_new(e->rows, row);
     e->blocks = 0;
 }
 
-static bool extent_leaf(void *arg, const struct kv_row *row)
+/* What the first layer that says something says of a block of this leaf. */
+static uint64_t layers_entry(const struct extents *e, uint64_t index, unsigned i, uint64_t *ret_map)
 {
-    struct extents *e = arg;
-    uint64_t first;
+    for (size_t n = 0; n < e->count; n++) {
+        const struct layer *l = &e->layers[n];
+        const struct kv_slice *leaf;
+        uint64_t entry;
 
-    if (row->key.len != 16 || row->value.len != LEAF_BLOCKS * 8)
-        return true;
-    first = codec_get_be64((const uint8_t *)row->key.data + 8) * LEAF_BLOCKS;
+        if (l->index != index)
+            continue;
+        leaf = &l->page->rows[l->at].value;
+        entry = leaf->len == LEAF_BLOCKS * 8
+                    ? codec_get_le64((const uint8_t *)leaf->data + (size_t)8 * i)
+                    : 0; /* broken: filmroom-fsck tells */
+        *ret_map = l->map;
+        if (entry)
+            return LEAF_CHUNK(entry) ? entry : 0;
+    }
+    return 0;
+}
+
+static void extents_leaf(struct extents *e, uint64_t index)
+{
+    uint64_t first = index * LEAF_BLOCKS, map;
+
     for (unsigned i = 0; i < LEAF_BLOCKS; i++) {
-        uint64_t entry = codec_get_le64((const uint8_t *)row->value.data + 8 * i);
+        uint64_t entry = layers_entry(e, index, i, &map);
 
         if (!entry || first + i < e->from || first + i >= e->to)
             continue;
         if (e->blocks && e->block + e->blocks == first + i && e->chunk == LEAF_CHUNK(entry) &&
-            e->sub + e->blocks == LEAF_SUB(entry)) {
+            e->sub + e->blocks == LEAF_SUB(entry) && e->map == map) {
             e->blocks++;
             continue;
         }
@@ -250,8 +310,85 @@ static bool extent_leaf(void *arg, const struct kv_row *row)
         e->blocks = 1;
         e->chunk = LEAF_CHUNK(entry);
         e->sub = LEAF_SUB(entry);
+        e->map = map;
     }
+}
+
+static void extents_walk(struct dump *d, struct extents *e)
+{
+    for (size_t n = 0; n < e->count; n++)
+        layer_seek(d, e, &e->layers[n], e->from / LEAF_BLOCKS);
+    for (;;) {
+        uint64_t index = UINT64_MAX;
+
+        for (size_t n = 0; n < e->count; n++)
+            if (e->layers[n].index < index)
+                index = e->layers[n].index;
+        if (index == UINT64_MAX)
+            break;
+        extents_leaf(e, index);
+        for (size_t n = 0; n < e->count; n++) {
+            struct layer *l = &e->layers[n];
+
+            if (l->index != index)
+                continue;
+            l->at++;
+            layer_seek(d, e, l, index + 1);
+        }
+    }
+    extent_end(e);
+}
+
+/* Adds the maps from the volume's own to the last; "mapped" is what is in all of them. */
+static bool volume_layers(struct dump *d, const struct volume_row *v, struct extents *e,
+                          uint64_t *ret_mapped)
+{
+    uint64_t mapped = 0;
+
+    for (uint64_t id = v->map; id;) {
+        struct volume_map_row row = volume_row_old_map(v);
+        uint8_t key[VOLUME_MAP_KEY];
+        MEM_AUTO void *value = NULL;
+        size_t len;
+
+        volume_map_key(id, key);
+        value = dump_get(d, KV_VOLUME, (struct kv_slice){key, sizeof(key)}, &len);
+        if (value ? volume_map_row_decode((struct kv_slice){key, sizeof(key)},
+                                          (struct kv_slice){value, len}, &row) < 0
+                  : !v->old || id != v->map) {
+            dump_fail(d, "volume %s: the row of its map %llu is %s", v->info.name,
+                      (unsigned long long)id, value ? "broken" : "not there");
+            return false;
+        }
+        if (e->count == LAYERS_MAX) {
+            dump_fail(d, "volume %s: its maps do not end: run filmroom-fsck", v->info.name);
+            return false;
+        }
+        e->layers[e->count++] = (struct layer){.map = id};
+        mapped += row.mapped * BLOCK_SIZE;
+        id = row.parent;
+    }
+    *ret_mapped = mapped < v->info.size ? mapped : v->info.size;
     return true;
+}
+
+static void volume_out(struct dump *d, const struct volume_row *v, struct extents *e,
+                       uint64_t mapped)
+{
+    json_t *maps = json_array();
+
+    for (size_t n = 0; n < e->count; n++)
+        (void)json_array_append_new(maps, json_integer((json_int_t)e->layers[n].map));
+    d->out = json_object();
+    dump_set_text(d->out, "name", v->info.name, strlen(v->info.name));
+    dump_set(d->out, "id", v->info.id);
+    if (v->of)
+        dump_set(d->out, "snapshot_of", v->of);
+    dump_set(d->out, "size", v->info.size);
+    dump_set(d->out, "mapped", mapped);
+    set_clean(d);
+    (void)json_object_set_new(d->out, "maps", maps);
+    (void)json_object_set_new(d->out, "extents", json_incref(e->rows));
 }
 
 void dump_volume(struct dump *d)
@@ -259,25 +396,23 @@ void dump_volume(struct dump *d)
     struct find_volume f = {.name = d->args[0]};
     struct extents e = {.from = d->from / BLOCK_SIZE,
                         .to = d->to / BLOCK_SIZE + (d->to % BLOCK_SIZE != 0)};
-    uint8_t from[16], to[16];
+    uint64_t mapped;
 
     walk(d, KV_VOLUME, (const uint8_t *)"", 1, (const uint8_t *)"", 0, volume_is, &f);
     if (!f.found) {
         dump_fail(d, "volume %s: no such volume", d->args[0]);
         return;
     }
+    if (e.to > f.row.info.size / BLOCK_SIZE)
+        e.to = f.row.info.size / BLOCK_SIZE; /* below a map may be more than shows */
     e.rows = json_array();
-    codec_put_be64(from, f.row.info.id);
-    codec_put_be64(from + 8, e.from / LEAF_BLOCKS);
-    codec_put_be64(to, f.row.info.id);
-    codec_put_be64(to + 8, e.to / LEAF_BLOCKS + 1);
-    walk(d, KV_MAP, from, sizeof(from), to, sizeof(to), extent_leaf, &e);
-    extent_end(&e);
-    d->out = json_object();
-    dump_set_text(d->out, "name", f.row.info.name, strlen(f.row.info.name));
-    dump_set(d->out, "id", f.row.info.id);
-    dump_set(d->out, "size", f.row.info.size);
-    dump_set(d->out, "mapped", f.row.info.mapped);
-    set_clean(d);
-    (void)json_object_set_new(d->out, "extents", e.rows);
+    e.layers = mem_zalloc(LAYERS_MAX * sizeof(*e.layers));
+    if (volume_layers(d, &f.row, &e, &mapped)) {
+        extents_walk(d, &e);
+        volume_out(d, &f.row, &e, mapped);
+    }
+    for (size_t n = 0; n < e.count; n++)
+        kv_rows_free(e.layers[n].page);
+    mem_free(e.layers);
+    json_decref(e.rows);
 }

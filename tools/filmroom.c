@@ -58,8 +58,24 @@ static const struct cli_command cli_commands[] = {
      "  --shrink   allow a smaller size: what lies beyond it is lost\n\n", 2, CLI_MASK(CLI_SHRINK),
      cli_volume_resize},
     {"volume delete", "NAME [--force]", "delete a VM disk and its data",
-     "  --force   do not ask\n\nA volume that a client has open is not deleted.\n", 1,
-     CLI_MASK(CLI_FORCE), cli_volume_delete},
+     "  --force   do not ask\n\nA volume that a client has open, or that has snapshots, is not "
+     "deleted.\n",
+     1, CLI_MASK(CLI_FORCE), cli_volume_delete},
+    {"volume snapshot", "NAME[,NAME...] SNAP", "keep what VM disks hold at this moment",
+     "Several volumes are taken at one moment, all or none. Takes no time and no space, whatever\n"
+     "they hold. NAME@SNAP is exported over NBD, read-only.\n",
+     2, 0, cli_volume_snapshot},
+    {"volume snapshots", "NAME", "the snapshots of a VM disk, oldest first", NULL, 1, 0,
+     cli_volume_snapshots},
+    {"volume snapshot-delete", "NAME SNAP [--force]", "delete a snapshot of a VM disk",
+     "  --force   do not ask\n\nSnapshots may go in any order; clones of them stay.\n", 2,
+     CLI_MASK(CLI_FORCE), cli_volume_snapshot_delete},
+    {"volume clone", "NAME@SNAP NEW", "make a VM disk that begins as a snapshot", NULL, 2, 0,
+     cli_volume_clone},
+    {"volume rollback", "NAME SNAP [--force]", "make a VM disk again what a snapshot holds",
+     "  --force   do not ask\n\nWhat was written since is lost, unless another snapshot holds it. "
+     "No client may have\nthe volume open.\n",
+     2, CLI_MASK(CLI_FORCE), cli_volume_rollback},
     {"patient list", "[--patient ID] [--name NAME] [--limit N] [--offset N]",
      "patients, by Patient ID and its issuer",
      "  --patient ID     Patient ID; * and ? stand for any text and any character\n"
@@ -155,7 +171,7 @@ static void cli_help_all(FILE *out)
 {
     fputs("Usage: filmroom [--data DIR] [--json] COMMAND ...\n\n", out);
     for (size_t i = 0; i < CLI_COMMANDS; i++)
-        fprintf(out, "  %-15s %s\n", cli_commands[i].words, cli_commands[i].summary);
+        fprintf(out, "  %-23s %s\n", cli_commands[i].words, cli_commands[i].summary);
     fputs("\n"
           "  --data DIR   the daemon's data directory\n"
           "               (default: $FILMROOM_DATA, or ./filmroom-data)\n"

@@ -16,6 +16,8 @@
 #define BLOCK_IO_MAX     (32u << 20)  /* longest single read or write, bytes */
 #define BLOCK_VOLUME_MAX (1ull << 50) /* largest volume, bytes */
 
+#define BLOCK_GROUP_MAX 64u /* volumes in one snapshot of a group */
+
 struct block_store;  /* all volumes of the node */
 struct block_volume; /* one open volume; counted, bound to the front door's connection */
 
@@ -25,10 +27,12 @@ enum block_durability {
 };
 
 struct block_info {
-    char name[BLOCK_NAME_MAX + 1];
+    char name[BLOCK_NAME_MAX + 1]; /* of a snapshot: VOLUME@SNAPSHOT */
     uint64_t id;
     uint64_t size;   /* bytes, a multiple of BLOCK_SIZE */
-    uint64_t mapped; /* bytes of blocks that are not holes; approximate while writes are drained */
+    uint64_t mapped; /* bytes of blocks that are not holes; approximate while writes are drained.
+                        What is inherited from snapshots counts, a block written again since a
+                        snapshot counts once per version, and the size is the most */
     uint64_t created_ns; /* wall clock */
     enum block_durability durability;
     bool readonly;
@@ -53,6 +57,14 @@ struct block_ops {
     int (*resize)(struct block_store *bs, const char *name, uint64_t size);
     int (*remove)(struct block_store *bs, const char *name);
     int (*open)(struct block_store *bs, const char *name, struct block_volume **ret_volume);
+    int (*snapshot)(struct block_store *bs, const char *const *names, size_t count,
+                    const char *snapshot);
+    int (*snapshots)(struct block_store *bs, const char *name, struct block_info **ret_infos,
+                     size_t *ret_count);
+    int (*snapshot_remove)(struct block_store *bs, const char *name, const char *snapshot);
+    int (*clone)(struct block_store *bs, const char *name, const char *snapshot,
+                 const char *new_name);
+    int (*rollback)(struct block_store *bs, const char *name, const char *snapshot);
 
     void (*close)(struct block_volume *v);
     void (*info)(struct block_volume *v, struct block_info *ret_info);
@@ -98,17 +110,59 @@ static inline int block_resize(struct block_store *bs, const char *name, uint64_
     return bs->ops->resize(bs, name, size);
 }
 
-/* Deletes the volume and its data; space comes back in the background. ERR_BUSY while open. */
+/* Deletes the volume and its data; space comes back in the background. ERR_BUSY while open,
+ * ERR_SNAPSHOTS while it has snapshots. */
 static inline int block_remove(struct block_store *bs, const char *name)
 {
     return bs->ops->remove(bs, name);
 }
 
-/* ERR_NOENT. Several handles on one volume share its state. */
+/* A volume, or a snapshot (VOLUME@SNAPSHOT, read-only). ERR_NOENT. Several handles on one volume
+ * share its state. */
 static inline int block_open(struct block_store *bs, const char *name,
                              struct block_volume **ret_volume)
 {
     return bs->ops->open(bs, name, ret_volume);
+}
+
+/* Takes a snapshot of each of `count` volumes (1 to BLOCK_GROUP_MAX, all different) at one moment:
+ * all or none. It holds every write that returned before the call and none that began after it;
+ * volumes may be open and written meanwhile. Durable on return. ERR_NOENT, ERR_NAME (also when
+ * VOLUME@SNAPSHOT is longer than BLOCK_NAME_MAX), ERR_EXIST, ERR_INVAL, ERR_DEPTH. */
+static inline int block_snapshot(struct block_store *bs, const char *const *names, size_t count,
+                                 const char *snapshot)
+{
+    return bs->ops->snapshot(bs, names, count, snapshot);
+}
+
+/* The snapshots of a volume, oldest first, or (NULL) all there are in name order. An array from
+ * mem_alloc that the caller frees. ERR_NOENT. */
+static inline int block_snapshots(struct block_store *bs, const char *name,
+                                  struct block_info **ret_infos, size_t *ret_count)
+{
+    return bs->ops->snapshots(bs, name, ret_infos, ret_count);
+}
+
+/* Deletes a snapshot, in any order; space comes back in the background. ERR_NOENT, ERR_BUSY. */
+static inline int block_snapshot_remove(struct block_store *bs, const char *name,
+                                        const char *snapshot)
+{
+    return bs->ops->snapshot_remove(bs, name, snapshot);
+}
+
+/* Makes a volume that begins with what the snapshot holds, and shares it. The snapshot may be
+ * deleted later. ERR_NOENT, ERR_NAME, ERR_EXIST, ERR_DEPTH. */
+static inline int block_clone(struct block_store *bs, const char *name, const char *snapshot,
+                              const char *new_name)
+{
+    return bs->ops->clone(bs, name, snapshot, new_name);
+}
+
+/* The volume becomes what the snapshot holds, its size included; what was written since is gone
+ * (other snapshots stay). ERR_NOENT, ERR_BUSY while the volume is open, ERR_DEPTH. */
+static inline int block_rollback(struct block_store *bs, const char *name, const char *snapshot)
+{
+    return bs->ops->rollback(bs, name, snapshot);
 }
 
 /* NULL is fine. No call may be in flight on the handle. */

@@ -17,6 +17,8 @@
     X(NOENT, ENOENT, "no such object")                                                           \
     X(EXIST, EEXIST, "an object of that name exists already")                                    \
     X(BUSY, EBUSY, "the object is in use: close its clients first")                              \
+    X(SNAPSHOTS, EBUSY, "the volume has snapshots: delete them first")                           \
+    X(DEPTH, EMLINK, "too many snapshots build on each other: delete some of them first")        \
     X(NOSPC, ENOSPC, "no space left in the store: delete data or add drives")                    \
     X(NOMEM, ENOMEM, "the memory budget is used up: try again with less at once")                \
     X(IO, EIO, "a drive or the system returned an I/O error")                                    \

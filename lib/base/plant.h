@@ -30,7 +30,10 @@
     X(PARTIAL_WRITES_RACE, "two writes to parts of one block overwrite each other")         \
     X(REPLACED_KEEPS_CHUNKS, "the chunks of a replaced instance are never given back")      \
     X(COMPACT_NOT_SYNCED, "compaction switches to copies that are written and not durable") \
-    X(MOVE_COUNTED_TWICE, "a moved chunk is still counted where it was")
+    X(MOVE_COUNTED_TWICE, "a moved chunk is still counted where it was")                    \
+    X(HOLE_INHERITS, "a block zeroed after a snapshot shows what the snapshot has")         \
+    X(MERGE_OVERRIDES, "a deleted snapshot's blocks replace those written after it")        \
+    X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")
 
 enum plant {
     PLANT_NONE,

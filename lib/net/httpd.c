@@ -376,6 +376,8 @@ unsigned httpd_status_of(int err)
         return 404;
     case ERR_EXIST:
     case ERR_BUSY:
+    case ERR_SNAPSHOTS:
+    case ERR_DEPTH:
     case ERR_CONFLICT:
     case ERR_LOCKED:
         return 409;

@@ -146,6 +146,59 @@ static void admin_parse_resize(struct admin_call *c, const struct admin_request 
     json_decref(body);
 }
 
+static void admin_take_group(struct admin_call *c, json_t *body)
+{
+    json_t *volumes = json_object_get(body, "volumes"), *v;
+    size_t n = json_array_size(volumes), i;
+
+    if (c->error)
+        return;
+    if (n == 0 || n > BLOCK_GROUP_MAX) {
+        admin_call_fail(c, ERR_INVAL, "\"volumes\" must be a list of 1 to %u names",
+                        BLOCK_GROUP_MAX);
+        return;
+    }
+    c->group = mem_calloc(n, sizeof(c->group[0]));
+    json_array_foreach(volumes, i, v)
+    {
+        const char *name = json_string_value(v);
+
+        if (!name || !*name || strlen(name) > BLOCK_NAME_MAX)
+            c->error = ERR_NAME;
+        else
+            memcpy(c->group[c->group_count++], name, strlen(name) + 1);
+    }
+    json_object_del(body, "volumes");
+}
+
+static void admin_parse_snapshot(struct admin_call *c, const struct admin_request *r)
+{
+    json_t *body = admin_body(c, r);
+
+    if (!body)
+        return;
+    admin_take_name(c, body);
+    memcpy(c->snapshot, c->name, sizeof(c->snapshot));
+    admin_take_group(c, body);
+    admin_refuse_rest(c, body);
+    json_decref(body);
+}
+
+static void admin_parse_clone(struct admin_call *c, const struct admin_request *r)
+{
+    char of[BLOCK_NAME_MAX + 1];
+    json_t *body = admin_body(c, r);
+
+    if (!body)
+        return;
+    memcpy(of, c->name, sizeof(of));
+    admin_take_name(c, body);
+    memcpy(c->clone, c->name, sizeof(c->clone));
+    memcpy(c->name, of, sizeof(of));
+    admin_refuse_rest(c, body);
+    json_decref(body);
+}
+
 /* ---- Queries of studies and patients -------------------------------------------------------- */
 
 #define ADMIN_TAG_PATIENT_ID 0x00100020u
@@ -239,9 +292,9 @@ static void admin_parse_patient(struct admin_call *c, const struct admin_request
 
 /* ---- Routes --------------------------------------------------------------------------------- */
 
-/* A path pattern: "*" stands for a name that goes to `name` or the UIDs, in order. */
+/* A path pattern: "*" stands for a name that goes to `name`, `snapshot` or the UIDs, in order. */
 static const struct admin_route {
-    const char *path[5];
+    const char *path[6];
     const char *method;
     enum admin_kind kind;
     void (*parse)(struct admin_call *c, const struct admin_request *r);
@@ -255,6 +308,14 @@ static const struct admin_route {
     {{"v1", "volumes", "*"}, "GET", ADMIN_VOLUME_SHOW, NULL},
     {{"v1", "volumes", "*"}, "PATCH", ADMIN_VOLUME_RESIZE, admin_parse_resize},
     {{"v1", "volumes", "*"}, "DELETE", ADMIN_VOLUME_DELETE, NULL},
+    {{"v1", "snapshots"}, "POST", ADMIN_SNAPSHOT_CREATE, admin_parse_snapshot},
+    {{"v1", "volumes", "*", "snapshots"}, "GET", ADMIN_SNAPSHOT_LIST, NULL},
+    {{"v1", "volumes", "*", "snapshots", "*"}, "DELETE", ADMIN_SNAPSHOT_DELETE, NULL},
+    {{"v1", "volumes", "*", "snapshots", "*", "clone"},
+     "POST",
+     ADMIN_SNAPSHOT_CLONE,
+     admin_parse_clone},
+    {{"v1", "volumes", "*", "snapshots", "*", "rollback"}, "POST", ADMIN_SNAPSHOT_ROLLBACK, NULL},
     {{"v1", "patients"}, "GET", ADMIN_PATIENT_LIST, admin_parse_list},
     {{"v1", "patients", "*"}, "GET", ADMIN_PATIENT_SHOW, admin_parse_patient},
     {{"v1", "studies"}, "GET", ADMIN_STUDY_LIST, admin_parse_list},
@@ -268,7 +329,7 @@ static bool admin_path_matches(const struct admin_route *route, const struct adm
 {
     size_t n = 0;
 
-    for (; n < 5 && route->path[n]; n++)
+    for (; n < 6 && route->path[n]; n++)
         if (n >= r->segment_count ||
             (route->path[n][0] != '*' && strcmp(route->path[n], r->segments[n]) != 0))
             return false;
@@ -297,6 +358,16 @@ static void admin_take_uid(struct admin_call *c, const char *text, char uid[OBJE
     memcpy(uid, text, n + 1);
 }
 
+static void admin_set_name(struct admin_call *c, char name[BLOCK_NAME_MAX + 1], const char *text)
+{
+    size_t n = strlen(text);
+
+    if (n == 0 || n > BLOCK_NAME_MAX)
+        c->error = ERR_NAME;
+    else
+        memcpy(name, text, n + 1);
+}
+
 static void admin_take_path(struct admin_call *c, const struct admin_request *r)
 {
     if (r->segment_count >= 3 && strcmp(r->segments[1], "studies") == 0) {
@@ -304,12 +375,9 @@ static void admin_take_path(struct admin_call *c, const struct admin_request *r)
         if (r->segment_count >= 5 && !c->error)
             admin_take_uid(c, r->segments[4], c->series_uid);
     } else if (r->segment_count >= 3 && strcmp(r->segments[1], "volumes") == 0) {
-        size_t n = strlen(r->segments[2]);
-
-        if (n == 0 || n > BLOCK_NAME_MAX)
-            c->error = ERR_NAME;
-        else
-            memcpy(c->name, r->segments[2], n + 1);
+        admin_set_name(c, c->name, r->segments[2]);
+        if (r->segment_count >= 5)
+            admin_set_name(c, c->snapshot, r->segments[4]);
     }
 }
 
@@ -367,6 +435,7 @@ void admin_call_free(struct admin_call *c)
     mem_free(c->status);
     mem_free(c->drives);
     mem_free(c->volumes);
+    mem_free(c->group);
     mem_free(c->rows);
     mem_free(c->series);
     mem_free(c->studies);
@@ -452,7 +521,67 @@ static int admin_run_delete(struct admin_call *c, struct block_store *bs)
     if (r == ERR_BUSY)
         admin_call_fail(c, r, "the volume \"%.200s\" is in use: disconnect its clients first",
                         c->name);
+    if (r == ERR_SNAPSHOTS)
+        admin_call_fail(c, r, "the volume \"%.200s\" has snapshots: delete them first", c->name);
     return r;
+}
+
+/* What the engine says of a snapshot, in words. */
+static int admin_snapshot_said(struct admin_call *c, int r)
+{
+    if (r == ERR_NOENT)
+        admin_call_fail(c, r, "no snapshot \"%.200s\" of a volume \"%.200s\"", c->snapshot,
+                        c->name);
+    return r;
+}
+
+static int admin_run_snapshot_create(struct admin_call *c, struct block_store *bs)
+{
+    const char *names[BLOCK_GROUP_MAX];
+    int r;
+
+    for (size_t i = 0; i < c->group_count; i++)
+        names[i] = c->group[i];
+    r = block_snapshot(bs, names, c->group_count, c->snapshot);
+    if (r == ERR_NOENT)
+        admin_call_fail(c, r, "not every one of these volumes exists: no snapshot was taken");
+    if (r == ERR_EXIST)
+        admin_call_fail(c, r, "a snapshot \"%.200s\" exists already%s", c->snapshot,
+                        c->group_count > 1 ? ", of one of the volumes at least: none was taken"
+                                           : "");
+    if (r == ERR_INVAL)
+        admin_call_fail(c, r, "a volume is named twice");
+    return r;
+}
+
+static int admin_run_snapshot(struct admin_call *c, struct block_store *bs)
+{
+    int r;
+
+    switch (c->kind) {
+    case ADMIN_SNAPSHOT_CREATE:
+        return admin_run_snapshot_create(c, bs);
+    case ADMIN_SNAPSHOT_LIST:
+        return admin_no_volume(c, block_snapshots(bs, c->name, &c->volumes, &c->count));
+    case ADMIN_SNAPSHOT_CLONE:
+        r = admin_snapshot_said(c, block_clone(bs, c->name, c->snapshot, c->clone));
+        if (r == ERR_EXIST)
+            admin_call_fail(c, r, "a volume \"%.200s\" exists already", c->clone);
+        memcpy(c->name, c->clone, sizeof(c->name));
+        return r < 0 ? r : admin_run_show(c, bs);
+    case ADMIN_SNAPSHOT_ROLLBACK:
+        r = admin_snapshot_said(c, block_rollback(bs, c->name, c->snapshot));
+        if (r == ERR_BUSY)
+            admin_call_fail(c, r, "the volume \"%.200s\" is in use: disconnect its clients first",
+                            c->name);
+        return r < 0 ? r : admin_run_show(c, bs);
+    default:
+        CHECK(c->kind == ADMIN_SNAPSHOT_DELETE);
+        r = admin_snapshot_said(c, block_snapshot_remove(bs, c->name, c->snapshot));
+        if (r == ERR_BUSY)
+            admin_call_fail(c, r, "the snapshot is in use: disconnect its clients first");
+        return r;
+    }
 }
 
 static int admin_run_volume(struct admin_call *c, struct block_store *bs)
@@ -563,6 +692,14 @@ void admin_call_run(struct admin_call *c, const struct admin_backend *backend)
         if (backend->blocks)
             r = admin_run_volume(c, backend->blocks);
         break;
+    case ADMIN_SNAPSHOT_CREATE:
+    case ADMIN_SNAPSHOT_LIST:
+    case ADMIN_SNAPSHOT_DELETE:
+    case ADMIN_SNAPSHOT_CLONE:
+    case ADMIN_SNAPSHOT_ROLLBACK:
+        if (backend->blocks)
+            r = admin_run_snapshot(c, backend->blocks);
+        break;
     case ADMIN_PATIENT_LIST:
     case ADMIN_PATIENT_SHOW:
     case ADMIN_STUDY_LIST:
@@ -629,5 +766,8 @@ unsigned admin_call_answer(struct admin_call *c, char **ret_body, size_t *ret_le
         return 200;
     }
     *ret_body = admin_dump(admin_json(c), ret_len);
-    return c->kind == ADMIN_VOLUME_CREATE ? 201 : 200;
+    return c->kind == ADMIN_VOLUME_CREATE || c->kind == ADMIN_SNAPSHOT_CREATE ||
+                   c->kind == ADMIN_SNAPSHOT_CLONE
+               ? 201
+               : 200;
 }

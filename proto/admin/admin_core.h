@@ -10,6 +10,11 @@
  *   GET    /v1/volumes/NAME
  *   PATCH  /v1/volumes/NAME               {"size", "allow_shrink"?}
  *   DELETE /v1/volumes/NAME
+ *   POST   /v1/snapshots                  {"volumes": [NAME, ...], "name"}      201
+ *   GET    /v1/volumes/NAME/snapshots     oldest first
+ *   DELETE /v1/volumes/NAME/snapshots/SNAP
+ *   POST   /v1/volumes/NAME/snapshots/SNAP/clone {"name"}                       201
+ *   POST   /v1/volumes/NAME/snapshots/SNAP/rollback
  *   GET    /v1/patients?patient=&name=&offset=&limit=
  *   GET    /v1/patients/ID                whoever has the Patient ID, with the studies
  *   GET    /v1/studies?patient=&name=&date=&modality=&accession=&offset=&limit=

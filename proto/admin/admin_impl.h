@@ -18,6 +18,11 @@ enum admin_kind {
     ADMIN_VOLUME_SHOW,
     ADMIN_VOLUME_RESIZE,
     ADMIN_VOLUME_DELETE,
+    ADMIN_SNAPSHOT_CREATE,
+    ADMIN_SNAPSHOT_LIST,
+    ADMIN_SNAPSHOT_DELETE,
+    ADMIN_SNAPSHOT_CLONE,
+    ADMIN_SNAPSHOT_ROLLBACK,
     ADMIN_PATIENT_LIST,
     ADMIN_PATIENT_SHOW,
     ADMIN_STUDY_LIST,
@@ -37,6 +42,9 @@ struct admin_call {
 
     /* What was asked. */
     char name[BLOCK_NAME_MAX + 1];
+    char snapshot[BLOCK_NAME_MAX + 1], clone[BLOCK_NAME_MAX + 1];
+    char (*group)[BLOCK_NAME_MAX + 1]; /* the volumes to take snapshots of */
+    size_t group_count;
     char study_uid[OBJECT_UID_MAX + 1], series_uid[OBJECT_UID_MAX + 1];
     uint64_t size, offset, limit;
     bool allow_shrink;
@@ -47,7 +55,7 @@ struct admin_call {
     /* What the engine said. */
     struct admin_status *status;
     struct admin_drive *drives;
-    struct block_info *volumes;                  /* one for show, create, resize */
+    struct block_info *volumes;                  /* one for show, create, resize, clone, rollback */
     struct object_rows *rows, *series, *studies; /* below a study, of a patient */
     struct object_delete_result deleted;
     size_t count;       /* of drives or volumes */

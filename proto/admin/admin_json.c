@@ -201,13 +201,27 @@ static json_t *admin_json_volume(const struct block_info *v)
     return json;
 }
 
-static json_t *admin_json_volumes(const struct block_info *volumes, size_t count)
+static json_t *admin_json_volumes(const char *what, const struct block_info *volumes, size_t count)
 {
     json_t *json = json_object(), *array = json_array();
 
     for (size_t i = 0; i < count; i++)
         admin_append(array, admin_json_volume(&volumes[i]));
-    admin_set(json, "volumes", array);
+    admin_set(json, what, array);
+    return json;
+}
+
+/* The names of the snapshots just taken. */
+static json_t *admin_json_taken(const struct admin_call *c)
+{
+    json_t *json = json_object(), *array = json_array();
+    char name[2 * BLOCK_NAME_MAX + 2];
+
+    for (size_t i = 0; i < c->group_count; i++) {
+        (void)snprintf(name, sizeof(name), "%s@%s", c->group[i], c->snapshot);
+        admin_append(array, json_string(name));
+    }
+    admin_set(json, "snapshots", array);
     return json;
 }
 
@@ -338,8 +352,10 @@ static json_t *admin_json_deleted(const struct admin_call *c)
 {
     json_t *json = json_object(), *deleted = json_object();
 
-    if (c->kind == ADMIN_VOLUME_DELETE) {
+    if (c->kind == ADMIN_VOLUME_DELETE || c->kind == ADMIN_SNAPSHOT_DELETE) {
         admin_set_text(deleted, "name", c->name);
+        if (c->kind == ADMIN_SNAPSHOT_DELETE)
+            admin_set_text(deleted, "snapshot", c->snapshot);
     } else {
         admin_set_text(deleted, "study_uid", c->study_uid);
         if (c->kind == ADMIN_SERIES_DELETE)
@@ -395,7 +411,13 @@ json_t *admin_json(const struct admin_call *c)
     case ADMIN_DRIVES:
         return admin_json_drives(c->drives, c->count);
     case ADMIN_VOLUME_LIST:
-        return admin_json_volumes(c->volumes, c->count);
+        return admin_json_volumes("volumes", c->volumes, c->count);
+    case ADMIN_SNAPSHOT_LIST:
+        return admin_json_volumes("snapshots", c->volumes, c->count);
+    case ADMIN_SNAPSHOT_CREATE:
+        return admin_json_taken(c);
+    case ADMIN_SNAPSHOT_CLONE:
+    case ADMIN_SNAPSHOT_ROLLBACK:
     case ADMIN_VOLUME_CREATE:
     case ADMIN_VOLUME_SHOW:
     case ADMIN_VOLUME_RESIZE:
@@ -408,6 +430,7 @@ json_t *admin_json(const struct admin_call *c)
     case ADMIN_STUDY_SHOW:
         return admin_json_study_show(c);
     case ADMIN_VOLUME_DELETE:
+    case ADMIN_SNAPSHOT_DELETE:
     case ADMIN_STUDY_DELETE:
     case ADMIN_SERIES_DELETE:
         return admin_json_deleted(c);

@@ -62,24 +62,39 @@ static void export_of(const struct block_info *info, struct nbd_export *ret_expo
 
 /* ---- Steps of the negotiation --------------------------------------------------------------- */
 
-int nbd_answer_list(struct nbd_core *c, struct block_store *store, int (*flush)(void *arg),
-                    void *arg)
+static int list_infos(struct nbd_core *c, const struct block_info *infos, size_t count,
+                      int (*flush)(void *arg), void *arg)
 {
-    MEM_AUTO struct block_info *infos = NULL;
-    size_t count = 0;
     char text[256];
-    int err = block_list(store, &infos, &count);
+    int err;
 
-    if (err < 0) {
-        nbd_core_refuse(c, NBD_REP_ERR_POLICY, err_text(err));
-        return 0;
-    }
     for (size_t i = 0; i < count; i++) {
         describe(&infos[i], text, sizeof(text));
         nbd_core_list(c, infos[i].name, text);
         if (c->out.len >= LIST_FLUSH && (err = flush(arg)) < 0)
             return err;
     }
+    return 0;
+}
+
+int nbd_answer_list(struct nbd_core *c, struct block_store *store, int (*flush)(void *arg),
+                    void *arg)
+{
+    MEM_AUTO struct block_info *infos = NULL, *snapshots = NULL;
+    size_t count = 0, snapshot_count = 0;
+    int err = block_list(store, &infos, &count);
+
+    if (err == 0)
+        err = block_snapshots(store, NULL, &snapshots, &snapshot_count);
+    if (err < 0) {
+        nbd_core_refuse(c, NBD_REP_ERR_POLICY, err_text(err));
+        return 0;
+    }
+    err = list_infos(c, infos, count, flush, arg);
+    if (err == 0)
+        err = list_infos(c, snapshots, snapshot_count, flush, arg);
+    if (err < 0)
+        return err;
     nbd_core_list_end(c);
     return 0;
 }

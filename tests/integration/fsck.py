@@ -187,6 +187,36 @@ class Store:
         for chunk in chunks[:3]:
             self.chunk_agrees(chunk, segments)
 
+    def snapshots(self):
+        """What a volume shares with its snapshots is dumped for each, and named when lost."""
+        name, size = self.contents.volume, self.contents.volume_size
+        data = self.copy("snapshots")
+        whole = self.dump("volume", name, data=data)
+        with Daemon(data, config=CONFIG) as daemon:
+            daemon.cli("volume", "snapshot", name, "s")
+            with nbd.Nbd(daemon.nbd, name) as client:
+                client.write(0, self.random.randbytes(64 * 1024))
+                client.trim(MIB, 4096)
+                client.flush()
+        told = self.fsck("--deep", data=data)
+        check(told["checked"]["volumes"] == 2, "what was checked:", told["checked"])
+        old = self.dump("volume", name + "@s", data=data)
+        new = self.dump("volume", name, data=data)
+        check(len(whole["maps"]) == len(old["maps"]) == 1 and new["maps"][1:] == old["maps"],
+              "maps:", old["maps"], new["maps"])
+        check(old["extents"] == whole["extents"] and old["size"] == size, "the snapshot differs")
+        before, after = blocks(old), blocks(new)
+        check({at for at in before if before[at] != after.get(at)}
+              == set(range(0, 64 * 1024, 4096)) | {MIB} and MIB not in after, "what has changed")
+        slots = self.dump("superblock", data=data)["drives"][0]["copies"][0]["slots_off"]
+        for victim in (0, 2, 4):
+            blank(os.path.join(data, "drives", f"drive-{victim}"), slots)
+        texts = [f["text"] for f in self.fsck("--deep", code=4, data=data)["findings"]
+                 if f["kind"] == "volume-data"]
+        check(any(f"volume {name}@s (and what shares it: {name}): blocks" in t for t in texts),
+              "the words:", texts[:3])
+        shutil.rmtree(data)
+
     def chunk_agrees(self, chunk, segments):
         row = self.dump("chunk", str(chunk))
         segment = self.dump("segment", str(row["segment"]))
@@ -236,6 +266,12 @@ class Store:
               "fsck of nothing gave", done.returncode)
 
 
+def blocks(volume):
+    """Where each block of a dumped volume lies."""
+    return {e["offset"] + i: (e["chunk"], e["chunk_offset"] + i)
+            for e in volume["extents"] for i in range(0, e["length"], 4096)}
+
+
 def poke(data, table, prefix, offset, value):
     run(POKE, os.path.join(data, "kv"), table, prefix, offset, value)
 
@@ -283,8 +319,8 @@ def main():
         store = Store(folder, args.seed)
         try:
             for case in (store.live, store.killed, store.starts, store.mended, store.recipe,
-                         store.damaged, store.lost, store.dumps, store.dumps_alone, store.text,
-                         store.starts):
+                         store.damaged, store.lost, store.dumps, store.snapshots,
+                         store.dumps_alone, store.text, store.starts):
                 with suite.case(case.__doc__.split("\n")[0].rstrip(".")):
                     case()
         finally:

@@ -101,19 +101,31 @@ static void op_create(struct run *r)
     v->admin = false;
 }
 
+static bool has_snaps(const struct run *r, const struct model_volume *v)
+{
+    for (unsigned i = 0; i < MODEL_SNAPS; i++)
+        if (r->model.snaps[v - r->model.volumes][i].exists == MODEL_PRESENT)
+            return true;
+    return false;
+}
+
 static void op_remove(struct run *r)
 {
     struct model_volume *v = pick_volume(r);
-    bool used = v->users > 0;
+    bool used = v->users > 0, has = has_snaps(r, v);
     int rc;
 
     if (v->admin || (!used && v->exists == MODEL_PRESENT && run_chance(r, 60)))
         return; /* not too often */
     v->admin = true;
-    if (v->exists == MODEL_ABSENT || used) {
+    if (v->exists == MODEL_ABSENT || used || has) {
         rc = block_remove(partition_blocks(r->p), v->name);
-        if (rc != (used ? ERR_BUSY : ERR_NOENT))
-            run_fail(r, "remove %s, %s: %s", v->name, used ? "open" : "absent", err_name(rc));
+        if (rc != (used ? ERR_BUSY : has ? ERR_SNAPSHOTS : ERR_NOENT))
+            run_fail(r, "remove %s, %s: %s", v->name,
+                     used  ? "open"
+                     : has ? "with snapshots"
+                           : "absent",
+                     err_name(rc));
     } else {
         v->exists = MODEL_UNSURE;
         rc = block_remove(partition_blocks(r->p), v->name);
@@ -156,6 +168,149 @@ static void op_resize(struct run *r)
     run_trace(r, "resized %s to %llu", v->name, (unsigned long long)size);
 }
 
+/* ---- Snapshots ----
+ *
+ * Whoever does something with a volume's snapshots is its administrator meanwhile; its users go on.
+ */
+
+static struct model_volume *pick_snap(struct run *r, const struct model_volume *v)
+{
+    return &r->model.snaps[v - r->model.volumes][run_random(r, MODEL_SNAPS)];
+}
+
+/* A snapshot that is there, of a volume whose administrator one may be; NULL. */
+static struct model_volume *pick_present(struct run *r)
+{
+    struct model_volume *s = pick_snap(r, pick_volume(r));
+
+    return s->exists == MODEL_PRESENT && !s->of->admin ? s : NULL;
+}
+
+static const char *snap_name(const struct model_volume *s)
+{
+    return strchr(s->name, '@') + 1;
+}
+
+/* The snapshots of one number, of a volume or a few, that can be taken now. */
+static size_t pick_group(struct run *r, struct model_volume **group, const char **names)
+{
+    unsigned number = (unsigned)run_random(r, MODEL_SNAPS), first, most;
+    size_t n = 0;
+
+    first = (unsigned)run_random(r, MODEL_VOLUMES);
+    most = run_chance(r, 50) ? 1 : 1 + (unsigned)run_random(r, MODEL_VOLUMES);
+    for (unsigned i = 0; i < most; i++) {
+        unsigned at = (first + i) % MODEL_VOLUMES;
+        struct model_volume *s = &r->model.snaps[at][number];
+
+        if (s->exists != MODEL_ABSENT || s->of->exists != MODEL_PRESENT || s->of->admin)
+            continue;
+        names[n] = s->of->name;
+        group[n++] = s;
+    }
+    return n;
+}
+
+static void op_snapshot(struct run *r)
+{
+    struct model_volume *group[MODEL_VOLUMES];
+    const char *names[MODEL_VOLUMES];
+    size_t n = pick_group(r, group, names);
+    int rc;
+
+    if (n == 0)
+        return;
+    for (size_t i = 0; i < n; i++) {
+        group[i]->of->admin = true;
+        group[i]->exists = MODEL_UNSURE;
+        group[i]->group = r->ops; /* a number of its own */
+        model_snapshot_begin(&r->model, group[i]);
+    }
+    rc = block_snapshot(partition_blocks(r->p), names, n, snap_name(group[0]));
+    if (rc < 0)
+        run_fail(r, "snapshot of %s: %s", group[0]->name, err_name(rc));
+    for (size_t i = 0; i < n; i++) {
+        model_snapshot_end(&r->model, group[i]);
+        group[i]->exists = MODEL_PRESENT;
+        group[i]->group = 0;
+        group[i]->of->admin = false;
+    }
+    run_trace(r, "snapshot %s and %zu more", group[0]->name, n - 1);
+    rc = block_snapshot(partition_blocks(r->p), names, n, snap_name(group[0]));
+    if (rc == 0)
+        run_fail(r, "snapshot %s was taken twice", group[0]->name);
+}
+
+static void op_snapshot_delete(struct run *r)
+{
+    struct model_volume *s = pick_present(r);
+    bool used;
+    int rc;
+
+    if (!s)
+        return;
+    used = s->users > 0;
+    s->of->admin = true;
+    if (!used)
+        s->exists = MODEL_UNSURE;
+    rc = block_snapshot_remove(partition_blocks(r->p), s->of->name, snap_name(s));
+    if (rc != (used ? ERR_BUSY : 0))
+        run_fail(r, "delete snapshot %s%s: %s", s->name, used ? ", open" : "", err_name(rc));
+    if (!used) {
+        s->exists = MODEL_ABSENT;
+        model_volume_cut(&r->model, s, 0);
+        run_trace(r, "deleted %s", s->name);
+    }
+    s->of->admin = false;
+}
+
+static void op_clone(struct run *r)
+{
+    struct model_volume *s = pick_present(r), *v = pick_volume(r);
+    int rc;
+
+    if (!s || v == s->of || v->admin || v->exists != MODEL_ABSENT)
+        return;
+    s->of->admin = v->admin = true;
+    v->exists = MODEL_UNSURE;
+    v->size = v->other_size = s->size;
+    model_volume_copy(&r->model, v, s, true);
+    rc = block_clone(partition_blocks(r->p), s->of->name, snap_name(s), v->name);
+    if (rc < 0)
+        run_fail(r, "clone %s to %s: %s", s->name, v->name, err_name(rc));
+    v->exists = MODEL_PRESENT;
+    s->of->admin = v->admin = false;
+    run_trace(r, "cloned %s to %s", s->name, v->name);
+}
+
+static void op_rollback(struct run *r)
+{
+    struct model_volume *s = pick_present(r), *v;
+    int rc;
+
+    if (!s)
+        return;
+    v = s->of;
+    v->admin = true;
+    if (v->users) {
+        rc = block_rollback(partition_blocks(r->p), v->name, snap_name(s));
+        if (rc != ERR_BUSY)
+            run_fail(r, "roll back to %s, in use: %s", s->name, err_name(rc));
+    } else {
+        v->exists = MODEL_UNSURE; /* nobody opens it */
+        v->other_size = s->size;
+        model_volume_copy(&r->model, v, s, false);
+        rc = block_rollback(partition_blocks(r->p), v->name, snap_name(s));
+        if (rc < 0)
+            run_fail(r, "roll back to %s: %s", s->name, err_name(rc));
+        model_volume_copy(&r->model, v, s, true);
+        v->size = s->size;
+        v->exists = MODEL_PRESENT;
+        run_trace(r, "rolled back to %s", s->name);
+    }
+    v->admin = false;
+}
+
 /* ---- Volume I/O ---- */
 
 struct io {
@@ -173,9 +328,9 @@ static uint64_t volume_low(const struct model_volume *v)
 
 /* Opens a volume and picks a range of at most `max` bytes in units of `unit`. False: nothing to do.
  */
-static bool io_begin(struct run *r, struct io *io, uint64_t max, uint64_t unit)
+static bool io_begin_on(struct run *r, struct model_volume *v, struct io *io, uint64_t max,
+                        uint64_t unit)
 {
-    struct model_volume *v = pick_volume(r);
     uint64_t span;
     int rc;
 
@@ -201,6 +356,19 @@ static bool io_begin(struct run *r, struct io *io, uint64_t max, uint64_t unit)
     io->resizes = v->resizes;
     io->fits_not = io->off + io->len > volume_low(v);
     return true;
+}
+
+static bool io_begin(struct run *r, struct io *io, uint64_t max, uint64_t unit)
+{
+    return io_begin_on(r, pick_volume(r), io, max, unit);
+}
+
+/* For who only reads: also of a snapshot. */
+static bool io_begin_reading(struct run *r, struct io *io, uint64_t max, uint64_t unit)
+{
+    struct model_volume *v = pick_volume(r), *s = pick_snap(r, v);
+
+    return io_begin_on(r, s->exists == MODEL_PRESENT && run_chance(r, 40) ? s : v, io, max, unit);
 }
 
 static void io_end(struct io *io)
@@ -284,7 +452,7 @@ static void op_read(struct run *r)
     uint64_t at;
     int rc;
 
-    if (!io_begin(r, &io, READ_MAX, run_chance(r, 60) ? BLOCK_SIZE : 1))
+    if (!io_begin_reading(r, &io, READ_MAX, run_chance(r, 60) ? BLOCK_SIZE : 1))
         return;
     buf = mem_alloc((size_t)io.len);
     model_read_begin(&r->model, io.v, io.off, io.len);
@@ -322,7 +490,7 @@ static void op_extents(struct run *r)
     size_t n = 0;
     int rc;
 
-    if (!io_begin(r, &io, 8u << 20, BLOCK_SIZE))
+    if (!io_begin_reading(r, &io, 8u << 20, BLOCK_SIZE))
         return;
     model_read_begin(&r->model, io.v, io.off, io.len);
     rc = block_extents(io.handle, io.off, io.len, extents, 1 + run_random(r, 32), &n);
@@ -675,6 +843,59 @@ static void op_compact(struct run *r)
         run_fail(r, "compact: %s", err_name(rc));
 }
 
+static void step_snapshots(struct run *r, enum op_kind kind)
+{
+    switch (kind) {
+    case OP_SNAPSHOT:
+        op_snapshot(r);
+        break;
+    case OP_SNAPSHOT_DELETE:
+        op_snapshot_delete(r);
+        break;
+    case OP_CLONE:
+        op_clone(r);
+        break;
+    case OP_ROLLBACK:
+        op_rollback(r);
+        break;
+    default:
+        break;
+    }
+}
+
+static void step_objects(struct run *r, enum op_kind kind)
+{
+    switch (kind) {
+    case OP_PUT:
+        op_put(r);
+        break;
+    case OP_PUT_BAD:
+        op_put_bad(r);
+        break;
+    case OP_PUT_ABORT:
+        op_put_abort(r);
+        break;
+    case OP_OBJECT_READ:
+        op_object_read(r);
+        break;
+    case OP_DELETE:
+        op_delete(r);
+        break;
+    case OP_QUERY:
+        op_query(r);
+        break;
+    case OP_COMPACT:
+        op_compact(r);
+        break;
+    case OP_SETTLE:
+        op_settle(r);
+        break;
+    default:
+        step_snapshots(r, kind);
+        break;
+    }
+}
+
 static void client_step(struct run *r)
 {
     uint64_t dice = run_random(r, r->weight_sum);
@@ -717,31 +938,8 @@ static void client_step(struct run *r)
     case OP_LIST:
         op_list(r);
         break;
-    case OP_PUT:
-        op_put(r);
-        break;
-    case OP_PUT_BAD:
-        op_put_bad(r);
-        break;
-    case OP_PUT_ABORT:
-        op_put_abort(r);
-        break;
-    case OP_OBJECT_READ:
-        op_object_read(r);
-        break;
-    case OP_DELETE:
-        op_delete(r);
-        break;
-    case OP_QUERY:
-        op_query(r);
-        break;
-    case OP_COMPACT:
-        op_compact(r);
-        break;
-    case OP_SETTLE:
-        op_settle(r);
-        break;
-    case OP_COUNT:
+    default:
+        step_objects(r, (enum op_kind)kind);
         break;
     }
 }
@@ -764,6 +962,16 @@ void clients_delete_all(struct run *r)
     char uid[OBJECT_UID_MAX + 1];
     int rc;
 
+    for (unsigned i = 0; i < MODEL_VOLUMES * MODEL_SNAPS; i++) {
+        unsigned at = (i * 5 + 3) % (MODEL_VOLUMES * MODEL_SNAPS); /* not in order */
+        struct model_volume *s = &r->model.snaps[0][0] + at;
+
+        rc = block_snapshot_remove(partition_blocks(r->p), s->of->name, snap_name(s));
+        if (rc != (s->exists == MODEL_PRESENT ? 0 : ERR_NOENT))
+            run_fail(r, "delete snapshot %s at the end: %s", s->name, err_name(rc));
+        s->exists = MODEL_ABSENT;
+        model_volume_cut(&r->model, s, 0);
+    }
     for (unsigned i = 0; i < MODEL_VOLUMES; i++) {
         struct model_volume *v = &r->model.volumes[i];
 

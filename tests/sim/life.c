@@ -89,11 +89,12 @@ static void choose_geometry(struct run *r)
 static void choose_work(struct run *r)
 {
     static const uint8_t usual[OP_COUNT] = {
-        [OP_CREATE] = 6,      [OP_REMOVE] = 2,     [OP_RESIZE] = 2,      [OP_WRITE] = 14,
-        [OP_WRITE_PART] = 10, [OP_WRITE_BULK] = 8, [OP_ZERO] = 5,        [OP_READ] = 10,
-        [OP_EXTENTS] = 3,     [OP_FLUSH] = 2,      [OP_LIST] = 1,        [OP_PUT] = 10,
-        [OP_PUT_BAD] = 2,     [OP_PUT_ABORT] = 2,  [OP_OBJECT_READ] = 6, [OP_DELETE] = 5,
-        [OP_QUERY] = 3,       [OP_SETTLE] = 1,     [OP_COMPACT] = 2,
+        [OP_CREATE] = 6,          [OP_REMOVE] = 2,     [OP_RESIZE] = 2,      [OP_WRITE] = 14,
+        [OP_WRITE_PART] = 10,     [OP_WRITE_BULK] = 8, [OP_ZERO] = 5,        [OP_READ] = 10,
+        [OP_EXTENTS] = 3,         [OP_FLUSH] = 2,      [OP_LIST] = 1,        [OP_PUT] = 10,
+        [OP_PUT_BAD] = 2,         [OP_PUT_ABORT] = 2,  [OP_OBJECT_READ] = 6, [OP_DELETE] = 5,
+        [OP_QUERY] = 3,           [OP_SETTLE] = 1,     [OP_COMPACT] = 2,     [OP_SNAPSHOT] = 4,
+        [OP_SNAPSHOT_DELETE] = 3, [OP_CLONE] = 2,      [OP_ROLLBACK] = 2,
     };
 
     r->weight_sum = 0;

@@ -380,6 +380,51 @@ void model_volume_cut(struct model *m, struct model_volume *v, uint64_t size)
     }
 }
 
+/* ---- Snapshots ---- */
+
+static void block_add_all(struct model *m, struct model_block *to, const struct model_block *from)
+{
+    if (!from)
+        block_add(m, to, value_ref(m->zero), 0);
+    for (uint32_t i = 0; from && i < from->count; i++)
+        block_add(m, to, value_ref(from->states[i].value), 0);
+    for (uint32_t i = 0; from && i < from->ghost_count; i++)
+        block_add(m, to, value_ref(from->ghosts[i]), 0);
+}
+
+void model_volume_copy(struct model *m, struct model_volume *to, const struct model_volume *from,
+                       bool surely)
+{
+    void *saved;
+
+    sim_outside_enter(&saved);
+    if (surely)
+        model_volume_cut(m, to, 0);
+    for (uint64_t i = 0; i < MODEL_BLOCKS; i++) {
+        if (!from->blocks[i] && !to->blocks[i])
+            continue;
+        if (surely)
+            to->blocks[i] = mem_zalloc(sizeof(struct model_block));
+        block_add_all(m, block_get(m, to, i), from->blocks[i]);
+    }
+    sim_outside_leave(saved);
+}
+
+void model_snapshot_begin(struct model *m, struct model_volume *snap)
+{
+    snap->size = snap->other_size = snap->of->size;
+    snap->taking = true;
+    model_read_begin(m, snap->of, 0, snap->size);
+}
+
+void model_snapshot_end(struct model *m, struct model_volume *snap)
+{
+    model_volume_copy(m, snap, snap->of, true);
+    model_volume_cut(m, snap, snap->size);
+    model_read_drop(m, snap->of, 0, snap->size);
+    snap->taking = false;
+}
+
 /* ---- Life ---- */
 
 void model_init(struct model *m)
@@ -392,23 +437,38 @@ void model_init(struct model *m)
     m->zero = value_of(m, zeroes, 0);
     for (unsigned i = 0; i < MODEL_VOLUMES; i++)
         (void)snprintf(m->volumes[i].name, sizeof(m->volumes[i].name), "volume-%u", i);
+    for (unsigned i = 0; i < MODEL_VOLUMES * MODEL_SNAPS; i++) {
+        struct model_volume *s = &m->snaps[i / MODEL_SNAPS][i % MODEL_SNAPS];
+
+        s->of = &m->volumes[i / MODEL_SNAPS];
+        (void)snprintf(s->name, sizeof(s->name), "volume-%u@s%u", i / MODEL_SNAPS, i % MODEL_SNAPS);
+    }
+}
+
+static void crash_volume(struct model *m, struct model_volume *v)
+{
+    v->admin = false;
+    v->users = 0;
+    for (uint64_t b = 0; b < MODEL_BLOCKS; b++)
+        if (v->blocks[b]) {
+            v->blocks[b]->readers = 0;
+            block_lay_ghosts(m, v->blocks[b]);
+        }
 }
 
 void model_crash(struct model *m)
 {
+    struct model_volume *snaps = &m->snaps[0][0];
+
+    for (unsigned i = 0; i < MODEL_VOLUMES * MODEL_SNAPS; i++)
+        if (snaps[i].taking)
+            model_snapshot_end(m, &snaps[i]); /* if it came to be, it is one of these */
     while (!list_empty(&m->writes))
         model_write_end(m, LIST_ENTRY(m->writes.next, struct model_write, link), MODEL_MAYBE);
-    for (unsigned i = 0; i < MODEL_VOLUMES; i++) {
-        struct model_volume *v = &m->volumes[i];
-
-        v->admin = false;
-        v->users = 0;
-        for (uint64_t b = 0; b < MODEL_BLOCKS; b++)
-            if (v->blocks[b]) {
-                v->blocks[b]->readers = 0;
-                block_lay_ghosts(m, v->blocks[b]);
-            }
-    }
+    for (unsigned i = 0; i < MODEL_VOLUMES; i++)
+        crash_volume(m, &m->volumes[i]);
+    for (unsigned i = 0; i < MODEL_VOLUMES * MODEL_SNAPS; i++)
+        crash_volume(m, &snaps[i]);
 }
 
 void model_free(struct model *m)
@@ -416,6 +476,8 @@ void model_free(struct model *m)
     model_crash(m);
     for (unsigned i = 0; i < MODEL_VOLUMES; i++)
         model_volume_cut(m, &m->volumes[i], 0);
+    for (unsigned i = 0; i < MODEL_VOLUMES * MODEL_SNAPS; i++)
+        model_volume_cut(m, &m->snaps[i / MODEL_SNAPS][i % MODEL_SNAPS], 0);
     value_unref(m, m->zero);
     CHECK(m->values.count == 0);
     hmap_free(&m->values);

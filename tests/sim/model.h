@@ -22,6 +22,7 @@
 
 #define MODEL_OPS     4u /* operations in flight on one block or instance */
 #define MODEL_VOLUMES 4u
+#define MODEL_SNAPS   3u    /* of a volume */
 #define MODEL_BLOCKS  4096u /* of a volume: 16 MiB */
 
 enum model_outcome { MODEL_DONE, MODEL_MAYBE, MODEL_NOT };
@@ -66,13 +67,16 @@ struct model_volume {
     uint32_t resizes;          /* begun and ended */
     bool admin;                /* somebody creates, resizes or removes it */
     uint32_t users;            /* operations that have it open */
+    struct model_volume *of;   /* a snapshot's volume */
+    bool taking;               /* the snapshot is being taken */
+    uint64_t group;            /* with others of that number, all or none; 0 once that is settled */
     struct model_block *blocks[MODEL_BLOCKS];
 };
 
 struct model {
     struct hmap values;
     struct model_value *zero;
-    struct model_volume volumes[MODEL_VOLUMES];
+    struct model_volume volumes[MODEL_VOLUMES], snaps[MODEL_VOLUMES][MODEL_SNAPS];
     struct list writes; /* in flight */
     uint64_t next_origin;
 };
@@ -103,6 +107,14 @@ bool model_block_surely(const struct model *m, const struct model_volume *v, uin
 
 /* Everything beyond `size` is gone. No operation is in flight there. */
 void model_volume_cut(struct model *m, struct model_volume *v, uint64_t size);
+
+/* A snapshot is taken between begin and end: of each block it has a value that was possible at some
+ * moment of these. The volume's size stays the same meanwhile. */
+void model_snapshot_begin(struct model *m, struct model_volume *snap);
+void model_snapshot_end(struct model *m, struct model_volume *snap);
+/* The blocks of `to`, on which nothing is in flight, may be (or, `surely`, are) those of `from`. */
+void model_volume_copy(struct model *m, struct model_volume *to, const struct model_volume *from,
+                       bool surely);
 
 /* Nothing is in flight any more: the process is dead. */
 void model_crash(struct model *m);

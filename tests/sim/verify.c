@@ -216,10 +216,40 @@ static void verify_catalogue(struct run *r)
 
 /* ---- All ---- */
 
+static size_t verify_snaps(struct run *r, unsigned volume)
+{
+    size_t n = 0;
+
+    for (unsigned i = 0; i < MODEL_SNAPS; i++) {
+        struct model_volume *s = &r->model.snaps[volume][i];
+
+        settle_volume(r, s);
+        if (s->exists == MODEL_PRESENT) {
+            verify_volume(r, s);
+            n++;
+        }
+    }
+    return n;
+}
+
+/* Of a group all are there or none. */
+static void verify_groups(struct run *r)
+{
+    struct model_volume *snaps = &r->model.snaps[0][0];
+
+    for (unsigned i = 0; i < MODEL_VOLUMES * MODEL_SNAPS; i++)
+        for (unsigned j = 0; j < i; j++)
+            if (snaps[i].group && snaps[i].group == snaps[j].group &&
+                snaps[i].exists != snaps[j].exists)
+                run_fail(r, "verify: of a group of snapshots only some are there");
+    for (unsigned i = 0; i < MODEL_VOLUMES * MODEL_SNAPS; i++)
+        snaps[i].group = 0;
+}
+
 void verify_all(struct run *r)
 {
     struct block_info *infos;
-    size_t n, want = 0;
+    size_t n, want = 0, snaps = 0;
     int rc;
 
     for (unsigned i = 0; i < MODEL_VOLUMES; i++) {
@@ -228,7 +258,13 @@ void verify_all(struct run *r)
             verify_volume(r, &r->model.volumes[i]);
             want++;
         }
+        snaps += verify_snaps(r, i);
     }
+    verify_groups(r);
+    rc = block_snapshots(partition_blocks(r->p), NULL, &infos, &n);
+    if (rc < 0 || n != snaps)
+        run_fail(r, "verify: %zu snapshots, not %zu: %s", n, snaps, err_name(rc));
+    mem_free(infos);
     rc = block_list(partition_blocks(r->p), &infos, &n);
     if (rc < 0 || n != want)
         run_fail(r, "verify: %zu volumes, not %zu: %s", n, want, err_name(rc));

@@ -99,18 +99,112 @@ static int fake_create(struct block_store *bs, const char *name, uint64_t size,
     return 0;
 }
 
-static int fake_list(struct block_store *bs, struct block_info **ret_infos, size_t *ret_count)
+/* Snapshots are kept among the volumes; an '@' in the name tells. */
+static int fake_list_some(struct fake *f, const char *prefix, struct block_info **ret_infos,
+                          size_t *ret_count)
 {
-    struct fake *f = FAKE_OF(bs, blocks);
     struct block_info *infos;
+    size_t n = 0;
 
     if (f->fail)
         return -(int)f->fail;
     infos = mem_calloc(f->volume_count, sizeof(*infos));
-    for (size_t i = 0; i < f->volume_count; i++)
-        infos[i] = f->volumes[i].info;
+    for (size_t i = 0; i < f->volume_count; i++) {
+        const char *name = f->volumes[i].info.name;
+
+        if (prefix ? strncmp(name, prefix, strlen(prefix)) == 0 : !strchr(name, '@'))
+            infos[n++] = f->volumes[i].info;
+    }
     *ret_infos = infos;
-    *ret_count = f->volume_count;
+    *ret_count = n;
+    return 0;
+}
+
+static int fake_list(struct block_store *bs, struct block_info **ret_infos, size_t *ret_count)
+{
+    return fake_list_some(FAKE_OF(bs, blocks), NULL, ret_infos, ret_count);
+}
+
+static struct block_info *fake_find_snapshot(struct fake *f, const char *name, const char *snapshot,
+                                             char full[BLOCK_NAME_MAX + 1])
+{
+    int n = snprintf(full, BLOCK_NAME_MAX + 1, "%s@%s", name, snapshot);
+
+    return n > (int)BLOCK_NAME_MAX ? NULL : fake_find(f, full);
+}
+
+static int fake_snapshot(struct block_store *bs, const char *const *names, size_t count,
+                         const char *snapshot)
+{
+    struct fake *f = FAKE_OF(bs, blocks);
+    char full[BLOCK_NAME_MAX + 1];
+
+    if (f->volume_count + count > FAKE_MAX)
+        return ERR_NOSPC;
+    for (size_t i = 0; i < count; i++) {
+        if (!fake_find(f, names[i]))
+            return ERR_NOENT;
+        if (fake_find_snapshot(f, names[i], snapshot, full))
+            return ERR_EXIST;
+        for (size_t j = 0; j < i; j++)
+            if (strcmp(names[i], names[j]) == 0)
+                return ERR_INVAL;
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct block_info *s = &f->volumes[f->volume_count++].info;
+
+        *s = *fake_find(f, names[i]);
+        (void)fake_find_snapshot(f, names[i], snapshot, s->name);
+        s->readonly = true;
+    }
+    return 0;
+}
+
+static int fake_snapshots(struct block_store *bs, const char *name, struct block_info **ret_infos,
+                          size_t *ret_count)
+{
+    struct fake *f = FAKE_OF(bs, blocks);
+    char prefix[BLOCK_NAME_MAX + 2];
+
+    if (!fake_find(f, name))
+        return ERR_NOENT;
+    snprintf(prefix, sizeof(prefix), "%s@", name);
+    return fake_list_some(f, prefix, ret_infos, ret_count);
+}
+
+static int fake_snapshot_remove(struct block_store *bs, const char *name, const char *snapshot)
+{
+    struct fake *f = FAKE_OF(bs, blocks);
+    char full[BLOCK_NAME_MAX + 1];
+    struct block_info *s = fake_find_snapshot(f, name, snapshot, full);
+
+    if (!s)
+        return ERR_NOENT;
+    *s = f->volumes[--f->volume_count].info;
+    return 0;
+}
+
+static int fake_clone(struct block_store *bs, const char *name, const char *snapshot,
+                      const char *new_name)
+{
+    char full[BLOCK_NAME_MAX + 1];
+    const struct block_info *s = fake_find_snapshot(FAKE_OF(bs, blocks), name, snapshot, full);
+
+    return s ? block_create(bs, new_name, s->size, s->durability) : ERR_NOENT;
+}
+
+static int fake_rollback(struct block_store *bs, const char *name, const char *snapshot)
+{
+    struct fake *f = FAKE_OF(bs, blocks);
+    char full[BLOCK_NAME_MAX + 1];
+    const struct block_info *s = fake_find_snapshot(f, name, snapshot, full);
+    struct block_info *v = fake_find(f, name);
+
+    if (!s || !v)
+        return ERR_NOENT;
+    if (v->openers)
+        return ERR_BUSY;
+    v->size = s->size;
     return 0;
 }
 
@@ -144,6 +238,10 @@ static int fake_remove(struct block_store *bs, const char *name)
         return ERR_NOENT;
     if (v->openers)
         return ERR_BUSY;
+    for (size_t i = 0; i < f->volume_count; i++)
+        if (strncmp(f->volumes[i].info.name, name, strlen(name)) == 0 &&
+            f->volumes[i].info.name[strlen(name)] == '@')
+            return ERR_SNAPSHOTS;
     *v = f->volumes[--f->volume_count].info;
     return 0;
 }
@@ -152,7 +250,12 @@ static const struct block_ops fake_block_ops = {.create = fake_create,
                                                 .list = fake_list,
                                                 .stat = fake_stat,
                                                 .resize = fake_resize,
-                                                .remove = fake_remove};
+                                                .remove = fake_remove,
+                                                .snapshot = fake_snapshot,
+                                                .snapshots = fake_snapshots,
+                                                .snapshot_remove = fake_snapshot_remove,
+                                                .clone = fake_clone,
+                                                .rollback = fake_rollback};
 
 /* ---- Studies -------------------------------------------------------------------------------- */
 

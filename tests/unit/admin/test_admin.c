@@ -157,6 +157,52 @@ static void test_volumes(void **state)
     test_refused("GET", "/v1/volumes/vm2", NULL, 404, "NOENT", "no volume \"vm2\"");
 }
 
+static void test_snapshots(void **state)
+{
+    json_t *json, *array;
+
+    (void)state;
+    json = test_ask("POST", "/v1/snapshots", "{\"volumes\": [\"vm1\", \"busy\"], \"name\": \"a\"}",
+                    201);
+    array = json_object_get(json, "snapshots");
+    assert_string_equal(json_string_value(json_array_get(array, 1)), "busy@a");
+    json_decref(json);
+    json = test_ask("GET", "/v1/volumes/vm1/snapshots", NULL, 200);
+    array = json_object_get(json, "snapshots");
+    assert_int_equal(json_array_size(array), 1);
+    assert_string_equal(text_of(json_array_get(array, 0), "name"), "vm1@a");
+    json_decref(json);
+    json = test_ask("POST", "/v1/volumes/vm1/snapshots/a/clone", "{\"name\": \"vm3\"}", 201);
+    assert_string_equal(text_of(json, "name"), "vm3");
+    json_decref(json);
+    json = test_ask("POST", "/v1/volumes/vm1/snapshots/a/rollback", NULL, 200);
+    assert_string_equal(text_of(json, "name"), "vm1");
+    json_decref(json);
+    test_refused("DELETE", "/v1/volumes/vm1", NULL, 409, "SNAPSHOTS", "delete them first");
+    test_refused("POST", "/v1/volumes/busy/snapshots/a/rollback", NULL, 409, "BUSY", "disconnect");
+    test_refused("POST", "/v1/volumes/vm1/snapshots/b/rollback", NULL, 404, "NOENT",
+                 "no snapshot \"b\" of a volume \"vm1\"");
+    test_refused("POST", "/v1/volumes/vm1/snapshots/a/clone", "{\"name\": \"vm1\"}", 409, "EXIST",
+                 "a volume \"vm1\" exists");
+    test_refused("POST", "/v1/volumes/vm1/snapshots/a/clone", "{}", 400, "INVAL", "name");
+    test_refused("POST", "/v1/snapshots", "{\"volumes\": [\"vm1\"], \"name\": \"a\"}", 409, "EXIST",
+                 "exists already");
+    test_refused("POST", "/v1/snapshots", "{\"volumes\": [\"x\"], \"name\": \"b\"}", 404, "NOENT",
+                 "no snapshot was taken");
+    test_refused("POST", "/v1/snapshots", "{\"volumes\": [\"vm1\", \"vm1\"], \"name\": \"b\"}", 400,
+                 "INVAL", "twice");
+    test_refused("POST", "/v1/snapshots", "{\"volumes\": [], \"name\": \"b\"}", 400, "INVAL",
+                 "1 to");
+    test_refused("POST", "/v1/snapshots", "{\"volumes\": [5], \"name\": \"b\"}", 400, "NAME",
+                 "name");
+    test_refused("GET", "/v1/volumes/none/snapshots", NULL, 404, "NOENT", "no volume");
+    test_refused("PATCH", "/v1/volumes/vm1/snapshots/a", "{}", 405, "METHOD", "DELETE");
+    json = test_ask("DELETE", "/v1/volumes/vm1/snapshots/a", NULL, 200);
+    assert_string_equal(text_of(json_object_get(json, "deleted"), "snapshot"), "a");
+    json_decref(json);
+    test_refused("DELETE", "/v1/volumes/vm1/snapshots/a", NULL, 404, "NOENT", "no snapshot");
+}
+
 static void test_volume_errors(void **state)
 {
     char name[300];
@@ -392,6 +438,7 @@ int main(void)
         cmocka_unit_test_setup(test_status, setup),
         cmocka_unit_test_setup(test_drives, setup),
         cmocka_unit_test_setup(test_volumes, setup),
+        cmocka_unit_test_setup(test_snapshots, setup),
         cmocka_unit_test_setup(test_volume_errors, setup),
         cmocka_unit_test_setup(test_studies, setup),
         cmocka_unit_test_setup(test_study_filters, setup),

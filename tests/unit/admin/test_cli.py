@@ -153,6 +153,22 @@ class Cli(unittest.TestCase):
             _, err = self.run_cli("patient", "show", name, code=1)
             self.assertIn(f'no patient has the ID "{name}"', err)
 
+    def test_snapshots(self):
+        out, _ = self.run_cli("volume", "snapshot", "vm1,busy", "a")
+        self.assertEqual(out, "took snapshot vm1@a\ntook snapshot busy@a\n")
+        self.assertRegex(self.run_cli("volume", "snapshots", "vm1")[0], r"SNAPSHOT.*\nvm1@a ")
+        _, err = self.run_cli("volume", "clone", "vm1", "new", code=2)
+        self.assertIn("write NAME@SNAP", err)
+        self.assertIn("created volume new", self.run_cli("volume", "clone", "vm1@a", "new")[0])
+        out, _ = self.run_cli("volume", "rollback", "vm1", "a", "--force")
+        self.assertIn("rolled back volume vm1", out)
+        out, _ = self.run_cli("volume", "snapshot-delete", "vm1", "a", "--force")
+        self.assertEqual(out, "deleted snapshot vm1@a\n")
+        _, err = self.run_cli("volume", "snapshot-delete", "vm1", "a", "--force", code=1)
+        self.assertIn("no snapshot", err)
+        self.run_cli("volume", "snapshot-delete", "busy", "a", "--force")
+        self.run_cli("volume", "delete", "new", "--force")
+
     def test_study_delete(self):
         _, err = self.run_cli("study", "delete", "1.2.3", code=2)
         self.assertIn("add --yes", err)
@@ -224,9 +240,9 @@ class Cli(unittest.TestCase):
 
     def test_help(self):
         out, _ = self.run_cli("--help")
-        commands = re.findall(r"^  ((?:status|stats|drive|volume|patient|study)(?: \w+)?)  ", out,
-                              re.M)
-        self.assertEqual(len(commands), 13, out)
+        areas = "status|stats|drive|volume|patient|study"
+        commands = re.findall(rf"^  ((?:{areas})(?: [\w-]+)?)  ", out, re.M)
+        self.assertEqual(len(commands), 18, out)
         for command in commands:
             text, _ = self.run_cli(*command.split(), "--help", data=False)
             self.assertIn(f"Usage: filmroom [--data DIR] [--json] {command}", text)

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "daemon/audit.h"
+#include "daemon/volume_row.h"
 #include "dedup/chunk_priv.h"
 #include "lib/base/codec.h"
 #include "lib/base/err.h"
@@ -89,6 +90,25 @@ static void fill_main(void *arg)
     store_instance("1.1", "1.1.1", "1.1.1.1", "P1");
     store_instance("1.1", "1.1.1", "1.1.1.2", "P1");
     store_instance("1.2", "1.2.1", "1.2.1.1", "P2");
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+/* And a snapshot of it, "v@s", with a clone; two blocks of v are holes and one is another. */
+static void fill_snapshots_main(void *arg)
+{
+    static const char *const name = "v";
+    uint8_t block[4096];
+    struct block_volume *v;
+
+    fill_main(arg);
+    partition_case_open(&pc);
+    assert_int_equal(block_snapshot(pc.bs, &name, 1, "s"), 0);
+    assert_int_equal(block_clone(pc.bs, "v", "s", "c"), 0);
+    sim_case_bytes(8, block, sizeof(block));
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    assert_int_equal(block_write(v, 0, block, sizeof(block), 0), 0);
+    assert_int_equal(block_zero(v, 65536, 8192, 0), 0);
+    block_close(v);
     assert_int_equal(partition_case_close(&pc), 0);
 }
 
@@ -220,9 +240,125 @@ static void d_segment_cut(void)
 {
     cut(KV_SEGMENT, "");
 }
+
+/* The key of the map's row: of the volume's map, or the one that it lies upon. */
+static void map_key(bool parent, uint8_t key[VOLUME_MAP_KEY])
+{
+    struct kv_rows *rows = row_of(KV_VOLUME, "");
+    struct volume_row v;
+    struct volume_map_row m;
+    void *value;
+    size_t len;
+
+    assert_int_equal(volume_row_decode(rows->rows[0].key, rows->rows[0].value, &v), 0);
+    assert_string_equal(v.info.name, "v");
+    kv_rows_free(rows);
+    volume_map_key(v.map, key);
+    if (!parent)
+        return;
+    assert_int_equal(kv_get(kv, KV_VOLUME, (struct kv_slice){key, VOLUME_MAP_KEY}, &value, &len),
+                     0);
+    assert_int_equal(volume_map_row_decode((struct kv_slice){key, VOLUME_MAP_KEY},
+                                           (struct kv_slice){value, len}, &m),
+                     0);
+    mem_free(value);
+    volume_map_key(m.parent, key);
+}
+
+/* Changes a number in the map's row. */
+static void map_poke(bool parent, size_t at, uint64_t number)
+{
+    uint8_t key[VOLUME_MAP_KEY];
+    void *value;
+    size_t len;
+
+    map_key(parent, key);
+    assert_int_equal(kv_get(kv, KV_VOLUME, (struct kv_slice){key, sizeof(key)}, &value, &len), 0);
+    assert_true(at + 8 <= len);
+    codec_put_le64((uint8_t *)value + at, number);
+    put(KV_VOLUME, (struct kv_slice){key, sizeof(key)}, (struct kv_slice){value, len});
+    mem_free(value);
+}
+
 static void d_volume_count(void)
 {
-    poke(KV_VOLUME, "", 20, 4096);
+    map_poke(false, 33, 7);
+}
+static void d_volume_cut(void)
+{
+    cut(KV_VOLUME, "");
+}
+static void d_map_row_cut(void)
+{
+    uint8_t key[VOLUME_MAP_KEY];
+
+    map_key(false, key);
+    put(KV_VOLUME, (struct kv_slice){key, sizeof(key)}, (struct kv_slice){"short", 5});
+}
+static void d_map_row_gone(void)
+{
+    uint8_t key[VOLUME_MAP_KEY];
+
+    map_key(false, key);
+    put(KV_VOLUME, (struct kv_slice){key, sizeof(key)}, (struct kv_slice){NULL, 0});
+}
+static void d_parent_gone(void)
+{
+    uint8_t key[VOLUME_MAP_KEY];
+
+    map_key(true, key);
+    put(KV_VOLUME, (struct kv_slice){key, sizeof(key)}, (struct kv_slice){NULL, 0});
+}
+static void d_parent_strange(void)
+{
+    map_poke(false, 1, 4711);
+}
+static void d_parent_self(void)
+{
+    uint8_t key[VOLUME_MAP_KEY];
+
+    map_key(false, key);
+    map_poke(true, 1, codec_get_be64(key));
+}
+static void d_snapshot_count(void)
+{
+    map_poke(true, 33, 1);
+}
+static void d_hole_count(void)
+{
+    map_poke(false, 41, 3);
+}
+static void d_map_shared(void)
+{
+    uint8_t key[VOLUME_MAP_KEY];
+
+    map_key(true, key);
+    poke(KV_VOLUME, "", 20, codec_get_be64(key));
+}
+static void d_volume_gone(void)
+{
+    drop(KV_VOLUME, "");
+}
+/* As a version without snapshots left it: the map has no row, its volume's row tells of it. */
+static void old_row(uint64_t mapped, const char *name, bool deleting)
+{
+    struct kv_rows *rows = row_of(KV_VOLUME, "");
+    uint8_t row[29] = {1, deleting, 0, 0};
+
+    codec_put_le64(row + 4, 4u << 20);
+    codec_put_le64(row + 20, mapped);
+    row[28] = (uint8_t)*name;
+    d_map_row_gone();
+    put(KV_VOLUME, rows->rows[0].key, (struct kv_slice){row, sizeof(row)});
+    kv_rows_free(rows);
+}
+static void d_old_count(void)
+{
+    old_row(4096, "v", false);
+}
+static void d_old_deleting(void)
+{
+    old_row(4096, "v", true);
 }
 static void d_map_empty(void)
 {
@@ -343,9 +479,15 @@ static const struct damage {
     {d_segment_end, "segment-end", "chunks lie behind its end", true},
     {d_segment_slot, "segment-slot", "is another segment's too", false},
     {d_segment_cut, "segment-row", "a segment's row is broken", false},
-    {d_volume_count, "volume-count", "volume v: maps 524288 bytes, its row says 4096", true},
+    {d_volume_count, "volume-count", "volume v: maps 128 blocks and 0 holes, its row says 7", true},
+    {d_volume_cut, "volume-row", "a volume's row is broken", false},
+    {d_map_row_cut, "volume-row", "a volume map's row is broken", false},
+    {d_map_row_gone, "volume-map", "volume v: its map ", false},
+    {d_map_row_gone, "map-orphan", "is not there, and a part of it is: 64 blocks from 64", false},
+    {d_parent_strange, "volume-map", "lies upon map 4711, which is not there", false},
+    {d_old_count, "volume-count", "volume v: maps 128 blocks and 0 holes, its row says 1", true},
     {d_map_empty, "map-empty", "volume v: an empty part", true},
-    {d_map_orphan, "map-orphan", "volume number 4242 is not there", false},
+    {d_map_orphan, "map-orphan", "map 4242 is not there, and a part of it is", false},
     {d_map_cut, "map-row", "volume v: a part of its map is broken", false},
     {d_map_cut, "chunk-refs", "left, as rows that may refer to it are broken", false},
     {d_chunk_totals, "chunk-totals", "the totals say 1 of", true},
@@ -369,6 +511,22 @@ static const struct damage {
     {d_patient_index, "patient-index", "study 1.1: the patients' index does not lead", true},
     {d_patient_strange, "patient-index", "has another Patient ID", true},
     {d_unknown, "catalog-row", "an unknown row", false},
+};
+
+/* The same in a store with a snapshot, another volume made of it, and holes upon it. */
+static const struct damage snapshot_damages[] = {
+    {d_chunk_gone, "volume-data", "volume v@s (and what shares it: ", false},
+    {d_snapshot_count, "volume-count", "maps 128 blocks and 0 holes, its row says 1 and 0", true},
+    {d_hole_count, "volume-count", "volume v: maps 1 blocks and 2 holes, its row says 1 and 3",
+     true},
+    {d_map_row_cut, "volume-row", "a volume map's row is broken", false},
+    {d_map_row_cut, "volume-map", "volume v: its map ", false},
+    {d_parent_gone, "volume-map", "volume v@s: its map ", false},
+    {d_parent_gone, "volume-map", "volume c: map ", false},
+    {d_parent_self, "volume-map", "lies upon itself", false},
+    {d_map_shared, "volume-map", "too", false},
+    {d_volume_gone, "volume-map", "volume v@s: a snapshot of volume ", false},
+    {d_old_deleting, "volume-map", "volume v@s: a snapshot of volume ", false},
 };
 
 /* ---- Auditing ---- */
@@ -487,6 +645,40 @@ static void test_damage(void **state)
     }
 }
 
+static void clean_snapshots_main(void *arg)
+{
+    struct heard h = {0};
+
+    (void)arg;
+    assert_int_equal(kv_mem_open(pc.c.env, pc.image, &kv), 0);
+    assert_int_equal(audit(&h, false, NULL, false).volumes, 3);
+    assert_int_equal(h.count, 0);
+    assert_int_equal(kv_close(kv), 0);
+}
+
+static void snapshots_work_main(void *arg)
+{
+    (void)arg;
+    partition_case_open(&pc);
+    assert_int_equal(block_rollback(pc.bs, "v", "s"), 0);
+    volume_bytes(false);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_snapshots(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(snapshot_damages) / sizeof(snapshot_damages[0]); i++) {
+        partition_case_init(&pc, 1);
+        sim_case_run(&pc.c, fill_snapshots_main, NULL);
+        sim_case_run(&pc.c, clean_snapshots_main, NULL);
+        sim_case_run(&pc.c, damage_main, (void *)(uintptr_t)&snapshot_damages[i]);
+        if (snapshot_damages[i].mended)
+            sim_case_run(&pc.c, snapshots_work_main, NULL);
+        partition_case_free(&pc);
+    }
+}
+
 /* ---- Drives ---- */
 
 /* Changes a byte of a stripe of the first segment, on one drive. */
@@ -544,6 +736,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_clean),
         cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_snapshots),
         cmocka_unit_test(test_deep),
     };
 

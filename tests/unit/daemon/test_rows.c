@@ -406,13 +406,14 @@ static void test_overlay(void **state)
     (void)state;
     overlay_init(&o);
     assert_int_equal(overlay_oldest(&o), UINT64_MAX);
-    overlay_put(&o, 1, 5, 10, block_of(1));
-    overlay_put(&o, 1, 6, 11, block_of(2));
-    overlay_put(&o, 2, 5, 12, block_of(3));
+    overlay_put(&o, 1, 5, 10, block_of(1), NULL);
+    overlay_put(&o, 1, 6, 11, block_of(2), NULL);
+    overlay_put(&o, 2, 5, 12, block_of(3), NULL);
     assert_int_equal(o.count, 3);
     assert_int_equal(overlay_oldest(&o), 10);
     held = overlay_data_ref(overlay_find(&o, 1, 5)->data);
-    overlay_put(&o, 1, 5, 13, block_of(4)); /* newer: the old one is nobody's oldest any more */
+    overlay_put(&o, 1, 5, 13, block_of(4),
+                NULL); /* newer: the old one is nobody's oldest any more */
     assert_int_equal(o.count, 3);
     assert_int_equal(overlay_oldest(&o), 11);
     assert_int_equal(overlay_find(&o, 1, 5)->lsn, 13);
@@ -437,8 +438,8 @@ static void test_overlay_ranges(void **state)
 
         overlay_init(&o);
         for (uint64_t b = 0; b < 20; b++) {
-            overlay_put(&o, 1, b, 100 + b, block_of(1));
-            overlay_put(&o, 2, b, 100 + b, block_of(2));
+            overlay_put(&o, 1, b, 100 + b, block_of(1), NULL);
+            overlay_put(&o, 2, b, 100 + b, block_of(2), NULL);
         }
         overlay_remove_range(&o, 1, 5, longer ? 50 : 5);
         for (uint64_t b = 0; b < 20; b++) {

@@ -80,9 +80,10 @@ static int op_create(struct block_store *bs, const char *name, uint64_t size,
     return 0;
 }
 
-static int op_list(struct block_store *bs, struct block_info **ret_infos, size_t *ret_count)
+/* Volumes, or snapshots: those with an '@' in their names. */
+static int list_some(struct mem_block *m, bool snapshots, struct block_info **ret_infos,
+                     size_t *ret_count)
 {
-    struct mem_block *m = store_of(bs);
     struct block_info *infos;
     size_t n = 0;
 
@@ -90,11 +91,27 @@ static int op_list(struct block_store *bs, struct block_info **ret_infos, size_t
         n++;
     infos = mem_calloc(n ? n : 1, sizeof(*infos));
     n = 0;
-    list_for_each (it, &m->volumes)
-        infos[n++] = LIST_ENTRY(it, struct mem_volume, link)->info;
+    list_for_each (it, &m->volumes) {
+        const struct mem_volume *v = LIST_ENTRY(it, struct mem_volume, link);
+
+        if ((strchr(v->info.name, '@') != NULL) == snapshots)
+            infos[n++] = v->info;
+    }
     *ret_infos = infos;
     *ret_count = n;
     return 0;
+}
+
+static int op_list(struct block_store *bs, struct block_info **ret_infos, size_t *ret_count)
+{
+    return list_some(store_of(bs), false, ret_infos, ret_count);
+}
+
+static int op_snapshots(struct block_store *bs, const char *name, struct block_info **ret_infos,
+                        size_t *ret_count)
+{
+    (void)name; /* NBD asks for all */
+    return list_some(store_of(bs), true, ret_infos, ret_count);
 }
 
 static int op_stat(struct block_store *bs, const char *name, struct block_info *ret_info)
@@ -332,6 +349,7 @@ static int op_extents(struct block_volume *volume, uint64_t off, uint64_t len,
 static const struct block_ops mem_ops = {
     .create = op_create,
     .list = op_list,
+    .snapshots = op_snapshots,
     .stat = op_stat,
     .resize = op_resize,
     .remove = op_remove,

@@ -1,0 +1,298 @@
+/* Volumes: the table of maps, its rows, and looking at a block down the maps. See volume_snap.c for
+ * what maps are for. */
+#include <string.h>
+
+#include "daemon/volume_priv.h"
+#include "lib/base/check.h"
+#include "lib/base/codec.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+#include "lib/base/plant.h"
+
+/* ---- The table ---- */
+
+struct volume_map *volume_map_find(const struct volumes *vs, uint64_t id)
+{
+    struct hmap_node *n = hmap_first(&vs->maps, hmap_mix(id)); /* the mix is one to one */
+
+    return n ? HMAP_ENTRY(n, struct volume_map, node) : NULL;
+}
+
+struct volume_map *volume_map_add(struct volumes *vs, uint64_t id)
+{
+    struct volume_map *m = mem_zalloc(sizeof(*m));
+
+    m->id = id;
+    m->until = UINT64_MAX;
+    hmap_insert(&vs->maps, &m->node, hmap_mix(id));
+    list_push_back(&vs->all_maps, &m->link);
+    vs->generation++;
+    return m;
+}
+
+void volume_map_set_parent(struct volume_map *m, struct volume_map *parent)
+{
+    if (parent)
+        parent->children++;
+    if (m->parent)
+        m->parent->children--;
+    m->parent = parent;
+}
+
+static bool map_took(const struct volume_map *m, uint64_t volume, uint64_t lsn)
+{
+    return m->volume == volume && m->since < lsn && lsn <= m->until;
+}
+
+struct volume_map *volume_map_at(const struct volumes *vs, uint64_t volume, uint64_t lsn)
+{
+    struct volume *v = volume_find(vs, volume);
+
+    if (v && map_took(v->map, volume, lsn))
+        return v->map;
+    list_for_each (it, &vs->all_maps) {
+        struct volume_map *m = LIST_ENTRY(it, struct volume_map, link);
+
+        if (map_took(m, volume, lsn))
+            return m;
+    }
+    return NULL;
+}
+
+unsigned volume_map_depth(const struct volume_map *m)
+{
+    unsigned n = 0;
+
+    for (; m; m = m->parent)
+        n++;
+    return n;
+}
+
+void volume_map_set(struct volumes *vs, struct volume_map *m, struct leaf *l, unsigned at,
+                    uint64_t entry)
+{
+    uint64_t old = l->entries[at];
+
+    m->mapped += (LEAF_CHUNK(entry) != 0) - (uint64_t)(LEAF_CHUNK(old) != 0);
+    vs->mapped += (LEAF_CHUNK(entry) != 0) - (uint64_t)(LEAF_CHUNK(old) != 0);
+    m->holes += (entry == LEAF_HOLE) - (uint64_t)(old == LEAF_HOLE);
+    leafmap_set(&vs->leaves, l, at, entry);
+}
+
+/* ---- Rows ---- */
+
+void volume_map_put_row(const struct volume_map *m, struct kv_batch *batch)
+{
+    struct volume_map_row r = {.id = m->id,
+                               .parent = m->parent ? m->parent->id : 0,
+                               .volume = m->volume,
+                               .since = m->since,
+                               .until = m->until,
+                               .mapped = m->mapped,
+                               .holes = m->holes};
+    uint8_t key[VOLUME_MAP_KEY], row[VOLUME_MAP_ROW];
+
+    volume_map_key(m->id, key);
+    volume_map_row_encode(&r, row);
+    kv_batch_put(batch, KV_VOLUME, (struct kv_slice){key, sizeof(key)},
+                 (struct kv_slice){row, sizeof(row)});
+}
+
+void volume_map_load(struct volumes *vs, const struct volume_map_row *r)
+{
+    struct volume_map *m = volume_map_find(vs, r->id); /* an old row of a volume has told of it */
+
+    if (!m)
+        m = volume_map_add(vs, r->id);
+    vs->mapped += r->mapped - m->mapped;
+    m->parent_id = r->parent;
+    m->volume = r->volume;
+    m->since = r->since;
+    m->until = r->until;
+    m->mapped = r->mapped;
+    m->holes = r->holes;
+}
+
+int volume_map_load_row(struct volumes *vs, const struct kv_row *row)
+{
+    struct volume_map_row r;
+    int rc = volume_map_row_decode(row->key, row->value, &r);
+
+    if (rc == 0)
+        volume_map_load(vs, &r);
+    return rc;
+}
+
+int volume_maps_link(struct volumes *vs)
+{
+    list_for_each (it, &vs->all_maps) {
+        struct volume_map *m = LIST_ENTRY(it, struct volume_map, link);
+        struct volume_map *parent = m->parent_id ? volume_map_find(vs, m->parent_id) : NULL;
+
+        if (m->parent_id && !parent)
+            return ERR_FORMAT;
+        volume_map_set_parent(m, parent);
+    }
+    list_for_each (it, &vs->all) {
+        struct volume *v = LIST_ENTRY(it, struct volume, link);
+
+        v->map = volume_map_find(vs, v->map_id);
+        if (!v->map || v->map->holder)
+            return ERR_FORMAT;
+        v->map->holder = v;
+    }
+    return 0;
+}
+
+void volume_map_drop(struct volumes *vs, struct volume_map *m, struct kv_batch *batch)
+{
+    uint8_t key[VOLUME_MAP_KEY];
+
+    if (PLANTED(MERGE_UNDRAINED))
+        overlay_remove_range(&vs->overlay, m->id, 0, UINT64_MAX);
+    CHECK(m->children == 0 && !m->holder && m->overlay == 0);
+    volume_map_set_parent(m, NULL);
+    volume_map_key(m->id, key);
+    kv_batch_delete(batch, KV_VOLUME, (struct kv_slice){key, sizeof(key)});
+    if (!volume_find(vs, m->id)) /* a volume deleted by a former version left its row */
+        kv_batch_delete(batch, KV_VOLUME, (struct kv_slice){key, 8});
+    hmap_remove(&vs->maps, &m->node);
+    list_del(&m->link);
+    vs->generation++;
+    mem_free(m);
+}
+
+/* ---- Looking down ----
+ *
+ * A view pins the leaves of all maps at one index. Leaves are the newest truth, so once pinned they
+ * are looked through without suspending, and what is found is the block at that one moment. While
+ * leaves are loaded the maps may change under the view: entries move from a map that was not
+ * looked at yet to one that was. The generation tells, and the view begins anew. */
+
+void map_view_drop(struct map_view *w)
+{
+    for (size_t i = 0; i < w->count; i++)
+        leafmap_put(&w->v->owner->leaves, w->leaves[i]);
+    mem_free(w->leaves);
+    w->leaves = NULL;
+    w->count = w->room = 0;
+    w->index = UINT64_MAX;
+}
+
+/* Pins the leaves; or less than all of them where maps changed meanwhile. Suspends. */
+static int view_load(struct map_view *w, uint64_t index)
+{
+    struct volumes *vs = w->v->owner;
+
+    map_view_drop(w);
+    w->index = index;
+    w->generation = vs->generation;
+    for (const struct volume_map *m = w->v->map; m; m = m->parent) {
+        struct leaf *l = NULL;
+        int rc = m->mapped || m->holes ? leafmap_get(&vs->leaves, m->id, index, &l) : 0;
+
+        if (rc < 0)
+            return rc;
+        if (w->count == w->room) {
+            w->room = w->room ? 2 * w->room : 4;
+            w->leaves = mem_realloc(w->leaves, w->room * sizeof(struct leaf *));
+        }
+        w->leaves[w->count++] = l;
+        if (w->generation != vs->generation || (l && l->used == LEAF_BLOCKS))
+            break; /* no use going on: m may be gone; nothing below shows through */
+    }
+    return 0;
+}
+
+/* False: the leaves pinned are not those it takes. Does not suspend. */
+static bool view_find(const struct map_view *w, uint64_t block,
+                      const struct overlay_entry **ret_overlay, uint64_t *ret_entry)
+{
+    const struct volumes *vs = w->v->owner;
+    size_t i = 0;
+
+    *ret_overlay = NULL;
+    *ret_entry = 0;
+    if (w->index != block / LEAF_BLOCKS || w->generation != vs->generation)
+        return false;
+    for (const struct volume_map *m = w->v->map; m; m = m->parent, i++) {
+        if (m->overlay)
+            *ret_overlay = overlay_find(&vs->overlay, m->id, block);
+        if (*ret_overlay)
+            return true;
+        if (!m->mapped && !m->holes)
+            continue;
+        if (i >= w->count || !w->leaves[i])
+            return false;
+        *ret_entry = w->leaves[i]->entries[block % LEAF_BLOCKS];
+        if (*ret_entry == 0)
+            continue;
+        if (*ret_entry == LEAF_HOLE)
+            *ret_entry = 0;
+        return true;
+    }
+    return true;
+}
+
+int map_view_block(struct map_view *w, uint64_t block, const struct overlay_entry **ret_overlay,
+                   uint64_t *ret_entry)
+{
+    const struct overlay_entry *e;
+    uint64_t entry;
+
+    while (!view_find(w, block, &e, &entry)) {
+        int rc = view_load(w, block / LEAF_BLOCKS);
+
+        if (rc < 0)
+            return rc;
+    }
+    *ret_overlay = e;
+    *ret_entry = entry;
+    return 0;
+}
+
+/* ---- What is used ---- */
+
+static uint64_t next_in_overlay(const struct volumes *vs, const struct volume_map *m, uint64_t from)
+{
+    uint64_t found = UINT64_MAX;
+
+    if (m->overlay == 0)
+        return found;
+    list_for_each (it, &vs->overlay.by_lsn) {
+        const struct overlay_entry *e = LIST_ENTRY(it, struct overlay_entry, by_lsn);
+
+        if (e->volume == m->id && e->block >= from && e->block < found)
+            found = e->block;
+    }
+    return found;
+}
+
+int volume_next_used(const struct volume *v, uint64_t from, uint64_t *ret_block)
+{
+    struct volumes *vs = v->owner;
+    const struct volume_map *m = v->map;
+    uint64_t generation = vs->generation, found = UINT64_MAX, index;
+
+    while (m) {
+        uint64_t block = next_in_overlay(vs, m, from);
+        int rc = ERR_NOENT;
+
+        found = block < found ? block : found;
+        if (m->mapped || m->holes)
+            rc = leafmap_next(&vs->leaves, m->id, from / LEAF_BLOCKS, &index);
+        if (rc < 0 && rc != ERR_NOENT)
+            return rc;
+        if (rc == 0 && index * LEAF_BLOCKS < found)
+            found = index * LEAF_BLOCKS > from ? index * LEAF_BLOCKS : from;
+        if (generation == vs->generation) {
+            m = m->parent;
+        } else { /* maps have changed meanwhile: anew */
+            generation = vs->generation;
+            m = v->map;
+            found = UINT64_MAX;
+        }
+    }
+    *ret_block = found;
+    return 0;
+}
