@@ -16,7 +16,8 @@
 #include "lib/base/plant.h"
 #include "lib/store/segment_priv.h"
 
-#define SEGMENT_SMALL (64u * 1024) /* chunks up to this stay within one column */
+#define SEGMENT_SMALL (64u * 1024)  /* chunks up to this stay within one column */
+#define SEGMENT_LARGE (256u * 1024) /* stripes from this on are made on a lane */
 
 static size_t align_unit(size_t n)
 {
@@ -175,20 +176,50 @@ static int stripe_write_columns(struct segments *ss, const struct segment *s,
     return rc;
 }
 
+/* A stripe to be made: all that the computation needs, since it may run on another thread. */
+struct stripe_making {
+    const struct ec *code;
+    const struct segment_stripe *where;
+    const struct segment_chunk *chunks;
+    size_t n, column;
+    unsigned k, m;
+    uint8_t *bytes;
+};
+
+static void stripe_make(void *arg)
+{
+    struct stripe_making *w = arg;
+    uint8_t *columns[FORMAT_COLS_MAX];
+
+    stripe_fill(w->bytes, w->column * w->k, w->where, w->chunks, w->n);
+    for (unsigned i = 0; i < w->k + w->m; i++)
+        columns[i] = w->bytes + i * w->column;
+    ec_encode(w->code, w->column, columns, columns + w->k);
+}
+
+/* Making 2 MiB takes about a millisecond, in which the loop could do other things; for a small
+ * stripe handing it over costs more than it saves. */
 static int stripe_write(struct segments *ss, const struct segment *s,
                         const struct segment_stripe *where, const struct segment_chunk *chunks,
                         size_t n)
 {
-    size_t column = (size_t)where->width * FORMAT_UNIT;
-    struct buf *b = buf_new(column * (s->k + s->m));
-    uint8_t *columns[FORMAT_COLS_MAX];
+    size_t column = (size_t)where->width * FORMAT_UNIT, size = column * (s->k + s->m);
+    struct buf *b = buf_new(size);
+    struct stripe_making work = {.code = segment_code(ss, s->k, s->m),
+                                 .where = where,
+                                 .chunks = chunks,
+                                 .n = n,
+                                 .column = column,
+                                 .k = s->k,
+                                 .m = s->m,
+                                 .bytes = b->data};
     uint64_t start = env_now(ss->ds->env);
     int rc;
 
-    stripe_fill(b->data, column * s->k, where, chunks, n);
-    for (unsigned i = 0; i < s->k + s->m; i++)
-        columns[i] = b->data + i * column;
-    ec_encode(segment_code(ss, s->k, s->m), column, columns, columns + s->k);
+    if (size >= SEGMENT_LARGE)
+        env_offload(ss->ds->env, ENV_LANE_CPU, stripe_make, &work);
+    else
+        stripe_make(&work);
     rc = stripe_write_columns(ss, s, where, b->data);
     metric_record(&ss->stripe_time, env_now(ss->ds->env) - start);
     buf_unref(b);
