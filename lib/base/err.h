@@ -18,6 +18,7 @@
     X(EXIST, EEXIST, "an object of that name exists already")                                    \
     X(BUSY, EBUSY, "the object is in use: close its clients first")                              \
     X(SNAPSHOTS, EBUSY, "the volume has snapshots: delete them first")                           \
+    X(SPREAD, EINVAL, "the volumes lie in different partitions: take a snapshot of each")        \
     X(DEPTH, EMLINK, "too many snapshots build on each other: delete some of them first")        \
     X(NOSPC, ENOSPC, "no space left in the store: delete data or add drives")                    \
     X(NOMEM, ENOMEM, "the memory budget is used up: try again with less at once")                \

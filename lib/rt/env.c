@@ -319,6 +319,44 @@ int env_call(struct env *env, const char *name, fiber_fn fn, void *arg)
     return env->ops->call(env, name, fn, arg);
 }
 
+struct remote_wait {
+    struct env *here;
+    struct fiber *fiber;
+    fiber_fn fn;
+    void *arg;
+    bool done;
+};
+
+static void remote_done(void *arg)
+{
+    struct remote_wait *w = arg;
+
+    w->done = true;
+    fiber_wake(w->fiber);
+}
+
+static void remote_fiber(void *arg)
+{
+    struct remote_wait *w = arg;
+
+    w->fn(w->arg);
+    CHECK_OK(env_post(w->here, "remote-done", remote_done, w)); /* it has a fiber that waits */
+}
+
+int env_remote(struct env *here, struct env *there, const char *name, fiber_fn fn, void *arg)
+{
+    struct remote_wait w = {.here = here, .fiber = fiber_self(), .fn = fn, .arg = arg};
+    int rc = 0;
+
+    if (here == there)
+        fn(arg);
+    else
+        rc = env_post(there, name, remote_fiber, &w);
+    while (rc == 0 && here != there && !w.done)
+        fiber_suspend("another loop");
+    return rc;
+}
+
 int env_thread(struct env *env, const char *name, void (*fn)(void *arg), void *arg)
 {
     return env->ops->thread(env, name, fn, arg);

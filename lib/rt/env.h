@@ -169,6 +169,11 @@ int env_post(struct env *env, const char *name, fiber_fn fn, void *arg);
  * until it returned. ERR_SHUTDOWN when the loop has ended (fn was not run). */
 int env_call(struct env *env, const char *name, fiber_fn fn, void *arg);
 
+/* From a fiber of `here`: runs fn(arg) in a fiber of the other loop `there` and suspends until it
+ * returned; inline when both are one. What fn wrote is seen afterwards. ERR_SHUTDOWN when that loop
+ * has ended (fn was not run). */
+int env_remote(struct env *here, struct env *there, const char *name, fiber_fn fn, void *arg);
+
 /* Starts a thread for third-party code that blocks (a DCMTK association, an HTTP server's own). The
  * caller bounds their number. The env waits for all of them before env_run returns. Any thread.
  * ERR_UNSUPPORTED in the simulator. */
