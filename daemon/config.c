@@ -210,16 +210,21 @@ static const struct config_setting config_settings[] = {
 };
 #define CONFIG_SETTINGS (sizeof(config_settings) / sizeof(config_settings[0]))
 
+static void config_store_defaults(struct config_store *s)
+{
+    s->capacity = 64ull << 30;
+    s->drives = 6;
+    s->journal_size = 64u << 20;
+    s->cache_size = 256u << 20;
+    s->rebuild_after = 600;
+}
+
 void config_defaults(struct config *c)
 {
     static const char loopback[] = "127.0.0.1";
 
     memset(c, 0, sizeof(*c));
-    c->store.capacity = 64ull << 30;
-    c->store.drives = 6;
-    c->store.journal_size = 64u << 20;
-    c->store.cache_size = 256u << 20;
-    c->store.rebuild_after = 600;
+    config_store_defaults(&c->store);
     memcpy(c->nbd.listen.host, loopback, sizeof(loopback));
     c->nbd.listen.port = 10809;
     c->nbd.max_connections = 64;
@@ -241,23 +246,41 @@ void config_free(struct config *c)
 {
     mem_free(c->store.paths);
     c->store.paths = NULL;
+    for (unsigned i = 0; i < c->partition_count; i++)
+        mem_free(c->partitions[i].store.paths);
+    mem_free(c->partitions);
+    c->partitions = NULL;
+    c->partition_count = 0;
 }
 
-static void config_set(struct config *c, const struct config_setting *s, const char *value,
+void config_for_partition(const struct config *c, unsigned i, struct config *ret_config)
+{
+    CHECK(i <= c->partition_count);
+    *ret_config = *c;
+    if (i > 0)
+        ret_config->store = c->partitions[i - 1].store;
+}
+
+static void config_set(const struct config_setting *s, void *field, const char *value,
                        const char *where, struct strbuf *message)
 {
-    if (!s->parse(s, (char *)c + s->offset, value))
+    if (!s->parse(s, field, value))
         strbuf_addf(message, "%s: \"%.100s\" will not do: give %s", where, value, s->want);
 }
 
 /* ---- The file ------------------------------------------------------------------------------- */
 
+/* What was met so far: of all sections and the first partition, or of another partition. */
+struct config_seen {
+    unsigned lines[CONFIG_SETTINGS]; /* of each setting, 0: not met */
+    unsigned drives;                 /* how many `drive = ` there were */
+};
+
 struct config_file {
     struct config *config;
     const char *name, *p, *end;
-    unsigned line;                        /* of what the handler is called for */
-    unsigned first_seen[CONFIG_SETTINGS]; /* line of each setting, 0: not met */
-    unsigned drive_lines;                 /* how many `drive = ` there were */
+    unsigned line; /* of what the handler is called for */
+    struct config_seen seen[CONFIG_PARTITIONS_MAX];
     struct strbuf *message;
 };
 
@@ -299,12 +322,18 @@ static char *config_next_line(char *str, int num, void *stream)
     return str;
 }
 
-/* `drive = PATH` may be given several times: each adds one. */
-static void config_add_drive(struct config_file *f, const char *value)
+static struct config_store *config_store_of(struct config *c, unsigned part)
 {
-    struct config *c = f->config;
+    return part ? &c->partitions[part - 1].store : &c->store;
+}
 
-    if (f->drive_lines == CONFIG_DRIVES_MAX) {
+/* `drive = PATH` may be given several times: each adds one. */
+static void config_add_drive(struct config_file *f, unsigned part, const char *value)
+{
+    struct config_store *s = config_store_of(f->config, part);
+    struct config_seen *seen = &f->seen[part];
+
+    if (seen->drives == CONFIG_DRIVES_MAX) {
         config_file_error(f, "too many drives, at most 64", NULL);
         return;
     }
@@ -312,23 +341,27 @@ static void config_add_drive(struct config_file *f, const char *value)
         config_file_error(f, "drive: give the path of a block device or file, not", value);
         return;
     }
-    c->store.paths = mem_realloc(c->store.paths, (f->drive_lines + 1) * sizeof(*c->store.paths));
-    memcpy(c->store.paths[f->drive_lines], value, strlen(value) + 1);
-    c->store.drives = ++f->drive_lines;
+    s->paths = mem_realloc(s->paths, (seen->drives + 1) * sizeof(*s->paths));
+    memcpy(s->paths[seen->drives], value, strlen(value) + 1);
+    s->drives = ++seen->drives;
 }
 
-static void config_file_setting(struct config_file *f, size_t i, const char *value)
+static void config_file_setting(struct config_file *f, unsigned part, size_t i, const char *value)
 {
+    const struct config_setting *s = &config_settings[i];
+    unsigned *line = &f->seen[part].lines[i];
+    char *field = part ? (char *)config_store_of(f->config, part) + s->offset - CONFIG_AT(store)
+                       : (char *)f->config + s->offset;
     char where[CONFIG_PATH_MAX + 64];
 
-    if (f->first_seen[i]) {
+    if (*line) {
         strbuf_addf(f->message, "%s:%u: %s is given twice, first on line %u", f->name, f->line,
-                    config_settings[i].name, f->first_seen[i]);
+                    s->name, *line);
         return;
     }
-    f->first_seen[i] = f->line;
-    snprintf(where, sizeof(where), "%s:%u: %s", f->name, f->line, config_settings[i].name);
-    config_set(f->config, &config_settings[i], value, where, f->message);
+    *line = f->line;
+    snprintf(where, sizeof(where), "%s:%u: %s", f->name, f->line, s->name);
+    config_set(s, field, value, where, f->message);
 }
 
 static bool config_section_known(const char *section)
@@ -339,24 +372,70 @@ static bool config_section_known(const char *section)
     return false;
 }
 
-/* Zero ends the parsing. */
-static int config_handler(void *user, const char *section, const char *name, const char *value)
+static bool config_partition_name_fits(const char *name)
 {
-    struct config_file *f = user;
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789-_";
+    size_t n = strlen(name);
 
+    return n > 0 && n <= CONFIG_PARTITION_NAME_MAX && name[0] != '-' && strspn(name, letters) == n;
+}
+
+/* The index of [partition NAME], which is begun when it is new; 0 when it will not do. */
+static unsigned config_partition(struct config_file *f, const char *name)
+{
+    struct config *c = f->config;
+    struct config_partition *p;
+
+    for (unsigned i = 0; i < c->partition_count; i++)
+        if (strcmp(c->partitions[i].name, name) == 0)
+            return i + 1;
+    if (!config_partition_name_fits(name)) {
+        config_file_error(f, "a partition's name has 1 to 32 of a-z, 0-9, '-', '_', not", name);
+        return 0;
+    }
+    if (c->partition_count + 1 == CONFIG_PARTITIONS_MAX) {
+        config_file_error(f, "too many partitions, at most 8 with [store]", NULL);
+        return 0;
+    }
+    c->partitions = mem_realloc(c->partitions, (c->partition_count + 1) * sizeof(*c->partitions));
+    p = &c->partitions[c->partition_count++];
+    memset(p, 0, sizeof(*p));
+    memcpy(p->name, name, strlen(name) + 1);
+    config_store_defaults(&p->store);
+    return c->partition_count;
+}
+
+/* Sets what the section's setting of that name is; false when there is none. `data` is where all
+ * partitions lie. */
+static bool config_take(struct config_file *f, unsigned part, const char *section, const char *name,
+                        const char *value)
+{
     if (strcmp(section, "store") == 0 && strcmp(name, "drive") == 0) {
-        config_add_drive(f, value);
-        return !f->message->len;
+        config_add_drive(f, part, value);
+        return true;
     }
     for (size_t i = 0; i < CONFIG_SETTINGS; i++)
         if (strcmp(config_settings[i].section, section) == 0 &&
-            strcmp(config_settings[i].name, name) == 0) {
-            config_file_setting(f, i, value);
-            return !f->message->len;
+            strcmp(config_settings[i].name, name) == 0 && !(part && strcmp(name, "data") == 0)) {
+            config_file_setting(f, part, i, value);
+            return true;
         }
+    return false;
+}
+
+/* Zero ends the parsing. */
+static int config_handler(void *user, const char *section, const char *name, const char *value)
+{
+    static const char partition[] = "partition ";
+    struct config_file *f = user;
+    bool other = strncmp(section, partition, sizeof(partition) - 1) == 0;
+    unsigned part = other ? config_partition(f, section + sizeof(partition) - 1) : 0;
+
+    if (f->message->len || config_take(f, part, other ? "store" : section, name, value))
+        return !f->message->len;
     if (!*section)
         config_file_error(f, "a setting before the first [section]:", name);
-    else if (!config_section_known(section))
+    else if (!other && !config_section_known(section))
         config_file_error(f, "no such section:", section);
     else
         strbuf_addf(f->message, "%s:%u: [%s] has no setting \"%.100s\"", f->name, f->line, section,
@@ -367,11 +446,14 @@ static int config_handler(void *user, const char *section, const char *name, con
 /* `drives` and `drive` both say how many there are. */
 static void config_file_check(struct config_file *f)
 {
-    for (size_t i = 0; i < CONFIG_SETTINGS; i++)
-        if (strcmp(config_settings[i].name, "drives") == 0 && f->first_seen[i] && f->drive_lines)
-            strbuf_addf(f->message,
-                        "%s:%u: give either drives (a number of files) or drive (paths), not both",
-                        f->name, f->first_seen[i]);
+    for (unsigned part = 0; part <= f->config->partition_count; part++)
+        for (size_t i = 0; i < CONFIG_SETTINGS; i++)
+            if (strcmp(config_settings[i].name, "drives") == 0 && f->seen[part].lines[i] &&
+                f->seen[part].drives)
+                strbuf_addf(f->message,
+                            "%s:%u: give either drives (a number of files) or drive (paths), not "
+                            "both",
+                            f->name, f->seen[part].lines[i]);
 }
 
 int config_parse(struct config *c, const char *name, const char *text, size_t len,
@@ -525,17 +607,43 @@ static int config_take_args(struct config_args *a, struct strbuf *message)
     return message->len ? ERR_CONFIG : CONFIG_RUN;
 }
 
+static void config_store_check(const struct config_store *s, const char *where,
+                               struct strbuf *message)
+{
+    unsigned columns = s->data_columns + s->parity_columns;
+
+    if (!message->len && columns > s->drives)
+        strbuf_addf(message, "%sprofile %u+%u needs %u drives, there are %u", where,
+                    s->data_columns, s->parity_columns, columns, s->drives);
+}
+
 int config_check(const struct config *c, struct strbuf *message)
 {
-    unsigned columns = c->store.data_columns + c->store.parity_columns;
-
     if (!c->store.data[0])
         strbuf_addf(message, "no data directory: give --data DIR, or data = DIR in [store] of the "
                              "file given with --config");
-    else if (columns > c->store.drives)
-        strbuf_addf(message, "profile %u+%u needs %u drives, there are %u", c->store.data_columns,
-                    c->store.parity_columns, columns, c->store.drives);
+    config_store_check(&c->store, "", message);
+    for (unsigned i = 0; i < c->partition_count; i++) {
+        char where[64];
+
+        snprintf(where, sizeof(where), "[partition %s]: ", c->partitions[i].name);
+        config_store_check(&c->partitions[i].store, where, message);
+    }
     return message->len ? ERR_CONFIG : 0;
+}
+
+/* Where the other partitions lie, now that it is known where the first does. */
+static void config_place_partitions(struct config *c, struct strbuf *message)
+{
+    for (unsigned i = 0; i < c->partition_count; i++) {
+        struct config_partition *p = &c->partitions[i];
+        int n = snprintf(p->store.data, sizeof(p->store.data), "%s/partitions/%s", c->store.data,
+                         p->name);
+
+        if ((n < 0 || (size_t)n >= sizeof(p->store.data)) && !message->len)
+            strbuf_addf(message, "[partition %s]: the path of its data directory is too long",
+                        p->name);
+    }
 }
 
 int config_load(int argc, char *const argv[], struct config *ret_config, struct strbuf *message)
@@ -554,10 +662,13 @@ int config_load(int argc, char *const argv[], struct config *ret_config, struct 
             char where[40];
 
             snprintf(where, sizeof(where), "--%s", config_settings[s].option);
-            config_set(c, &config_settings[s], a.values[s], where, message);
+            config_set(&config_settings[s], (char *)c + config_settings[s].offset, a.values[s],
+                       where, message);
         }
     if (!message->len)
         config_check(c, message);
+    if (!message->len)
+        config_place_partitions(c, message);
     if (!message->len)
         return CONFIG_RUN;
     config_free(c);

@@ -13,12 +13,14 @@
 #include "lib/base/log.h"
 #include "lib/base/strbuf.h"
 
-#define CONFIG_PATH_MAX   4096 /* bytes with the NUL */
-#define CONFIG_LISTEN_MAX 64
-#define CONFIG_AET_MAX    16 /* PS3.5 table 6.2-1, AE */
-#define CONFIG_DRIVES_MAX 64
-#define CONFIG_LINE_MAX   5000 /* bytes of a line of the file */
-#define CONFIG_FILE_MAX   (1u << 20)
+#define CONFIG_PATH_MAX           4096 /* bytes with the NUL */
+#define CONFIG_LISTEN_MAX         64
+#define CONFIG_AET_MAX            16 /* PS3.5 table 6.2-1, AE */
+#define CONFIG_DRIVES_MAX         64
+#define CONFIG_PARTITIONS_MAX     8 /* with the first */
+#define CONFIG_PARTITION_NAME_MAX 32
+#define CONFIG_LINE_MAX           5000 /* bytes of a line of the file */
+#define CONFIG_FILE_MAX           (1u << 20)
 
 enum config_conflict { CONFIG_REFUSE, CONFIG_REPLACE };
 
@@ -27,18 +29,30 @@ struct config_listen {
     unsigned port;                /* 0: a free one is picked */
 };
 
+/* What one partition is made of. */
+struct config_store {
+    char data[CONFIG_PATH_MAX];            /* the data directory: state, and the drives' files */
+    uint64_t capacity;                     /* limit of logical bytes */
+    unsigned drives;                       /* number of drives */
+    char (*paths)[CONFIG_PATH_MAX];        /* `drives` of them; NULL: files in `data` */
+    unsigned data_columns, parity_columns; /* 0 and 0: by the number of drives */
+    uint64_t journal_size, cache_size;     /* bytes */
+    unsigned rebuild_after; /* seconds that a drive may be out before it is given up */
+};
+
+/* A partition beside the first: [partition NAME]. Its data lie in partitions/NAME of the first
+ * one's. */
+struct config_partition {
+    char name[CONFIG_PARTITION_NAME_MAX + 1];
+    struct config_store store;
+};
+
 struct config {
     char file[CONFIG_PATH_MAX]; /* the configuration file read; "" when none */
 
-    struct {
-        char data[CONFIG_PATH_MAX];     /* the data directory: state, and the drives' files */
-        uint64_t capacity;              /* limit of logical bytes */
-        unsigned drives;                /* number of drives */
-        char (*paths)[CONFIG_PATH_MAX]; /* `drives` of them; NULL: files in `data` */
-        unsigned data_columns, parity_columns; /* 0 and 0: by the number of drives */
-        uint64_t journal_size, cache_size;     /* bytes */
-        unsigned rebuild_after; /* seconds that a drive may be out before it is given up */
-    } store;
+    struct config_store store; /* the first partition: [store] */
+    struct config_partition *partitions;
+    unsigned partition_count; /* of the others */
 
     struct {
         struct config_listen listen;
@@ -81,5 +95,9 @@ int config_parse(struct config *c, const char *name, const char *text, size_t le
 
 /* What concerns several settings at once. */
 int config_check(const struct config *c, struct strbuf *message);
+
+/* The settings with partition `i` in the place of `store`: 0 is the first, i is partitions[i - 1].
+ * Shares all pointers with `c`: not to be freed, and not to outlive it. */
+void config_for_partition(const struct config *c, unsigned i, struct config *ret_config);
 
 void config_free(struct config *c);

@@ -1,7 +1,9 @@
 /* The node; see node.h. What lies in the data directory beside what place.h tells of:
  *
  *   DIR/admin.sock, DIR/nbd.sock
- *   DIR/formatting       only while the store is being made: a crash then starts over
+ *   DIR/partitions/NAME/   another partition, as DIR is the first
+ *
+ * Volumes are spread over all partitions (spread.h), studies are kept in the first one.
  */
 #include "daemon/node.h"
 
@@ -9,27 +11,25 @@
 #include <string.h>
 
 #include "daemon/node_metrics.h"
+#include "daemon/node_part.h"
 #include "daemon/node_status.h"
-#include "daemon/partition.h"
-#include "daemon/place.h"
+#include "daemon/spread.h"
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
-#include "lib/base/size.h"
 #include "proto/admin/admin_server.h"
 #include "proto/dicomweb/dicomweb.h"
 #include "proto/dimse/dimse_server.h"
 #include "proto/nbd/nbd_server.h"
 
-/* Added to the capacity so that users get all of it: what internal writes keep for themselves. */
-#define NODE_SPARE (112u << 20)
-
 struct node {
     struct env *env;
     const struct config *config;
-    struct place place;
-    struct kv *kv;
-    struct partition *partition;
+    struct node_part parts[CONFIG_PARTITIONS_MAX];
+    unsigned part_count;
+    struct spread *spread;
+    struct block_store *blocks; /* of all partitions */
+    struct object_store *objects;
     struct nbd_server *nbd;
     struct dimse_server *dimse;
     struct dicomweb *web;
@@ -38,127 +38,81 @@ struct node {
     struct node_metrics metrics;
 };
 
-/* ---- The store ---- */
+/* ---- The partitions ---- */
 
-/* Bytes of the smallest drive that exists already (a block device); 0 when all are to be made. */
-static uint64_t node_smallest_drive(struct node *n)
+struct node_room {
+    struct node_part *part;
+    int64_t bytes;
+    int rc;
+};
+
+/* What is free and not promised: volumes are thin, and what they have not written yet they will. */
+static void node_look_at_room(void *arg)
 {
-    uint64_t least = UINT64_MAX;
+    struct node_room *r = arg;
+    struct partition_status st;
+    struct block_info *infos = NULL;
+    size_t n = 0;
 
-    for (unsigned i = 0; i < n->place.count; i++) {
-        struct env_file *f;
-        uint64_t size;
-
-        if (env_open(n->env, n->place.drives[i], ENV_OPEN_RDONLY, &f) < 0)
-            continue;
-        if (env_file_size(f, &size) == 0 && size > 0 && size < least)
-            least = size;
-        env_close(f);
-    }
-    return least == UINT64_MAX ? 0 : least;
+    r->rc = block_list(partition_blocks(r->part->partition), &infos, &n);
+    partition_get_status(r->part->partition, &st);
+    r->bytes = (int64_t)st.free;
+    for (size_t i = 0; i < n; i++)
+        r->bytes -= (int64_t)(infos[i].size - infos[i].mapped);
+    mem_free(infos);
 }
 
-static int node_plan(struct node *n, struct driveset_params *p)
+/* A new volume goes where there is most room. */
+static unsigned node_choose_part(void *arg)
 {
-    const struct config *c = n->config;
-    uint64_t column = FORMAT_SLOT_SIZE - FORMAT_UNIT, least, segments;
+    struct node *n = arg;
+    int64_t most = INT64_MIN;
+    unsigned best = 0;
 
-    *p = (struct driveset_params){.count = c->store.drives,
-                                  .paths = (const char *const *)n->place.drives,
-                                  .journal_len =
-                                      c->store.journal_size & ~(uint64_t)(FORMAT_UNIT - 1)};
-    driveset_profile(p->count, &p->k, &p->m);
-    if (c->store.data_columns) {
-        p->k = c->store.data_columns;
-        p->m = c->store.parity_columns;
-    }
-    segments = (c->store.capacity + NODE_SPARE + p->k * column - 1) / (p->k * column);
-    p->slot_count = (segments * (p->k + p->m) + p->count - 1) / p->count;
-    least = node_smallest_drive(n);
-    if (least) {
-        uint64_t head = FORMAT_JOURNAL_OFF + p->journal_len;
+    for (unsigned i = 0; i < n->part_count; i++) {
+        struct node_room room = {.part = &n->parts[i]};
 
-        if (least < head + 8 * (uint64_t)FORMAT_SLOT_SIZE)
-            return ERR_NOSPC;
-        if ((least - head) / FORMAT_SLOT_SIZE < p->slot_count)
-            p->slot_count = (least - head) / FORMAT_SLOT_SIZE;
+        if (node_part_call(room.part, node_look_at_room, &room) == 0 && room.rc == 0 &&
+            room.bytes > most) {
+            most = room.bytes;
+            best = i;
+        }
     }
-    return 0;
+    return best;
 }
 
-/* Makes the store. A marker file tells an unfinished one, which nobody can have stored anything in.
- */
-static int node_format(struct node *n)
+static int node_spread_volumes(struct node *n)
 {
-    MEM_AUTO char *marker = place_path(n->config, "formatting");
-    struct driveset_params params;
-    struct env_file *f = NULL;
-    int rc = env_open(n->env, marker, ENV_OPEN_RDONLY, &f);
+    struct spread_part parts[SPREAD_PARTS_MAX];
+    char clash[BLOCK_NAME_MAX + 1] = "";
+    int rc;
 
-    env_close(f);
-    f = NULL;
-    if (rc < 0 && rc != ERR_NOENT)
-        return rc;
-    params.overwrite = false;
-    bool unfinished = rc == 0;
-
-    rc = node_plan(n, &params);
-    params.overwrite = unfinished;
+    n->objects = partition_objects(n->parts[0].partition);
+    n->blocks = partition_blocks(n->parts[0].partition);
+    if (n->part_count == 1)
+        return 0;
+    for (unsigned i = 0; i < n->part_count; i++)
+        parts[i] = (struct spread_part){n->parts[i].env, partition_blocks(n->parts[i].partition)};
+    rc = spread_new(n->env, parts, n->part_count, node_choose_part, n, clash, &n->spread);
     if (rc == 0)
-        rc = env_open(n->env, marker, ENV_OPEN_CREATE, &f);
-    env_close(f);
-    if (rc == 0)
-        rc = partition_format(n->env, n->kv, &params);
-    if (rc == 0)
-        rc = env_unlink(n->env, marker);
-    else if (rc == ERR_EXIST && !unfinished)
-        (void)env_unlink(n->env, marker); /* the drives are somebody's: leave no licence behind */
-    if (rc == 0)
-        log_info("node", "made a new store drives=%u profile=%u+%u dir=%s", params.count, params.k,
-                 params.m, log_q(n->config->store.data));
+        n->blocks = spread_blocks(n->spread);
+    else
+        log_error("node",
+                  "two partitions have a volume of one name: start with one of them only, and "
+                  "rename or delete there error=%s volume=%s",
+                  err_name(rc), log_q(clash));
     return rc;
 }
 
-static int node_open_partition(struct node *n)
+static int node_open_partitions(struct node *n)
 {
-    struct partition_options options = {
-        .cache_bytes = n->config->store.cache_size / 2,
-        .rebuild_delay_ns = n->config->store.rebuild_after * ENV_NS_PER_S,
-        .on_conflict =
-            n->config->on_conflict == CONFIG_REPLACE ? PARTITION_REPLACE : PARTITION_REFUSE};
-    struct partition_start start;
-    int rc = ERR_LOCKED;
+    int rc = 0;
 
-    for (unsigned i = 0; rc == ERR_LOCKED && i < PLACE_LOCK_TRIES; i++) {
-        if (i)
-            env_sleep(n->env, PLACE_LOCK_WAIT);
-        rc = partition_open(n->env, n->kv, (const char *const *)n->place.drives,
-                            n->config->store.drives, &options, &start, &n->partition);
+    for (unsigned i = 0; rc == 0 && i <= n->config->partition_count; i++) {
+        n->part_count++;
+        rc = node_part_start(n->env, n->config, i, &n->parts[i]);
     }
-    if (rc == 0)
-        log_info("node",
-                 "store open ms=%llu replayed_records=%llu replayed_bytes=%llu replay_ms=%llu",
-                 (unsigned long long)(start.total_ns / ENV_NS_PER_MS),
-                 (unsigned long long)start.replay.records, (unsigned long long)start.replay.bytes,
-                 (unsigned long long)(start.replay.ns / ENV_NS_PER_MS));
-    return rc;
-}
-
-static int node_open_store(struct node *n)
-{
-    bool exists = false;
-    int rc = place_open_kv(n->env, n->config, &n->place, PLACE_MAKE, &n->kv);
-
-    if (rc == 0)
-        rc = partition_exists(n->kv, &exists);
-    if (rc == 0 && !exists)
-        rc = node_format(n);
-    if (rc == 0)
-        rc = node_open_partition(n);
-    if (rc < 0)
-        log_error("node", "cannot open the store: %s error=%s dir=%s", place_advice(rc),
-                  err_name(rc), log_q(n->config->store.data));
-    return rc;
+    return rc == 0 ? node_spread_volumes(n) : rc;
 }
 
 /* ---- The front doors ---- */
@@ -186,7 +140,7 @@ static int node_start_nbd(struct node *n)
     MEM_AUTO char *path = place_path(n->config, "nbd.sock");
     struct env_addr addrs[2];
     struct nbd_server_options options = {.env = n->env,
-                                         .store = partition_blocks(n->partition),
+                                         .store = n->blocks,
                                          .listen = addrs,
                                          .listen_count = 2,
                                          .max_connections = c->nbd.max_connections};
@@ -209,7 +163,7 @@ static int node_start_dimse(struct node *n)
 {
     const struct config *c = n->config;
     struct dimse_options options = {.env = n->env,
-                                    .store = partition_objects(n->partition),
+                                    .store = n->objects,
                                     .address = c->dicom.listen.host,
                                     .port = (uint16_t)c->dicom.listen.port,
                                     .aet = c->dicom.aet,
@@ -238,7 +192,7 @@ static int node_start_web(struct node *n)
     int rc;
 
     node_tcp(&c->http.listen, &options.addr);
-    rc = dicomweb_start(n->env, partition_objects(n->partition), &options, &n->web);
+    rc = dicomweb_start(n->env, n->objects, &options, &n->web);
     if (rc == 0) {
         at.port = dicomweb_port(n->web);
         node_tcp(&at, &addr);
@@ -250,8 +204,7 @@ static int node_start_web(struct node *n)
 static int node_start_admin(struct node *n)
 {
     MEM_AUTO char *path = place_path(n->config, "admin.sock");
-    struct admin_backend backend = {&n->status.face, partition_blocks(n->partition),
-                                    partition_objects(n->partition), n->metrics.registry};
+    struct admin_backend backend = {&n->status.face, n->blocks, n->objects, n->metrics.registry};
     struct env_addr addr;
     int rc = node_unix(path, &addr);
 
@@ -289,11 +242,10 @@ int node_start(struct env *env, const struct config *config, struct node **ret_n
 
     n->env = env;
     n->config = config;
-    place_init(&n->place, config);
-    rc = node_open_store(n);
+    rc = node_open_partitions(n);
     if (rc == 0) {
-        node_status_init(&n->status, env, config, n->partition);
-        node_metrics_start(&n->metrics, env, config, n->partition, n->kv);
+        node_status_init(&n->status, env, n->parts, n->part_count);
+        node_metrics_start(&n->metrics, env, config, n->parts, n->part_count);
         rc = node_start_doors(n);
     }
     if (rc < 0) {
@@ -307,7 +259,7 @@ int node_start(struct env *env, const struct config *config, struct node **ret_n
 
 int node_stop(struct node *n)
 {
-    int rc, closed;
+    int rc = 0, closed;
 
     if (!n)
         return 0;
@@ -316,12 +268,12 @@ int node_stop(struct node *n)
     dimse_server_stop(n->dimse);
     nbd_server_stop(n->nbd);
     node_metrics_stop(&n->metrics);
-    rc = partition_close(n->partition);
-    if (rc < 0)
-        log_error("node", "the store was not closed cleanly, the next start will replay error=%s",
-                  err_name(rc));
-    closed = kv_close(n->kv);
-    place_free(&n->place);
+    spread_free(n->spread);
+    for (unsigned i = 0; i < n->part_count; i++) {
+        closed = node_part_stop(&n->parts[i]);
+        if (rc == 0)
+            rc = closed;
+    }
     mem_free(n);
-    return rc < 0 ? rc : closed;
+    return rc;
 }

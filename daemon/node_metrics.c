@@ -8,15 +8,14 @@
 
 /* ---- Gauges of the whole ---- */
 
-static void gauges_refresh(void *arg)
+static void gauges_copy(void *arg)
 {
-    struct node_metrics *nm = arg;
-    const struct driveset *ds = partition_drives(nm->partition);
+    struct node_part_metrics *pm = arg;
+    const struct driveset *ds = partition_drives(pm->part->partition);
     struct partition_status st;
 
-    partition_get_status(nm->partition, &st);
-    nm->now = (struct node_gauges){.uptime = env_now(nm->env) - nm->start_ns,
-                                   .writes_stopped = st.broken != 0,
+    partition_get_status(pm->part->partition, &st);
+    pm->now = (struct node_gauges){.writes_stopped = st.broken != 0,
                                    .capacity = st.capacity,
                                    .logical = st.logical,
                                    .unique = st.unique,
@@ -30,14 +29,23 @@ static void gauges_refresh(void *arg)
                                    .studies = st.studies.studies,
                                    .instances = st.studies.instances,
                                    .step_max =
-                                       atomic_load_explicit(&nm->steps.max, memory_order_relaxed)};
+                                       atomic_load_explicit(&pm->steps.max, memory_order_relaxed)};
     for (unsigned i = 0; i < ds->count; i++)
-        nm->now.drive_ok[i] = drive_usable(&ds->drives[i]);
+        pm->now.drive_ok[i] = drive_usable(&ds->drives[i]);
 }
 
-static void gauges_register(struct node_metrics *nm)
+static void gauges_refresh(void *arg)
 {
-    const struct node_gauges *g = &nm->now;
+    struct node_metrics *nm = arg;
+
+    nm->uptime = env_now(nm->env) - nm->start_ns;
+    for (unsigned i = 0; i < nm->part_count; i++)
+        (void)node_part_call(nm->parts[i].part, gauges_copy, &nm->parts[i]); /* its loop runs */
+}
+
+static void gauges_register(struct metrics *m, const struct node_part_metrics *pm)
+{
+    const struct node_gauges *g = &pm->now;
     const struct {
         const char *name, *help;
         const uint64_t *value;
@@ -58,80 +66,120 @@ static void gauges_register(struct node_metrics *nm)
     };
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
-        metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_COUNT, rows[i].name, rows[i].help,
-                          NULL, rows[i].value);
-    metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_TIME, "filmroom_uptime_seconds",
-                      "Time since the store was opened", NULL, &g->uptime);
-    for (unsigned i = 0; i < partition_drives(nm->partition)->count; i++) {
+        metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, rows[i].name, rows[i].help, NULL,
+                          rows[i].value);
+    for (unsigned i = 0; i < partition_drives(pm->part->partition)->count; i++) {
         char index[12];
 
         (void)snprintf(index, sizeof(index), "%u", i);
-        metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_ok",
+        metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_ok",
                           "1 while the drive is in service", METRIC_LABELS("drive", index),
                           &g->drive_ok[i]);
     }
 }
 
-/* ---- The watch on the loop ---- */
+/* ---- The watch on the loops ---- */
 
 static void watch_tell(void *arg, const char *fiber, const char *why, uint64_t took_ns)
 {
-    struct node_metrics *nm = arg;
+    struct node_part_metrics *pm = arg;
     uint64_t left_out;
 
-    if (slow_admit(&nm->watch_limit, env_now(nm->env), &left_out))
+    if (slow_admit(&pm->watch_limit, env_now(pm->part->env), &left_out))
         log_warn("watchdog",
                  "a fiber kept the loop from the others fiber=%s us=%" PRIu64
                  " then=%s left_out=%" PRIu64,
                  log_q(fiber), took_ns / 1000, log_q(why), left_out);
 }
 
-static void watch_start(struct node_metrics *nm, unsigned threshold_ms)
+static void watch_register(struct metrics *m, struct node_part_metrics *pm)
 {
-    metric_hist_init(&nm->steps, METRIC_TIME);
-    metrics_add_hist(nm->registry, "filmroom_loop_step_seconds",
+    metric_hist_init(&pm->steps, METRIC_TIME);
+    metrics_add_hist(m, "filmroom_loop_step_seconds",
                      "Time of a fiber's step on the loop; empty unless the watchdog is on", NULL,
-                     &nm->steps);
-    metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_TIME, "filmroom_loop_step_max_seconds",
+                     &pm->steps);
+    metrics_add_plain(m, METRIC_GAUGE, METRIC_TIME, "filmroom_loop_step_max_seconds",
                       "The longest step so far; 0 unless the watchdog is on", NULL,
-                      &nm->now.step_max);
-    metrics_add_plain(nm->registry, METRIC_COUNTER, METRIC_COUNT, "filmroom_loop_slow_steps_total",
-                      "Steps over the watchdog's threshold", NULL, &nm->watch_limit.total);
-    if (!threshold_ms)
-        return;
-    nm->watch = (struct env_watch){.threshold_ns = threshold_ms * ENV_NS_PER_MS,
-                                   .steps = &nm->steps,
-                                   .tell = watch_tell,
-                                   .arg = nm};
-    env_set_watch(nm->env, &nm->watch);
+                      &pm->now.step_max);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_loop_slow_steps_total",
+                      "Steps over the watchdog's threshold", NULL, &pm->watch_limit.total);
+}
+
+static void watch_start(void *arg)
+{
+    struct node_part_metrics *pm = arg;
+
+    env_set_watch(pm->part->env, &pm->watch);
+}
+
+static void watch_stop(void *arg)
+{
+    struct node_part_metrics *pm = arg;
+
+    env_set_watch(pm->part->env, NULL);
 }
 
 /* ---- Life ---- */
 
-void node_metrics_start(struct node_metrics *nm, struct env *env, const struct config *config,
-                        struct partition *partition, struct kv *kv)
-{
-    struct metrics *m = metrics_new();
+struct observing {
+    struct node_part_metrics *pm;
+    struct metrics *m;
+};
 
-    nm->registry = m;
-    nm->env = env;
-    nm->partition = partition;
-    nm->start_ns = env_now(env);
-    nm->slow.threshold_ns = config->slow_ms * ENV_NS_PER_MS;
-    gauges_register(nm);
-    metrics_on_look(m, gauges_refresh, nm);
+static void part_observe(void *arg)
+{
+    const struct observing *o = arg;
+
+    kv_front_observe(o->pm->part->kv, o->m, &o->pm->slow);
+    partition_observe(o->pm->part->partition, o->m, &o->pm->slow);
+}
+
+static void part_start(struct node_metrics *nm, struct node_part_metrics *pm,
+                       const struct config *config)
+{
+    struct metrics *m = nm->registry;
+    struct observing o = {pm, m};
+
+    pm->slow.threshold_ns = config->slow_ms * ENV_NS_PER_MS;
+    gauges_register(m, pm);
     metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_slow_operations_total",
-                      "Operations over the threshold of slow ones", NULL, &nm->slow.total);
-    kv_front_observe(kv, m, &nm->slow);
-    partition_observe(partition, m, &nm->slow);
-    watch_start(nm, config->watchdog_ms);
+                      "Operations over the threshold of slow ones", NULL, &pm->slow.total);
+    (void)node_part_call(pm->part, part_observe, &o); /* its loop runs */
+    watch_register(m, pm);
+    if (!config->watchdog_ms)
+        return;
+    pm->watch = (struct env_watch){.threshold_ns = config->watchdog_ms * ENV_NS_PER_MS,
+                                   .steps = &pm->steps,
+                                   .tell = watch_tell,
+                                   .arg = pm};
+    (void)node_part_call(pm->part, watch_start, pm);
+}
+
+void node_metrics_start(struct node_metrics *nm, struct env *env, const struct config *config,
+                        struct node_part *parts, unsigned part_count)
+{
+    nm->registry = metrics_new();
+    nm->env = env;
+    nm->start_ns = env_now(env);
+    nm->part_count = part_count;
+    metrics_on_look(nm->registry, gauges_refresh, nm);
+    metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_TIME, "filmroom_uptime_seconds",
+                      "Time since the store was opened", NULL, &nm->uptime);
+    for (unsigned i = 0; i < part_count; i++) {
+        nm->parts[i].part = &parts[i];
+        if (part_count > 1)
+            metrics_set_owner(nm->registry, "partition", parts[i].name);
+        part_start(nm, &nm->parts[i], config);
+    }
+    metrics_set_owner(nm->registry, NULL, NULL);
 }
 
 void node_metrics_stop(struct node_metrics *nm)
 {
     if (!nm->registry)
         return;
-    env_set_watch(nm->env, NULL);
+    for (unsigned i = 0; i < nm->part_count; i++)
+        (void)node_part_call(nm->parts[i].part, watch_stop, &nm->parts[i]);
     metrics_free(nm->registry);
     nm->registry = NULL;
 }

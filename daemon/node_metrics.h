@@ -2,26 +2,23 @@
  * operations and the watch on the loop. docs/METRICS.md says what they mean to an administrator. */
 #pragma once
 
-#include "daemon/config.h"
-#include "daemon/partition.h"
+#include "daemon/node_part.h"
 #include "lib/base/metric.h"
 #include "lib/base/slow.h"
 #include "lib/rt/env.h"
 
 /* Copies of what is counted elsewhere, taken when somebody looks. */
 struct node_gauges {
-    uint64_t uptime, writes_stopped;
+    uint64_t writes_stopped;
     uint64_t capacity, logical, unique, stored, physical, free;
     uint64_t journal_size, journal_used, overlay, volumes, studies, instances;
     uint64_t step_max;
     uint64_t drive_ok[FORMAT_DRIVES_MAX];
 };
 
-struct node_metrics {
-    struct metrics *registry; /* NULL before start and after stop */
-    struct env *env;
-    struct partition *partition;
-    uint64_t start_ns;
+/* What is kept for one partition. */
+struct node_part_metrics {
+    struct node_part *part;
     struct node_gauges now;
     struct slow_log slow;
     struct env_watch watch;
@@ -29,11 +26,20 @@ struct node_metrics {
     struct metric_hist steps;
 };
 
-/* Makes the registry, registers the partition and `kv` (a kv_front) in it, and begins to watch the
- * loop if the settings say so. Does not suspend. */
-void node_metrics_start(struct node_metrics *nm, struct env *env, const struct config *config,
-                        struct partition *partition, struct kv *kv);
+struct node_metrics {
+    struct metrics *registry; /* NULL before start and after stop */
+    struct env *env;
+    uint64_t start_ns, uptime;
+    struct node_part_metrics parts[CONFIG_PARTITIONS_MAX];
+    unsigned part_count;
+};
 
-/* Nobody may look any more; slow operations are still told of until the partition is closed. Fine
- * before start. */
+/* Makes the registry, registers the partitions in it, and begins to watch their loops if the
+ * settings say so. Where there are several partitions, what is of one has a label `partition` (""
+ * for the first). `parts` outlive it. Suspends. */
+void node_metrics_start(struct node_metrics *nm, struct env *env, const struct config *config,
+                        struct node_part *parts, unsigned part_count);
+
+/* Nobody may look any more; slow operations are still told of until the partitions are closed. Fine
+ * before start. Suspends. */
 void node_metrics_stop(struct node_metrics *nm);

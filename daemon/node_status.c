@@ -11,26 +11,40 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
-static void add_reason(struct admin_status *st, enum admin_state state, const char *fmt, ...)
+/* What is being put together, on the loop of one partition after the other. */
+struct looking {
+    struct node_part *part;
+    struct admin_status *st;
+    struct admin_drive *drives;
+    size_t drive_count;
+};
+
+static void add_reason(const struct looking *l, enum admin_state state, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-static void add_reason(struct admin_status *st, enum admin_state state, const char *fmt, ...)
+static void add_reason(const struct looking *l, enum admin_state state, const char *fmt, ...)
 {
+    struct admin_status *st = l->st;
+    int n = 0;
+    char *at;
     va_list ap;
 
     if (state > st->state)
         st->state = state;
     if (st->reason_count == ADMIN_REASONS_MAX)
         return;
+    at = st->reasons[st->reason_count++];
+    if (*l->part->name)
+        n = snprintf(at, ADMIN_REASON_MAX, "partition %s: ", l->part->name);
     va_start(ap, fmt);
-    (void)vsnprintf(st->reasons[st->reason_count++], ADMIN_REASON_MAX, fmt, ap);
+    (void)vsnprintf(at + n, ADMIN_REASON_MAX - (size_t)n, fmt, ap);
     va_end(ap);
 }
 
-static void status_health(struct node_status *s, const struct partition_status *ps,
-                          struct admin_status *st)
+static void status_health(const struct looking *l, const struct partition_status *ps)
 {
-    const struct driveset *ds = partition_drives(s->partition);
+    const struct driveset *ds = partition_drives(l->part->partition);
+    struct admin_status *st = l->st;
     unsigned out = 0;
 
     for (unsigned i = 0; i < ds->count; i++) {
@@ -41,78 +55,102 @@ static void status_health(struct node_status *s, const struct partition_status *
         if (drive_usable(d))
             continue;
         out++;
-        add_reason(st, ADMIN_DEGRADED, "drive %u is out: %s", i, d->reason);
+        add_reason(l, ADMIN_DEGRADED, "drive %u is out: %s", i, d->reason);
     }
     if (out > ps->m)
-        add_reason(st, ADMIN_FAILED,
+        add_reason(l, ADMIN_FAILED,
                    "%u drives are out, more than the profile's %u: bring drives back, some data "
                    "cannot be read",
                    out, ps->m);
     if (out && ps->current_m < ps->m)
-        add_reason(st, ADMIN_DEGRADED, "new data is kept with %u parity columns only",
+        add_reason(l, ADMIN_DEGRADED, "new data is kept with %u parity columns only",
                    ps->current_m);
     if (ps->thin_segments)
-        add_reason(st, ADMIN_DEGRADED,
+        add_reason(l, ADMIN_DEGRADED,
                    "%" PRIu64 " segments have less parity than the profile wants%s",
                    ps->thin_segments,
                    out ? ": bring drives back; what can be is written again to the others"
                        : "; they are being written again");
     if (ps->m == 0)
-        add_reason(st, ADMIN_DEGRADED,
-                   "one drive, no redundancy: its loss is the loss of all data");
+        add_reason(l, ADMIN_DEGRADED, "one drive, no redundancy: its loss is the loss of all data");
     if (ps->broken)
-        add_reason(st, ADMIN_READONLY, "writes are stopped after an error (%s): restart the daemon",
+        add_reason(l, ADMIN_READONLY, "writes are stopped after an error (%s): restart the daemon",
                    err_text(ps->broken));
     else if (ps->free == 0)
-        add_reason(st, ADMIN_DEGRADED, "no space left for new data: delete data");
+        add_reason(l, ADMIN_DEGRADED, "no space left for new data: delete data");
+}
+
+/* Adds one partition to the sums. */
+static void status_add(void *arg)
+{
+    const struct looking *l = arg;
+    struct admin_status *st = l->st;
+    struct partition_status ps;
+
+    partition_get_status(l->part->partition, &ps);
+    if (!*l->part->name) {
+        st->data_columns = ps.k;
+        st->parity_columns = ps.m;
+    }
+    st->drives += partition_drives(l->part->partition)->count;
+    st->capacity.limit += ps.capacity;
+    st->capacity.logical += ps.logical;
+    st->capacity.deduped += ps.unique;
+    st->capacity.stored += ps.stored;
+    st->capacity.physical += ps.physical;
+    st->capacity.reclaimable += ps.reclaimable;
+    st->capacity.free += ps.free;
+    st->journal_size += ps.journal.size;
+    st->journal_used += ps.journal.used;
+    st->volumes += ps.volumes;
+    st->studies += ps.studies.studies;
+    st->instances += ps.studies.instances;
+    st->stored_instances += ps.studies.stored;
+    st->identical_instances += ps.studies.identical;
+    st->replaced_instances += ps.studies.replaced;
+    st->refused_conflicts += ps.studies.refused;
+    status_health(l, &ps);
+}
+
+/* Goes through all partitions. */
+static int status_visit(struct node_status *s, struct looking *l, fiber_fn fn)
+{
+    int rc = 0;
+
+    for (unsigned i = 0; rc == 0 && i < s->part_count; i++) {
+        l->part = &s->parts[i];
+        rc = node_part_call(l->part, fn, l);
+    }
+    return rc;
 }
 
 static int status_get(struct admin_source *a, struct admin_status *ret_status)
 {
     struct node_status *s = (struct node_status *)a;
     struct admin_status *st = ret_status;
-    struct partition_status ps;
+    struct looking l = {.st = st};
 
-    partition_get_status(s->partition, &ps);
     memset(st, 0, sizeof(*st));
     (void)snprintf(st->version, sizeof(st->version), "%s", FILMROOM_VERSION);
     st->uptime_ns = env_now(s->env) - s->start_ns;
-    st->data_columns = ps.k;
-    st->parity_columns = ps.m;
-    st->drives = partition_drives(s->partition)->count;
     memcpy(st->listeners, s->listeners, sizeof(s->listeners));
     st->listener_count = s->listener_count;
-    st->capacity = (struct admin_capacity){.limit = ps.capacity,
-                                           .logical = ps.logical,
-                                           .deduped = ps.unique,
-                                           .stored = ps.stored,
-                                           .physical = ps.physical,
-                                           .reclaimable = ps.reclaimable,
-                                           .free = ps.free};
-    st->journal_size = ps.journal.size;
-    st->journal_used = ps.journal.used;
-    st->volumes = ps.volumes;
-    st->studies = ps.studies.studies;
-    st->instances = ps.studies.instances;
-    st->stored_instances = ps.studies.stored;
-    st->identical_instances = ps.studies.identical;
-    st->replaced_instances = ps.studies.replaced;
-    st->refused_conflicts = ps.studies.refused;
-    status_health(s, &ps, st);
-    return 0;
+    return status_visit(s, &l, status_add);
 }
 
-static int status_drives(struct admin_source *a, struct admin_drive **ret_drives, size_t *ret_count)
+static void drives_add(void *arg)
 {
-    struct node_status *s = (struct node_status *)a;
-    const struct driveset *ds = partition_drives(s->partition);
-    struct admin_drive *drives = mem_calloc(ds->count, sizeof(*drives));
+    struct looking *l = arg;
+    const struct driveset *ds = partition_drives(l->part->partition);
 
+    l->drives = mem_realloc(l->drives, (l->drive_count + ds->count) * sizeof(*l->drives));
     for (unsigned i = 0; i < ds->count; i++) {
         const struct drive *d = &ds->drives[i];
-        struct admin_drive *o = &drives[i];
+        struct admin_drive *o = &l->drives[l->drive_count++];
 
+        memset(o, 0, sizeof(*o));
         o->index = i;
+        (void)snprintf(o->partition, sizeof(o->partition), "%s", l->part->name);
         (void)snprintf(o->path, sizeof(o->path), "%s", d->path);
         (void)snprintf(o->media, sizeof(o->media), "%s",
                        ds->super.members[i].class_ ? "nvme" : "disk");
@@ -120,25 +158,36 @@ static int status_drives(struct admin_source *a, struct admin_drive **ret_drives
                    : d->state == DRIVE_MISSING ? ADMIN_DRIVE_MISSING
                                                : ADMIN_DRIVE_FAILED;
         o->size = drive_slot_off(ds, (uint32_t)d->slot_count);
-        o->used = partition_drive_used(s->partition, i);
+        o->used = partition_drive_used(l->part->partition, i);
         o->read_errors = d->read_errors;
         o->write_errors = d->write_errors;
         o->repaired = d->corruptions;
     }
-    *ret_drives = drives;
-    *ret_count = ds->count;
+}
+
+static int status_drives(struct admin_source *a, struct admin_drive **ret_drives, size_t *ret_count)
+{
+    struct looking l = {0};
+    int rc = status_visit((struct node_status *)a, &l, drives_add);
+
+    if (rc < 0) {
+        mem_free(l.drives);
+        return rc;
+    }
+    *ret_drives = l.drives;
+    *ret_count = l.drive_count;
     return 0;
 }
 
-void node_status_init(struct node_status *s, struct env *env, const struct config *config,
-                      struct partition *partition)
+void node_status_init(struct node_status *s, struct env *env, struct node_part *parts,
+                      unsigned part_count)
 {
     static const struct admin_ops ops = {.status = status_get, .drives = status_drives};
 
     s->face.ops = &ops;
     s->env = env;
-    s->config = config;
-    s->partition = partition;
+    s->parts = parts;
+    s->part_count = part_count;
     s->start_ns = env_now(env);
 }
 
@@ -160,7 +209,7 @@ void node_status_log(struct node_status *s)
 {
     struct admin_status *st = mem_zalloc(sizeof(*st));
 
-    (void)status_get(&s->face, st); /* cannot fail */
+    (void)status_get(&s->face, st); /* all loops run */
     for (size_t i = 0; i < st->reason_count; i++)
         log_warn("node", "not in full health: %s", st->reasons[i]);
     for (size_t i = 0; i < s->listener_count; i++)

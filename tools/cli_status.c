@@ -145,6 +145,18 @@ int cli_status(struct cli *cli)
     return CLI_OK;
 }
 
+/* The index, in another partition than the first as NAME/INDEX. */
+static void cli_drive_name(struct cli_table *t, json_t *drive)
+{
+    const char *partition = cli_text(drive, "partition");
+    struct strbuf name = STRBUF_INIT;
+
+    strbuf_addf(&name, "%s%s%llu", partition, *partition ? "/" : "",
+                (unsigned long long)cli_number(drive, "index"));
+    cli_table_cell(t, name.data);
+    strbuf_free(&name);
+}
+
 int cli_drive_list(struct cli *cli)
 {
     static const char *const headings[] = {">DRIVE",        "STATE",     "CLASS",
@@ -164,7 +176,7 @@ int cli_drive_list(struct cli *cli)
     t = cli_table_new(headings, sizeof(headings) / sizeof(headings[0]));
     json_array_foreach(json_object_get(json, "drives"), i, drive)
     {
-        cli_table_number(t, cli_number(drive, "index"));
+        cli_drive_name(t, drive);
         cli_table_cell(t, cli_text(drive, "state"));
         cli_table_cell(t, cli_text(drive, "class"));
         cli_table_size(t, cli_number(drive, "size"));

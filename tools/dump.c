@@ -216,6 +216,8 @@ static const char usage[] =
     "\n"
     "  --data DIR     the data directory\n"
     "  --config FILE  the daemon's settings, where it has a file\n"
+    "  --partition NAME\n"
+    "                 another partition than the first\n"
     "  --json         tell in JSON\n"
     "  --help, --version\n";
 
@@ -266,7 +268,7 @@ static bool take_args(struct dump_call *c, const char *name, unsigned n)
 }
 
 /* Options and words; returns -1 to go on. */
-static int parse(struct dump_call *c, int argc, char **argv, const char **data, const char **config)
+static int parse(struct dump_call *c, int argc, char **argv, struct offline_args *args)
 {
     struct dump *d = &c->d;
     const char *value, *name = NULL;
@@ -281,12 +283,10 @@ static int parse(struct dump_call *c, int argc, char **argv, const char **data, 
             puts("filmroom-dump " FILMROOM_VERSION);
             return DUMP_OK;
         }
+        if (offline_take(args, argc, argv, &i))
+            continue;
         if (strcmp(argv[i], "--json") == 0)
             d->json = true;
-        else if ((value = offline_option(argc, argv, &i, "data")))
-            *data = value;
-        else if ((value = offline_option(argc, argv, &i, "config")))
-            *config = value;
         else if ((value = offline_option(argc, argv, &i, "from"))) {
             if (!parse_number(value, &d->from)) {
                 offline_say(&d->o, "--from: an LSN is a number");
@@ -306,13 +306,13 @@ static int parse(struct dump_call *c, int argc, char **argv, const char **data, 
 int main(int argc, char **argv)
 {
     struct dump_call c = {.d = {.o.tool = "filmroom-dump", .to = UINT64_MAX}};
-    const char *data = NULL, *config = NULL;
+    struct offline_args args = {0};
     struct dump *d = &c.d;
-    int rc = parse(&c, argc, argv, &data, &config);
+    int rc = parse(&c, argc, argv, &args);
 
     if (rc >= 0)
         return rc;
-    if (!offline_settings(&d->o, data, config))
+    if (!offline_settings(&d->o, &args))
         return DUMP_USAGE;
     if (c.sub->run == dump_superblock && d->args[0] && d->number >= d->o.place.count) {
         offline_say(&d->o, "there are %u drives", d->o.place.count);

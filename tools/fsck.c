@@ -285,6 +285,8 @@ static const char usage[] =
     "\n"
     "  --data DIR     the data directory\n"
     "  --config FILE  the daemon's settings, where it has a file\n"
+    "  --partition NAME\n"
+    "                 another partition than the first\n"
     "  --deep         read everything from the drives and verify it\n"
     "  --repair       mend what follows from the rest\n"
     "  --json         tell in JSON\n"
@@ -308,7 +310,7 @@ static bool take_flag(struct fsck *f, const char *arg)
 int main(int argc, char **argv)
 {
     struct fsck f = {.o.tool = "filmroom-fsck"};
-    const char *data = NULL, *config = NULL, *value;
+    struct offline_args args = {0};
 
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
@@ -319,16 +321,12 @@ int main(int argc, char **argv)
             puts("filmroom-fsck " FILMROOM_VERSION);
             return 0;
         }
-        if ((value = offline_option(argc, argv, &i, "data")))
-            data = value;
-        else if ((value = offline_option(argc, argv, &i, "config")))
-            config = value;
-        else if (!take_flag(&f, argv[i])) {
+        if (!offline_take(&args, argc, argv, &i) && !take_flag(&f, argv[i])) {
             offline_say(&f.o, "%.100s: no such option: see filmroom-fsck --help", argv[i]);
             return FSCK_USAGE;
         }
     }
-    if (!offline_settings(&f.o, data, config))
+    if (!offline_settings(&f.o, &args))
         return FSCK_USAGE;
     f.terminal = isatty(2);
     f.findings = json_array();

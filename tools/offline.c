@@ -35,22 +35,59 @@ const char *offline_option(int argc, char **argv, int *i, const char *name)
     return *i + 1 < argc ? argv[++*i] : "";
 }
 
-bool offline_settings(struct offline *o, const char *data, const char *config_file)
+bool offline_take(struct offline_args *a, int argc, char **argv, int *i)
+{
+    const char *value;
+
+    if ((value = offline_option(argc, argv, i, "data")))
+        a->data = value;
+    else if ((value = offline_option(argc, argv, i, "config")))
+        a->config = value;
+    else if ((value = offline_option(argc, argv, i, "partition")))
+        a->partition = value;
+    return value != NULL;
+}
+
+/* The partition asked for. Who asks for none is told what there is beside the first. */
+static bool offline_partition(struct offline *o, const char *name)
+{
+    const struct config *c = &o->loaded;
+    unsigned index = 0;
+
+    for (unsigned i = 0; i < c->partition_count; i++) {
+        if (name && strcmp(name, c->partitions[i].name) == 0)
+            index = i + 1;
+        if (!name)
+            offline_say(o, "this is the first partition; for another one: --partition %s",
+                        c->partitions[i].name);
+    }
+    config_for_partition(c, index, &o->config);
+    if (!name || index)
+        return true;
+    offline_say(o, "%.100s: the settings have no such partition", name);
+    return false;
+}
+
+bool offline_settings(struct offline *o, const struct offline_args *a)
 {
     char *argv[6] = {(char *)(uintptr_t)o->tool};
     STRBUF_AUTO struct strbuf message = STRBUF_INIT;
     int argc = 1;
 
-    if (config_file) {
+    if (a->config) {
         argv[argc++] = (char *)(uintptr_t) "--config";
-        argv[argc++] = (char *)(uintptr_t)config_file;
+        argv[argc++] = (char *)(uintptr_t)a->config;
     }
-    if (data) {
+    if (a->data) {
         argv[argc++] = (char *)(uintptr_t) "--data";
-        argv[argc++] = (char *)(uintptr_t)data;
+        argv[argc++] = (char *)(uintptr_t)a->data;
     }
-    if (config_load(argc, argv, &o->config, &message) != CONFIG_RUN) {
+    if (config_load(argc, argv, &o->loaded, &message) != CONFIG_RUN) {
         offline_say(o, "%s", message.data);
+        return false;
+    }
+    if (!offline_partition(o, a->partition)) {
+        config_free(&o->loaded);
         return false;
     }
     place_init(&o->place, &o->config);
@@ -76,7 +113,7 @@ bool offline_run(struct offline *o, fiber_fn main, void *arg)
 void offline_free(struct offline *o)
 {
     place_free(&o->place);
-    config_free(&o->config);
+    config_free(&o->loaded);
 }
 
 static const char *advice(int rc)

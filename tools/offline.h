@@ -10,8 +10,8 @@
 #include "lib/store/drive.h"
 
 struct offline {
-    const char *tool; /* its name, for messages */
-    struct config config;
+    const char *tool;             /* its name, for messages */
+    struct config loaded, config; /* as it was read; with the partition that is looked at */
     struct place place;
     struct env *env;
     /* Opened by the tool: */
@@ -23,8 +23,15 @@ struct offline {
  * is another one. A value that is missing gives "". */
 const char *offline_option(int argc, char **argv, int *i, const char *name);
 
-/* Settings from --data and --config (either may be NULL). False: the message was printed. */
-bool offline_settings(struct offline *o, const char *data, const char *config_file);
+/* What all tools are told. */
+struct offline_args {
+    const char *data, *config, *partition; /* NULL: not given */
+};
+/* One of --data, --config and --partition, at argv[*i]; false when it is another option. */
+bool offline_take(struct offline_args *a, int argc, char **argv, int *i);
+
+/* Settings as they say. False: the message was printed. */
+bool offline_settings(struct offline *o, const struct offline_args *a);
 
 /* Runs `main` with `arg` on a loop of its own. False: there is no io_uring, and that was said. */
 bool offline_run(struct offline *o, fiber_fn main, void *arg);

@@ -13,6 +13,7 @@
 #define ADMIN_REASON_MAX    200 /* bytes with the NUL */
 #define ADMIN_LISTENERS_MAX 8
 #define ADMIN_PATH_MAX      4096 /* bytes with the NUL */
+#define ADMIN_PARTITION_MAX 33   /* bytes of a partition's name with the NUL */
 
 enum admin_state {
     ADMIN_OK,       /* full redundancy */
@@ -28,7 +29,8 @@ enum admin_drive_state {
 };
 
 struct admin_drive {
-    unsigned index;
+    char partition[ADMIN_PARTITION_MAX]; /* "" for the first */
+    unsigned index;                      /* in its partition */
     char path[ADMIN_PATH_MAX];
     char media[16]; /* the drive's class: "nvme" or "disk" */
     enum admin_drive_state state;
@@ -60,7 +62,7 @@ struct admin_status {
     enum admin_state state;
     char reasons[ADMIN_REASONS_MAX][ADMIN_REASON_MAX]; /* sentences; none when the state is OK */
     size_t reason_count;
-    unsigned data_columns, parity_columns; /* the profile, "4+2" */
+    unsigned data_columns, parity_columns; /* the first partition's profile, "4+2" */
     unsigned drives, drives_ok;
     struct admin_listener listeners[ADMIN_LISTENERS_MAX];
     size_t listener_count;
@@ -90,7 +92,8 @@ static inline int admin_get_status(struct admin_source *a, struct admin_status *
     return a->ops->status(a, ret_status);
 }
 
-/* All drives by index, missing ones too: an array from mem_alloc that the caller frees. */
+/* All drives by partition and index, missing ones too: an array from mem_alloc that the caller
+ * frees. */
 static inline int admin_get_drives(struct admin_source *a, struct admin_drive **ret_drives,
                                    size_t *ret_count)
 {

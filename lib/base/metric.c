@@ -95,6 +95,8 @@ struct family {
 
 struct metrics {
     struct list families;
+    const char *owner_name; /* NULL: none */
+    char *owner;
     void (*refresh)(void *arg);
     void *arg;
 };
@@ -126,7 +128,15 @@ void metrics_free(struct metrics *m)
         return;
     for (struct list *it; (it = list_pop_front(&m->families)) != NULL;)
         family_free(LIST_ENTRY(it, struct family, link));
+    mem_free(m->owner);
     mem_free(m);
+}
+
+void metrics_set_owner(struct metrics *m, const char *name, const char *value)
+{
+    mem_free(m->owner);
+    m->owner_name = name;
+    m->owner = name ? mem_strdup(value) : NULL;
 }
 
 void metrics_on_look(struct metrics *m, void (*refresh)(void *arg), void *arg)
@@ -187,22 +197,32 @@ static void add_escaped(struct strbuf *out, const char *text, bool quotes)
     }
 }
 
-static struct series *series_add(struct family *f, const char *const *labels)
+static void label_add(struct series *s, struct strbuf *text, const char *name, const char *value)
+{
+    unsigned n = 0;
+
+    CHECK(name_ok(name) && strncmp(name, "__", 2) != 0 && strcmp(name, "le") != 0);
+    while (s->labels[n])
+        n += 2;
+    CHECK(n < 2 * METRIC_LABELS_MAX && value);
+    s->labels[n] = mem_strdup(name);
+    s->labels[n + 1] = mem_strdup(value);
+    strbuf_addf(text, "%s%s=\"", n ? "," : "", name);
+    add_escaped(text, value, true);
+    strbuf_addc(text, '"');
+}
+
+static struct series *series_add(const struct metrics *m, struct family *f,
+                                 const char *const *labels)
 {
     struct series *s = mem_zalloc(sizeof(*s));
     struct strbuf text = STRBUF_INIT;
 
     strbuf_adds(&text, "");
-    for (unsigned i = 0; labels && labels[i]; i += 2) {
-        CHECK(i < 2 * METRIC_LABELS_MAX && labels[i + 1]);
-        CHECK(name_ok(labels[i]) && strncmp(labels[i], "__", 2) != 0);
-        CHECK(strcmp(labels[i], "le") != 0);
-        s->labels[i] = mem_strdup(labels[i]);
-        s->labels[i + 1] = mem_strdup(labels[i + 1]);
-        strbuf_addf(&text, "%s%s=\"", i ? "," : "", labels[i]);
-        add_escaped(&text, labels[i + 1], true);
-        strbuf_addc(&text, '"');
-    }
+    if (m->owner_name)
+        label_add(s, &text, m->owner_name, m->owner);
+    for (unsigned i = 0; labels && labels[i]; i += 2)
+        label_add(s, &text, labels[i], labels[i + 1]);
     s->text = strbuf_take(&text);
     list_for_each (it, &f->series)
         CHECK(strcmp(LIST_ENTRY(it, struct series, link)->text, s->text) != 0);
@@ -215,7 +235,7 @@ void metrics_add_counter(struct metrics *m, const char *name, const char *help,
 {
     struct family *f = family_of(m, METRIC_COUNTER, METRIC_COUNT, name, help);
 
-    series_add(f, labels)->counter = counter;
+    series_add(m, f, labels)->counter = counter;
 }
 
 void metrics_add_hist(struct metrics *m, const char *name, const char *help,
@@ -223,7 +243,7 @@ void metrics_add_hist(struct metrics *m, const char *name, const char *help,
 {
     enum metric_unit unit = hist->shift ? METRIC_TIME : METRIC_COUNT;
 
-    series_add(family_of(m, METRIC_HIST, unit, name, help), labels)->hist = hist;
+    series_add(m, family_of(m, METRIC_HIST, unit, name, help), labels)->hist = hist;
 }
 
 void metrics_add_plain(struct metrics *m, enum metric_kind kind, enum metric_unit unit,
@@ -231,7 +251,7 @@ void metrics_add_plain(struct metrics *m, enum metric_kind kind, enum metric_uni
                        const uint64_t *value)
 {
     CHECK(kind != METRIC_HIST);
-    series_add(family_of(m, kind, unit, name, help), labels)->plain = value;
+    series_add(m, family_of(m, kind, unit, name, help), labels)->plain = value;
 }
 
 /* ---- Looking -------------------------------------------------------------------------------- */
@@ -245,7 +265,7 @@ static struct metric_series series_show(const struct family *f, const struct ser
                                   .labels = (const char *const *)s->labels,
                                   .hist = s->hist,
                                   .value = s->counter ? metric_get(s->counter)
-                                           : s->plain ? *s->plain
+                                           : s->plain ? __atomic_load_n(s->plain, __ATOMIC_RELAXED)
                                                       : 0};
 }
 

@@ -125,14 +125,20 @@ void metrics_add_counter(struct metrics *m, const char *name, const char *help,
                          const char *const *labels, const struct metric_counter *counter);
 void metrics_add_hist(struct metrics *m, const char *name, const char *help,
                       const char *const *labels, const struct metric_hist *hist);
-/* A plain number of the loop's, as a counter or gauge. With unit METRIC_TIME it is in nanoseconds
+/* A plain number of a loop's, as a counter or gauge. Of another loop than the looker's it may be a
+ * moment old. With unit METRIC_TIME it is in nanoseconds
  * and shown in seconds. */
 void metrics_add_plain(struct metrics *m, enum metric_kind kind, enum metric_unit unit,
                        const char *name, const char *help, const char *const *labels,
                        const uint64_t *value);
 
+/* Gives every series added from now on one label more, in front of its own: whose it is, where
+ * several alike register in one registry. `name` is a constant text, `value` is copied; NULL ends
+ * it. */
+void metrics_set_owner(struct metrics *m, const char *name, const char *value);
+
 /* Has `refresh` called each time before the values are looked at: for plain numbers that are
- * copies. It runs on the looker's thread and must not suspend. One only. */
+ * copies. It runs in the looker's fiber and may suspend. One only. */
 void metrics_on_look(struct metrics *m, void (*refresh)(void *arg), void *arg);
 
 /* A series as metrics_visit shows it; valid during the visit. */

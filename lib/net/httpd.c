@@ -378,6 +378,7 @@ unsigned httpd_status_of(int err)
     case ERR_BUSY:
     case ERR_SNAPSHOTS:
     case ERR_DEPTH:
+    case ERR_SPREAD:
     case ERR_CONFLICT:
     case ERR_LOCKED:
         return 409;

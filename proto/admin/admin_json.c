@@ -168,6 +168,7 @@ static json_t *admin_json_drives(const struct admin_drive *drives, size_t count)
     for (size_t i = 0; i < count; i++) {
         json_t *d = json_object();
 
+        admin_set_text(d, "partition", drives[i].partition);
         admin_set_number(d, "index", drives[i].index);
         admin_set_text(d, "path", drives[i].path);
         admin_set_text(d, "class", drives[i].media);

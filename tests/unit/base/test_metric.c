@@ -235,6 +235,25 @@ static void test_text_histogram(void **state)
     metrics_free(m);
 }
 
+static void test_owner(void **state)
+{
+    struct metrics *m = metrics_new();
+    STRBUF_AUTO struct strbuf out = STRBUF_INIT;
+    uint64_t n = 5;
+
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        metrics_set_owner(m, "partition", i ? "two" : "");
+        metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, "g", "G", METRIC_LABELS("a", "b"), &n);
+    }
+    metrics_set_owner(m, NULL, NULL);
+    metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, "h", "H", NULL, &n);
+    metrics_text(m, &out);
+    expect_line(&out, "\ng{partition=\"\",a=\"b\"} 5\ng{partition=\"two\",a=\"b\"} 5\n");
+    expect_line(&out, "\nh 5\n");
+    metrics_free(m);
+}
+
 static void count_up(void *arg)
 {
     ++*(uint64_t *)arg;
@@ -301,8 +320,8 @@ int main(void)
         cmocka_unit_test(test_buckets),        cmocka_unit_test(test_bucket_borders),
         cmocka_unit_test(test_percentiles),    cmocka_unit_test(test_extremes),
         cmocka_unit_test(test_merge),          cmocka_unit_test(test_text),
-        cmocka_unit_test(test_text_histogram), cmocka_unit_test(test_visit),
-        cmocka_unit_test(test_slow),
+        cmocka_unit_test(test_text_histogram), cmocka_unit_test(test_owner),
+        cmocka_unit_test(test_visit),          cmocka_unit_test(test_slow),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

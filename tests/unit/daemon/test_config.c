@@ -148,6 +148,46 @@ static void test_drive_paths(void **state)
     parse_bad("[store]\ndrive =\n", "f.conf:2: drive: give the path");
 }
 
+static void test_partitions(void **state)
+{
+    struct config one;
+
+    (void)state;
+    parse("[store]\ndata = /srv/a\ndrives = 4\n"
+          "[partition vm]\ndrive = /dev/a\ndrive = /dev/b\njournal_size = 32M\n"
+          "[nbd]\nport = 99\n"
+          "[partition more]\ncapacity = 1G\n"
+          "[partition vm]\nprofile = 1+1\n");
+    assert_int_equal(config.partition_count, 2);
+    assert_string_equal(config.partitions[0].name, "vm");
+    assert_string_equal(config.partitions[1].name, "more");
+    config_for_partition(&config, 1, &one);
+    assert_int_equal(one.store.drives, 2);
+    assert_string_equal(one.store.paths[1], "/dev/b");
+    assert_int_equal(one.store.journal_size, 32u << 20);
+    assert_int_equal(one.store.data_columns, 1);
+    assert_int_equal(one.nbd.listen.port, 99);
+    config_for_partition(&config, 2, &one);
+    assert_int_equal(one.store.drives, 6);
+    assert_int_equal(one.store.capacity, 1u << 30);
+    config_for_partition(&config, 0, &one);
+    assert_int_equal(one.store.drives, 4);
+    config_free(&config);
+
+    parse_bad("[partition]\ndrives = 2\n", "f.conf:2: no such section: \"partition\"");
+    parse_bad("[partition A]\ndrives = 2\n", "f.conf:2: a partition's name has 1 to 32 of");
+    parse_bad("[partition ../x]\ndrives = 2\n", "f.conf:2: a partition's name has 1 to 32 of");
+    parse_bad("[partition x]\ndata = /x\n", "f.conf:2: [partition x] has no setting \"data\"");
+    parse_bad("[partition x]\nport = 1\n", "f.conf:2: [partition x] has no setting \"port\"");
+    parse_bad("[partition x]\ndrives = 2\n[partition y]\ndrives = 3\n[partition x]\ndrives = 2\n",
+              "f.conf:6: drives is given twice, first on line 2");
+    parse_bad("[partition x]\ndrives = 2\ndrive = /a\n", "f.conf:2: give either drives");
+    parse_bad("[partition a]\ndrives=1\n[partition b]\ndrives=1\n[partition c]\ndrives=1\n"
+              "[partition d]\ndrives=1\n[partition e]\ndrives=1\n[partition f]\ndrives=1\n"
+              "[partition g]\ndrives=1\n[partition h]\ndrives=1\n",
+              "f.conf:16: too many partitions");
+}
+
 static void test_bad_files(void **state)
 {
     char text[CONFIG_LINE_MAX * 2];
@@ -291,6 +331,7 @@ int main(void)
         cmocka_unit_test_setup(test_defaults, test_reset),
         cmocka_unit_test_setup(test_every_setting, test_reset),
         cmocka_unit_test_setup(test_drive_paths, test_reset),
+        cmocka_unit_test_setup(test_partitions, test_reset),
         cmocka_unit_test_setup(test_bad_files, test_reset),
         cmocka_unit_test_setup(test_zero_byte, test_reset),
         cmocka_unit_test_setup(test_options, test_reset),

@@ -1,0 +1,278 @@
+/* A partition of the node and its loop; see node_part.h.
+ *
+ * DIR/formatting is there only while the store is being made: a crash then starts over.
+ */
+#include "daemon/node_part.h"
+
+#include <string.h>
+
+#include "lib/base/check.h"
+#include "lib/base/err.h"
+#include "lib/base/log.h"
+#include "lib/base/mem.h"
+#include "lib/rt/env_uring.h"
+
+/* Added to the capacity so that users get all of it: what internal writes keep for themselves. */
+#define PART_SPARE (112u << 20)
+
+/* ---- Making and opening it ---- */
+
+/* Bytes of the smallest drive that exists already (a block device); 0 when all are to be made. */
+static uint64_t part_smallest_drive(struct node_part *n)
+{
+    uint64_t least = UINT64_MAX;
+
+    for (unsigned i = 0; i < n->place.count; i++) {
+        struct env_file *f;
+        uint64_t size;
+
+        if (env_open(n->env, n->place.drives[i], ENV_OPEN_RDONLY, &f) < 0)
+            continue;
+        if (env_file_size(f, &size) == 0 && size > 0 && size < least)
+            least = size;
+        env_close(f);
+    }
+    return least == UINT64_MAX ? 0 : least;
+}
+
+static int part_plan(struct node_part *n, struct driveset_params *p)
+{
+    const struct config *c = n->config;
+    uint64_t column = FORMAT_SLOT_SIZE - FORMAT_UNIT, least, segments;
+
+    *p = (struct driveset_params){.count = c->store.drives,
+                                  .paths = (const char *const *)n->place.drives,
+                                  .journal_len =
+                                      c->store.journal_size & ~(uint64_t)(FORMAT_UNIT - 1)};
+    driveset_profile(p->count, &p->k, &p->m);
+    if (c->store.data_columns) {
+        p->k = c->store.data_columns;
+        p->m = c->store.parity_columns;
+    }
+    segments = (c->store.capacity + PART_SPARE + p->k * column - 1) / (p->k * column);
+    p->slot_count = (segments * (p->k + p->m) + p->count - 1) / p->count;
+    least = part_smallest_drive(n);
+    if (least) {
+        uint64_t head = FORMAT_JOURNAL_OFF + p->journal_len;
+
+        if (least < head + 8 * (uint64_t)FORMAT_SLOT_SIZE)
+            return ERR_NOSPC;
+        if ((least - head) / FORMAT_SLOT_SIZE < p->slot_count)
+            p->slot_count = (least - head) / FORMAT_SLOT_SIZE;
+    }
+    return 0;
+}
+
+/* Makes the store. A marker file tells an unfinished one, which nobody can have stored anything in.
+ */
+static int part_format(struct node_part *n)
+{
+    MEM_AUTO char *marker = place_path(n->config, "formatting");
+    struct driveset_params params;
+    struct env_file *f = NULL;
+    int rc = env_open(n->env, marker, ENV_OPEN_RDONLY, &f);
+
+    env_close(f);
+    f = NULL;
+    if (rc < 0 && rc != ERR_NOENT)
+        return rc;
+    params.overwrite = false;
+    bool unfinished = rc == 0;
+
+    rc = part_plan(n, &params);
+    params.overwrite = unfinished;
+    if (rc == 0)
+        rc = env_open(n->env, marker, ENV_OPEN_CREATE, &f);
+    env_close(f);
+    if (rc == 0)
+        rc = partition_format(n->env, n->kv, &params);
+    if (rc == 0)
+        rc = env_unlink(n->env, marker);
+    else if (rc == ERR_EXIST && !unfinished)
+        (void)env_unlink(n->env, marker); /* the drives are somebody's: leave no licence behind */
+    if (rc == 0)
+        log_info("node", "made a new store drives=%u profile=%u+%u dir=%s", params.count, params.k,
+                 params.m, log_q(n->config->store.data));
+    return rc;
+}
+
+static int part_open_partition(struct node_part *n)
+{
+    struct partition_options options = {
+        .cache_bytes = n->config->store.cache_size / 2,
+        .rebuild_delay_ns = n->config->store.rebuild_after * ENV_NS_PER_S,
+        .on_conflict =
+            n->config->on_conflict == CONFIG_REPLACE ? PARTITION_REPLACE : PARTITION_REFUSE};
+    struct partition_start start;
+    int rc = ERR_LOCKED;
+
+    for (unsigned i = 0; rc == ERR_LOCKED && i < PLACE_LOCK_TRIES; i++) {
+        if (i)
+            env_sleep(n->env, PLACE_LOCK_WAIT);
+        rc = partition_open(n->env, n->kv, (const char *const *)n->place.drives,
+                            n->config->store.drives, &options, &start, &n->partition);
+    }
+    if (rc == 0)
+        log_info("node",
+                 "store open ms=%llu replayed_records=%llu replayed_bytes=%llu replay_ms=%llu",
+                 (unsigned long long)(start.total_ns / ENV_NS_PER_MS),
+                 (unsigned long long)start.replay.records, (unsigned long long)start.replay.bytes,
+                 (unsigned long long)(start.replay.ns / ENV_NS_PER_MS));
+    return rc;
+}
+
+static int part_open_store(struct node_part *n)
+{
+    bool exists = false;
+    int rc = place_open_kv(n->env, n->config, &n->place, PLACE_MAKE, &n->kv);
+
+    if (rc == 0)
+        rc = partition_exists(n->kv, &exists);
+    if (rc == 0 && !exists)
+        rc = part_format(n);
+    if (rc == 0)
+        rc = part_open_partition(n);
+    if (rc < 0)
+        log_error("node", "cannot open the store: %s error=%s dir=%s", place_advice(rc),
+                  err_name(rc), log_q(n->config->store.data));
+    return rc;
+}
+
+static void part_open(void *arg)
+{
+    struct node_part *p = arg;
+
+    p->rc = part_open_store(p);
+}
+
+static void part_close(void *arg)
+{
+    struct node_part *p = arg;
+    int closed;
+
+    p->rc = partition_close(p->partition);
+    if (p->rc < 0)
+        log_error("node",
+                  "the store was not closed cleanly, the next start will replay error=%s dir=%s",
+                  err_name(p->rc), log_q(p->config->store.data));
+    closed = kv_close(p->kv);
+    if (p->rc == 0)
+        p->rc = closed;
+}
+
+/* ---- Its loop ---- */
+
+static void part_main(void *arg)
+{
+    struct node_part *p = arg;
+
+    while (!p->stopping)
+        fiber_cond_wait(&p->stop);
+}
+
+static void part_stop_main(void *arg)
+{
+    struct node_part *p = arg;
+
+    p->stopping = true;
+    fiber_cond_signal(&p->stop);
+}
+
+static void part_loop_over(void *arg)
+{
+    struct node_part *p = arg;
+
+    p->over = true;
+    fiber_cond_signal(&p->ended);
+}
+
+static void part_thread(void *arg)
+{
+    struct node_part *p = arg;
+
+    env_run(p->env, part_main, p);
+    CHECK_OK(env_post(p->first, "partition-over", part_loop_over, p)); /* somebody waits for it */
+}
+
+/* The folder that partitions lie in; what is wrong with it, opening the store in it will tell. */
+static void part_make_folder(struct env *env, const struct config *config)
+{
+    MEM_AUTO char *path = place_path(config, "partitions");
+
+    (void)env_mkdir(env, path);
+}
+
+static int part_start_loop(struct node_part *p)
+{
+    const struct env_uring_options options = {.keep_signals = true};
+    int rc = env_uring_new(&options, &p->env);
+
+    if (rc < 0) {
+        p->env = NULL;
+        return rc;
+    }
+    fiber_cond_init(&p->stop);
+    fiber_cond_init(&p->ended);
+    rc = env_thread(p->first, "partition", part_thread, p);
+    if (rc < 0) {
+        env_free(p->env);
+        p->env = NULL;
+    }
+    return rc;
+}
+
+static void part_stop_loop(struct node_part *p)
+{
+    CHECK_OK(env_remote(p->first, p->env, "stop", part_stop_main, p));
+    while (!p->over)
+        fiber_cond_wait(&p->ended);
+    env_free(p->env);
+}
+
+/* ---- Life ---- */
+
+int node_part_start(struct env *first, const struct config *config, unsigned index,
+                    struct node_part *p)
+{
+    int rc = 0;
+
+    memset(p, 0, sizeof(*p));
+    p->name = index ? config->partitions[index - 1].name : "";
+    p->first = first;
+    config_for_partition(config, index, &p->settings);
+    p->config = &p->settings;
+    place_init(&p->place, p->config);
+    if (index == 0) {
+        p->env = first;
+    } else {
+        part_make_folder(first, config);
+        rc = part_start_loop(p);
+    }
+    if (rc < 0)
+        log_error("node", "cannot start a partition's loop error=%s name=%s", err_name(rc),
+                  log_q(p->name));
+    else
+        rc = node_part_call(p, part_open, p);
+    return rc < 0 ? rc : p->rc;
+}
+
+int node_part_stop(struct node_part *p)
+{
+    int rc = 0;
+
+    if (!p->first)
+        return 0;
+    if (p->env)
+        rc = node_part_call(p, part_close, p);
+    if (rc == 0)
+        rc = p->rc;
+    if (p->env && p->env != p->first)
+        part_stop_loop(p);
+    place_free(&p->place);
+    return rc;
+}
+
+int node_part_call(struct node_part *p, fiber_fn fn, void *arg)
+{
+    return env_remote(p->first, p->env, "node", fn, arg);
+}

@@ -1,0 +1,169 @@
+#!/usr/bin/python3
+"""Several partitions in one daemon: volumes are spread over them, each on a loop of its own, and
+everything is there after a kill; tools on a store at rest look at one at a time."""
+
+import os
+import re
+import sys
+import threading
+import urllib.request
+
+import nbd
+from harness import (DUMP, FSCK, KIB, MIB, Daemon, Pattern, check, fsck, main, phantom, run,
+                     scratch, store_with_dcmsend)
+
+CONFIG = """[store]
+capacity = 512M
+drives = 4
+[partition fast]
+capacity = 512M
+drives = 2
+[partition third]
+capacity = 512M
+drives = 3
+"""
+SIZE = 8 * MIB
+NAMES = [f"vol-{i}" for i in range(9)]
+
+
+def partition_of(daemon):
+    """Which partitions have taken space, by what their drives hold."""
+    used = {}
+    for d in daemon.cli_json("drive", "list")["drives"]:
+        used[d["partition"]] = used.get(d["partition"], 0) + d["used"]
+    return used
+
+
+class Writer(threading.Thread):
+    """Writes blocks of a volume one after the other, until the connection breaks."""
+
+    def __init__(self, daemon, name, seed):
+        super().__init__()
+        self.acked = {}
+        self.daemon, self.name, self.seed = daemon, name, seed
+        self.start()
+
+    def run(self):
+        try:
+            with nbd.Nbd(self.daemon.nbd, self.name) as c:
+                for i in range(100000):
+                    n = 4 * KIB if i % 3 else 128 * KIB
+                    at = (i * 7919 * 4096) % (SIZE - n) // 4096 * 4096
+                    self.acked["next"] = (at, n)
+                    c.write(at, Pattern.make(self.seed + i, n))
+                    self.acked[i] = (at, n)
+        except OSError:
+            pass
+
+    def expected(self):
+        """The volume's bytes, and a mask of those that the last write may have changed."""
+        data, unsure = bytearray(SIZE), None
+        for i, (at, n) in self.acked.items():
+            if i == "next":
+                continue
+            data[at:at + n] = Pattern.make(self.seed + i, n)
+        unsure = self.acked.get("next")
+        return data, unsure
+
+
+def compare(daemon, name, data, unsure):
+    with nbd.Nbd(daemon.nbd, name) as c:
+        back = bytearray()
+        for at in range(0, SIZE, 4 * MIB):
+            back += c.read(at, 4 * MIB)
+    if unsure:
+        at, n = unsure
+        back[at:at + n] = data[at:at + n]
+    check(bytes(back) == bytes(data), f"{name} holds other bytes")
+
+
+def spread_killed_and_whole():
+    """volumes on three loops are written, killed, and whole"""
+    with scratch() as folder:
+        store, conf = os.path.join(folder, "store"), os.path.join(folder, "store.conf")
+        with Daemon(store, config=CONFIG) as daemon:
+            for name in NAMES:
+                daemon.volume(name, SIZE)
+            check(daemon.cli("volume", "create", NAMES[0], SIZE, ok=False).returncode != 0,
+                  "a name was given twice")
+            listed = [v["name"] for v in daemon.cli_json("volume", "list")["volumes"]]
+            check(listed == NAMES, "the list is", listed)
+            writers = [Writer(daemon, name, 1000003 * i) for i, name in enumerate(NAMES)]
+            for w in writers:
+                w.join(0.4)
+            daemon.kill()
+            for w in writers:
+                w.join()
+                check(len(w.acked) > 3, "hardly anything was written")
+            daemon.start()
+            for w in writers:
+                compare(daemon, w.name, *w.expected())
+            used = partition_of(daemon)
+            check(sorted(used) == ["", "fast", "third"] and all(used.values()),
+                  "not all partitions are used", used)
+            daemon.stop()
+            for options in ([], ["--partition", "fast"], ["--partition", "third"]):
+                fsck(store, conf, "--deep", *options)
+            daemon.start()
+            for w in writers[:3]:
+                daemon.cli("volume", "delete", w.name, "--force")
+            daemon.restart()
+            for w in writers[3:]:
+                compare(daemon, w.name, *w.expected())
+
+
+def snapshots_studies_metrics():
+    """snapshots, studies, status and metrics know of partitions"""
+    with scratch() as folder:
+        store = os.path.join(folder, "store")
+        with Daemon(store, config=CONFIG) as daemon:
+            data = [Pattern.make(i, SIZE) for i in range(3)]
+            for i, name in enumerate(NAMES[:3]):
+                daemon.volume(name, SIZE)
+                with nbd.Nbd(daemon.nbd, name) as c:
+                    c.write(0, data[i])
+                    c.flush()
+                daemon.cli("volume", "snapshot", name, "s")
+                with nbd.Nbd(daemon.nbd, name) as c:
+                    c.write(0, bytes(SIZE))
+            refused = daemon.cli("volume", "snapshot", ",".join(NAMES[:3]), "all", ok=False)
+            check(refused.returncode != 0 and "different partitions" in refused.stderr,
+                  "a group over partitions:", refused.stderr)
+            for i, name in enumerate(NAMES[:3]):
+                compare(daemon, name + "@s", data[i], None)
+                daemon.cli("volume", "clone", f"{name}@s", f"{name}-clone")
+                daemon.cli("volume", "rollback", name, "s", "--force")
+                compare(daemon, name, data[i], None)
+                compare(daemon, f"{name}-clone", data[i], None)
+            files = phantom(os.path.join(folder, "ct"), slices=5)
+            store_with_dcmsend(daemon, files)
+            status = daemon.status()
+            check(status["instances"] == 5 and status["volumes"] == 6, "the sums", status)
+            check(status["drives"] == 9, "the drives", status["drives"])
+            url = f"http://127.0.0.1:{daemon.ports['http']}/metrics"
+            text = urllib.request.urlopen(url, timeout=30).read().decode()
+            for name in ("", "fast", "third"):
+                check(re.search(r'filmroom_volumes\{partition="%s"\} [1-9]' % name, text),
+                      f"no volumes of partition \"{name}\" in the metrics")
+            daemon.restart()
+            for i, name in enumerate(NAMES[:3]):
+                compare(daemon, name, data[i], None)
+
+
+def tools_and_settings():
+    """a bad partition is told; tools name the others"""
+    with scratch() as folder:
+        store, conf = os.path.join(folder, "store"), os.path.join(folder, "store.conf")
+        with Daemon(store, config=CONFIG) as daemon:
+            daemon.volume("v", SIZE)
+        done = run(FSCK, "--data", store, "--config", conf, ok=False)
+        check(done.returncode == 0 and "--partition third" in done.stderr, "fsck:", done.stderr)
+        done = run(DUMP, "--data", store, "--config", conf, "--partition", "none", "superblock",
+                   ok=False)
+        check(done.returncode != 0 and "no such partition" in done.stderr, "dump:", done.stderr)
+        done = run(DUMP, "--data", store, "--config", conf, "--partition", "fast", "--json",
+                   "superblock")
+        check('"1+1"' in done.stdout or "data_columns" in done.stdout, "dump:", done.stdout[:500])
+
+
+sys.exit(main([spread_killed_and_whole, snapshots_studies_metrics, tools_and_settings]))
