@@ -26,12 +26,20 @@
 
 #define REPLAY_WINDOW (1u << 20)
 
-/* One mirror's area, read through a window. */
+struct replay_window {
+    struct buf *buf;
+    uint64_t off; /* of its first byte in the area */
+    size_t len;   /* valid bytes */
+};
+
+/* The next batch is looked for in two places (F4), each through a window of its own: one would be
+ * read anew for every batch. */
+enum replay_place { REPLAY_BEHIND, REPLAY_FRONT, REPLAY_PLACES };
+
+/* One mirror's area. */
 struct replay_mirror {
     struct drive *drive;
-    struct buf *window;
-    uint64_t off; /* of the window's first byte in the area */
-    size_t len;   /* valid bytes in the window */
+    struct replay_window windows[REPLAY_PLACES];
     bool repaired;
 };
 
@@ -50,32 +58,38 @@ struct replay {
 };
 
 /* The bytes [off, off+len) of a mirror's area; NULL when they cannot be read. Valid until the next
- * call for that mirror. Suspends. */
-static const uint8_t *replay_fetch(struct replay *r, struct replay_mirror *m, uint64_t off,
-                                   size_t len)
+ * call for that mirror and place. Suspends. */
+static const uint8_t *replay_fetch(struct replay *r, struct replay_mirror *m,
+                                   enum replay_place place, uint64_t off, size_t len)
 {
-    struct journal *j = r->j;
-
-    if (m->window && off >= m->off && off + len <= m->off + m->len)
-        return m->window->data + (off - m->off);
+    struct replay_window *w = &m->windows[place];
     size_t want = len < REPLAY_WINDOW ? REPLAY_WINDOW : len;
 
-    if (want > j->cap - off)
-        want = (size_t)(j->cap - off);
+    if (w->buf && off >= w->off && off + len <= w->off + w->len)
+        return w->buf->data + (off - w->off);
+    if (want > r->j->cap - off)
+        want = (size_t)(r->j->cap - off);
     if (want < len)
         return NULL;
-    if (!m->window || m->window->size < want) {
-        buf_unref(m->window);
-        m->window = buf_new(want);
+    if (!w->buf || w->buf->size < want) {
+        buf_unref(w->buf);
+        w->buf = buf_new(want);
     }
-    m->off = off;
-    m->len = 0;
-    if (env_pread(m->drive->file, m->window->data, want, j->ds->super.journal_off + off) < 0) {
+    w->off = off;
+    w->len = 0;
+    if (env_pread(m->drive->file, w->buf->data, want, r->j->ds->super.journal_off + off) < 0) {
         m->drive->read_errors++;
         return NULL;
     }
-    m->len = want;
-    return m->window->data;
+    w->len = want;
+    return w->buf->data;
+}
+
+/* The area was written: what was read of it may be old. */
+static void replay_forget(struct replay_mirror *m)
+{
+    for (unsigned i = 0; i < REPLAY_PLACES; i++)
+        m->windows[i].len = 0;
 }
 
 bool journal_head_valid(const struct journal *j, const uint8_t *p, struct format_batch *ret_head)
@@ -132,20 +146,21 @@ bool journal_batch_whole(const struct journal *j, const uint8_t *p, size_t span,
            batch_records_valid(p, &h);
 }
 
-/* The batch `seq` at `off` of one mirror; NULL when it is not there, whole. */
-static const uint8_t *replay_batch_at(struct replay *r, struct replay_mirror *m, uint64_t off,
-                                      uint64_t seq, struct format_batch *ret_head)
+/* The batch that comes next, at `off` of one mirror; NULL when it is not there, whole. */
+static const uint8_t *replay_batch_at(struct replay *r, struct replay_mirror *m,
+                                      enum replay_place place, uint64_t off,
+                                      struct format_batch *ret_head)
 {
     struct format_batch h;
     const uint8_t *p;
 
     if (off + FORMAT_UNIT > r->j->cap)
         return NULL;
-    p = replay_fetch(r, m, off, FORMAT_UNIT);
-    if (!p || !journal_head_valid(r->j, p, &h) || h.seq != seq || h.first_lsn != r->j->head_lsn ||
-        journal_span(h.length) > r->j->cap - off)
+    p = replay_fetch(r, m, place, off, FORMAT_UNIT);
+    if (!p || !journal_head_valid(r->j, p, &h) || h.seq != r->j->head_seq ||
+        h.first_lsn != r->j->head_lsn || journal_span(h.length) > r->j->cap - off)
         return NULL;
-    p = replay_fetch(r, m, off, journal_span(h.length));
+    p = replay_fetch(r, m, place, off, journal_span(h.length));
     if (!p || crc32c(0, p + sizeof(h), h.length - sizeof(h)) != h.payload_crc ||
         !batch_records_valid(p, &h))
         return NULL;
@@ -163,7 +178,7 @@ static void replay_repair(struct replay *r, const uint8_t *has, const struct buf
         if (has[i] || !drive_usable(m->drive) || PLANTED(REPLAY_NOT_REPAIRED))
             continue;
         m->repaired = true;
-        m->len = 0;
+        replay_forget(m);
         if (env_pwrite(m->drive->file, batch->data, span, r->j->ds->super.journal_off + off, true) <
             0)
             driveset_put_out(r->j->ds, m->drive->index, "journal repair failed");
@@ -172,10 +187,12 @@ static void replay_repair(struct replay *r, const uint8_t *has, const struct buf
 
 /* Looks for the next batch at one offset of a mirror. One of a younger epoch than what was found so
  * far takes its place. */
-static void replay_look(struct replay *r, unsigned i, uint64_t off, struct replay_found *f)
+static void replay_look(struct replay *r, unsigned i, enum replay_place place,
+                        struct replay_found *f)
 {
     struct format_batch h;
-    const uint8_t *p = replay_batch_at(r, &r->mirrors[i], off, r->j->head_seq, &h);
+    uint64_t off = place == REPLAY_FRONT ? 0 : r->j->head_off;
+    const uint8_t *p = replay_batch_at(r, &r->mirrors[i], place, off, &h);
 
     if (!p || (f->batch && h.epoch < f->head.epoch))
         return;
@@ -194,12 +211,12 @@ static void replay_look(struct replay *r, unsigned i, uint64_t off, struct repla
 static bool replay_next(struct replay *r, struct replay_found *ret_found)
 {
     struct journal *j = r->j;
-    uint64_t candidates[] = {j->head_off, 0};
     struct replay_found f = {0};
 
-    for (unsigned c = 0; c < (j->head_off ? 2u : 1u); c++)
-        for (unsigned i = 0; i < r->count; i++)
-            replay_look(r, i, candidates[c], &f);
+    for (unsigned i = 0; i < r->count; i++)
+        replay_look(r, i, REPLAY_BEHIND, &f);
+    for (unsigned i = 0; j->head_off && i < r->count; i++)
+        replay_look(r, i, REPLAY_FRONT, &f);
     if (!f.batch)
         return false;
     replay_repair(r, f.has, f.batch, f.off, f.batch->size);
@@ -214,7 +231,7 @@ static bool replay_finds_later(struct replay *r)
 
     for (unsigned i = 0; i < r->count; i++) {
         for (uint64_t off = 0; off + FORMAT_UNIT <= j->cap; off += FORMAT_UNIT) {
-            const uint8_t *p = replay_fetch(r, &r->mirrors[i], off, FORMAT_UNIT);
+            const uint8_t *p = replay_fetch(r, &r->mirrors[i], REPLAY_BEHIND, off, FORMAT_UNIT);
             struct format_batch h;
 
             if (p && journal_head_valid(j, p, &h) && h.seq > j->head_seq)
@@ -289,7 +306,8 @@ int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journ
         rc = replay_all(r, apply, arg, &stats);
     for (unsigned i = 0; i < r->count; i++) {
         stats.mirrors_repaired += r->mirrors[i].repaired;
-        buf_unref(r->mirrors[i].window);
+        for (unsigned k = 0; k < REPLAY_PLACES; k++)
+            buf_unref(r->mirrors[i].windows[k].buf);
     }
     mem_free(r);
     if (rc < 0)
