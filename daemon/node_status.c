@@ -109,6 +109,11 @@ static void status_add(void *arg)
     st->identical_instances += ps.studies.identical;
     st->replaced_instances += ps.studies.replaced;
     st->refused_conflicts += ps.studies.refused;
+    st->client_bytes += ps.client_bytes;
+    st->drive_bytes += ps.drive_bytes;
+    st->start_ns += ps.start.total_ns; /* one after the other */
+    st->replayed_records += ps.start.replay.records;
+    st->replayed_bytes += ps.start.replay.bytes;
     status_health(l, &ps);
 }
 

@@ -674,6 +674,7 @@ int partition_open(struct env *env, struct kv *kv, const char *const *drive_path
     partition_spawn(p, "compactor", partition_compactor);
     rc = volumes_start(p->volumes);
     start.total_ns = env_now(env) - start.total_ns;
+    p->start = start;
     *ret_start = start;
     *ret_partition = p;
     return rc;
@@ -754,13 +755,17 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
     struct partition_status s = {
         .broken = p->broken, .k = p->ds->super.data_columns, .m = p->ds->super.parity_columns};
     struct segment_space space;
-    uint64_t mapped;
+    uint64_t mapped, written;
 
     segment_get_space(p->segments, &space);
     chunkstore_get_stats(p->chunks, &s.chunks);
     journal_get_stats(p->journal, &s.journal);
-    volumes_get_counts(p->volumes, &s.volumes, &mapped, &s.overlay_bytes);
+    volumes_get_counts(p->volumes, &s.volumes, &mapped, &s.overlay_bytes, &written);
     studies_get_counts(p->studies, &s.studies);
+    s.client_bytes = written + s.studies.put_bytes;
+    for (unsigned i = 0; i < p->ds->count; i++)
+        s.drive_bytes += p->ds->drives[i].write_bytes;
+    s.start = p->start;
     s.capacity = space.total;
     s.free = chunkstore_admit(p->chunks, 0) == 0 ? space.free : 0;
     s.logical = mapped + s.studies.bytes;

@@ -74,6 +74,7 @@ struct object_store *partition_objects(struct partition *p);
 struct partition_study_counts {
     uint64_t studies, instances, bytes;            /* in the catalogue */
     uint64_t stored, replaced, identical, refused; /* puts by outcome, since start */
+    uint64_t put_bytes;                            /* taken, since start */
 };
 
 struct partition_status {
@@ -90,6 +91,9 @@ struct partition_status {
     unsigned k, m; /* the profile; new segments get at present ... */
     unsigned current_k, current_m;
     uint64_t thin_segments; /* with less parity than the profile wants */
+    uint64_t client_bytes;  /* that clients had written, since start ... */
+    uint64_t drive_bytes;   /* ... and bytes written to drives, for them and in the background */
+    struct partition_start start;
     struct journal_stats journal;
     struct chunkstore_stats chunks;
 };

@@ -35,7 +35,8 @@ struct partition {
     struct fiber_mutex checkpoint_lock;
     bool stopping, apply_stop;
 
-    struct slow_log *slow; /* NULL: none */
+    struct partition_start start; /* how the last start went */
+    struct slow_log *slow;        /* NULL: none */
     struct metric_hist apply_time, checkpoint_time;
 };
 
@@ -67,7 +68,7 @@ void volumes_hurry(struct volumes *vs, uint64_t lsn);
 /* Drains everything and waits for it. */
 int volumes_drain_all(struct volumes *vs);
 void volumes_get_counts(const struct volumes *vs, uint64_t *ret_volumes, uint64_t *ret_mapped,
-                        uint64_t *ret_overlay);
+                        uint64_t *ret_overlay, uint64_t *ret_written);
 void volumes_observe(struct volumes *vs, struct metrics *m);
 
 /* ---- study.c, study_apply.c ---- */

@@ -421,6 +421,7 @@ void studies_get_counts(const struct studies *ss, struct partition_study_counts 
     *ret_counts = (struct partition_study_counts){.studies = ss->studies,
                                                   .instances = ss->instances,
                                                   .bytes = ss->bytes,
+                                                  .put_bytes = metric_get(&ss->put_bytes),
                                                   .stored = ss->stored,
                                                   .replaced = ss->replaced,
                                                   .identical = ss->identical,

@@ -343,12 +343,16 @@ void volumes_observe(struct volumes *vs, struct metrics *m)
     metrics_add_hist(m, "filmroom_drain_seconds",
                      "Time of one round of moving small writes from the overlay into stripes", NULL,
                      &vs->drain_time);
+    metrics_add_counter(m, "filmroom_block_read_bytes_total", "Bytes read from volumes", NULL,
+                        &vs->read_bytes);
+    metrics_add_counter(m, "filmroom_block_written_bytes_total", "Bytes written to volumes", NULL,
+                        &vs->written_bytes);
     metrics_add_counter(m, "filmroom_drain_blocks_total", "Blocks moved out of the overlay", NULL,
                         &vs->drained_blocks);
 }
 
 void volumes_get_counts(const struct volumes *vs, uint64_t *ret_volumes, uint64_t *ret_mapped,
-                        uint64_t *ret_overlay)
+                        uint64_t *ret_overlay, uint64_t *ret_written)
 {
     uint64_t n = 0;
 
@@ -357,4 +361,5 @@ void volumes_get_counts(const struct volumes *vs, uint64_t *ret_volumes, uint64_
     *ret_volumes = n;
     *ret_mapped = vs->mapped * BLOCK_SIZE;
     *ret_overlay = vs->overlay.count * BLOCK_SIZE;
+    *ret_written = metric_get(&vs->written_bytes);
 }

@@ -61,6 +61,10 @@ static void io_end(struct volume *v, enum volume_op op, const struct io_watch *w
     uint64_t now = env_now(vs->p->env), took = now - w->start;
 
     metric_record(&vs->op_time[op], took);
+    if (rc == 0 && op == VOLUME_WRITE)
+        metric_add(&vs->written_bytes, len);
+    if (rc == 0 && op == VOLUME_READ)
+        metric_add(&vs->read_bytes, len);
     if (slow_is(vs->p->slow, took))
         slow_note(vs->p->slow, now, names[op], took,
                   "volume=%s offset=%llu length=%llu range_us=%llu room_us=%llu chunks_us=%llu "

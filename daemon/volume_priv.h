@@ -75,7 +75,7 @@ struct volumes {
     bool stopping;
     int drain_error;
     struct metric_hist op_time[VOLUME_OPS], overlay_wait, drain_time;
-    struct metric_counter drained_blocks;
+    struct metric_counter drained_blocks, read_bytes, written_bytes;
 };
 
 struct volume *volume_find(const struct volumes *vs, uint64_t id);

@@ -6,8 +6,10 @@
 #include "lib/base/strbuf.h"
 #include "tools/cli.h"
 
-static void cli_print_uptime(uint64_t seconds)
+static void cli_print_uptime(const json_t *status)
 {
+    uint64_t seconds = cli_number(status, "uptime_seconds");
+    const json_t *start = json_object_get(status, "start");
     struct strbuf s = STRBUF_INIT;
 
     if (seconds >= 86400)
@@ -17,6 +19,10 @@ static void cli_print_uptime(uint64_t seconds)
     strbuf_addf(&s, "%u min", (unsigned)(seconds / 60 % 60));
     if (seconds < 3600)
         strbuf_addf(&s, " %u s", (unsigned)(seconds % 60));
+    strbuf_addf(&s, ", started in %.1f s", (double)cli_number(start, "milliseconds") / 1000);
+    if (cli_number(start, "replayed_records"))
+        strbuf_addf(&s, " (%llu records replayed)",
+                    (unsigned long long)cli_number(start, "replayed_records"));
     cli_print_field("Up for", s.data);
     strbuf_free(&s);
 }
@@ -96,6 +102,22 @@ static void cli_print_capacity(const json_t *status)
     cli_print_share("Journal", cli_number(j, "used"), cli_number(j, "size"));
 }
 
+/* How many bytes went to the drives for each that clients wrote, since the start. */
+static void cli_print_amplification(const json_t *counters)
+{
+    uint64_t client = cli_number(counters, "client_bytes"),
+             drive = cli_number(counters, "drive_bytes");
+    char a[SIZE_TEXT_MAX], b[SIZE_TEXT_MAX];
+    struct strbuf s = STRBUF_INIT;
+
+    if (client == 0)
+        return;
+    strbuf_addf(&s, "%s by clients, %s to drives (%.1f to one)", size_format(client, a),
+                size_format(drive, b), (double)drive / (double)client);
+    cli_print_field("Written", s.data);
+    strbuf_free(&s);
+}
+
 static void cli_print_counters(const json_t *status)
 {
     static const struct {
@@ -107,6 +129,7 @@ static void cli_print_counters(const json_t *status)
     const json_t *counters = json_object_get(status, "counters");
     bool first = true;
 
+    cli_print_amplification(counters);
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         uint64_t n = cli_number(counters, rows[i].json);
 
@@ -130,7 +153,7 @@ int cli_status(struct cli *cli)
         return CLI_OK;
     }
     cli_print_field("Filmroom", cli_text(status, "version"));
-    cli_print_uptime(cli_number(status, "uptime_seconds"));
+    cli_print_uptime(status);
     cli_print_state(status);
     cli_print_listeners(status);
     strbuf_addf(&contents, "%llu volumes, %llu studies, %llu instances",

@@ -73,6 +73,10 @@ struct admin_status {
     uint64_t stored_instances, identical_instances, replaced_instances;
     uint64_t refused_conflicts; /* other content under a stored SOP Instance UID */
     uint64_t repaired;          /* corruptions mended, all drives */
+    uint64_t client_bytes;      /* written by clients ... */
+    uint64_t drive_bytes;       /* ... and to drives, for them and in the background */
+    /* How long the start took, and what of the journal it had to replay. */
+    uint64_t start_ns, replayed_records, replayed_bytes;
 };
 
 struct admin_source;

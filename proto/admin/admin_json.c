@@ -129,6 +129,18 @@ static json_t *admin_json_counters(const struct admin_status *s)
     admin_set_number(json, "replaced_instances", s->replaced_instances);
     admin_set_number(json, "refused_conflicts", s->refused_conflicts);
     admin_set_number(json, "repaired", s->repaired);
+    admin_set_number(json, "client_bytes", s->client_bytes);
+    admin_set_number(json, "drive_bytes", s->drive_bytes);
+    return json;
+}
+
+static json_t *admin_json_start(const struct admin_status *s)
+{
+    json_t *json = json_object();
+
+    admin_set_number(json, "milliseconds", s->start_ns / 1000000u);
+    admin_set_number(json, "replayed_records", s->replayed_records);
+    admin_set_number(json, "replayed_bytes", s->replayed_bytes);
     return json;
 }
 
@@ -145,6 +157,7 @@ static json_t *admin_json_status(const struct admin_status *s)
     admin_set_number(journal, "used", s->journal_used);
     admin_set_text(json, "version", s->version);
     admin_set_number(json, "uptime_seconds", s->uptime_ns / 1000000000u);
+    admin_set(json, "start", admin_json_start(s));
     admin_set_text(json, "state", admin_state_name(s->state));
     admin_set(json, "reasons", reasons);
     admin_set_text(json, "profile", profile.data);

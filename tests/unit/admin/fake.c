@@ -34,7 +34,11 @@ static int fake_status(struct admin_source *a, struct admin_status *ret_status)
         .studies = f->study_count,
         .instances = 12,
         .stored_instances = 12,
-        .refused_conflicts = 3};
+        .refused_conflicts = 3,
+        .client_bytes = 1000,
+        .drive_bytes = 4500,
+        .start_ns = 1500000000ull,
+        .replayed_records = 77};
 
     if (f->fail)
         return -(int)f->fail;

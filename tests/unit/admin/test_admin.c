@@ -114,6 +114,9 @@ static void test_status(void **state)
     assert_int_equal(number_of(capacity, "physical"), 3ull << 30);
     assert_int_equal(number_of(listener, "port"), 11112);
     assert_int_equal(number_of(json_object_get(json, "counters"), "refused_conflicts"), 3);
+    assert_int_equal(number_of(json_object_get(json, "counters"), "drive_bytes"), 4500);
+    assert_int_equal(number_of(json_object_get(json, "start"), "milliseconds"), 1500);
+    assert_int_equal(number_of(json_object_get(json, "start"), "replayed_records"), 77);
     json_decref(json);
 }
 
