@@ -172,7 +172,8 @@ def write_volume(daemon, gib, written_gib):
 
 
 def measure(args, folder):
-    sizes = [n for n in (args.instances // 100, args.instances // 10, args.instances) if n]
+    sizes = [n for n in (args.instances // 100, args.instances // 10, args.instances)
+             if n >= 10 * STUDY_SIZE]
     sizes = [n // STUDY_SIZE * STUDY_SIZE for n in sizes]
     result, at = [], 0
     with harness.Daemon(os.path.join(folder, "data"), "--capacity", "64G",
