@@ -348,6 +348,16 @@ static void crash_check(struct crash *c)
 
 /* ---- A workload ---- */
 
+static unsigned pending(struct crash *c)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < c->disks.count; i++)
+        list_for_each (it, &c->disks.disk[i].changes)
+            n++;
+    return n;
+}
+
 static void end_life(struct crash *c, enum crash_end end)
 {
     struct crash_state kept = {.count = 0};
@@ -355,6 +365,7 @@ static void end_life(struct crash *c, enum crash_end end)
 
     kill_process(c);
     c->over = false;
+    run_trace(&c->run, "life %u ends, %u changes pending", c->life, pending(c));
     if (end == CRASH_END_KILL) {
         crash_disks_orphan(&c->disks, true);
         crash_meta_cut(&c->meta, c->meta.flushed);

@@ -417,8 +417,11 @@ static void write_then_killed(struct crash *c)
     DO(c, {WRITE, 0, 3, 2, 7}, {WRITE, 0, 40, 17, 8}, {WRITE, 0, 4, 1, 9});
 }
 
+/* What a reader has seen once must stay. */
 static void write_more(struct crash *c)
 {
+    verify_all(&c->run);
+    acknowledged(c);
     crash_watch(c, true);
     DO(c, {WRITE, 0, 5, 1, 21}, {WRITE, 0, 0, 1, 22});
     crash_watch(c, false);
@@ -431,8 +434,9 @@ static void writer(void *arg)
     do_step(t->c, t->step);
 }
 
-/* The life ends in the middle of writes. */
-static void cut_while_writing(struct crash *c)
+/* The life ends in the middle of writes: while batches of the journal are on their way to one mirror
+ * or the other, or have come to some. */
+static void cut_while_writing(struct crash *c, uint64_t ns)
 {
     static const struct step steps[] = {
         {WRITE, 0, 6, 1, 31}, {WRITE, 0, 8, 17, 32}, {WRITE, 0, 3, 1, 33}};
@@ -443,8 +447,23 @@ static void cut_while_writing(struct crash *c)
         t[i] = (struct together){c, &steps[i], NULL};
         fiber_spawn(c->run.env, "writer", writer, &t[i]);
     }
-    env_sleep(c->run.env, 60000);
+    env_sleep(c->run.env, ns);
     crash_end_life(c);
+}
+
+static void cut_early(struct crash *c)
+{
+    cut_while_writing(c, 20000);
+}
+
+static void cut_midway(struct crash *c)
+{
+    cut_while_writing(c, 100000);
+}
+
+static void cut_late(struct crash *c)
+{
+    cut_while_writing(c, 200000);
 }
 
 #define REBUILD_DELAY (50 * ENV_NS_PER_MS)
@@ -507,8 +526,12 @@ const struct crash_workload crash_workloads[] = {
      .life_count = 2},
     {.name = "killed",
      .text = "a kill in the middle of writes, a start, and more writes",
-     .lives = {{.work = cut_while_writing, .end = CRASH_END_KILL},
+     .lives = {{.work = cut_early, .end = CRASH_END_KILL},
                {.work = write_more, .watch_open = true}},
+     .life_count = 2},
+    {.name = "killed-late",
+     .text = "the same, a little later",
+     .lives = {{.work = cut_late, .end = CRASH_END_KILL}, {.work = write_more, .watch_open = true}},
      .life_count = 2},
     {.name = "replay",
      .text = "a power cut, a replay, a kill, a replay, and more writes",
@@ -518,7 +541,7 @@ const struct crash_workload crash_workloads[] = {
      .life_count = 3},
     {.name = "torn",
      .text = "a power cut in the middle of writes, a start, and more writes",
-     .lives = {{.work = cut_while_writing, .end = CRASH_END_POWER},
+     .lives = {{.work = cut_midway, .end = CRASH_END_POWER},
                {.work = write_more, .watch_open = true}},
      .life_count = 2},
 };
