@@ -434,8 +434,8 @@ static void writer(void *arg)
     do_step(t->c, t->step);
 }
 
-/* The life ends in the middle of writes: while batches of the journal are on their way to one mirror
- * or the other, or have come to some. */
+/* The life ends in the middle of writes: while batches of the journal are on their way to one
+ * mirror or the other, or have come to some. */
 static void cut_while_writing(struct crash *c, uint64_t ns)
 {
     static const struct step steps[] = {
