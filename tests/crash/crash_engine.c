@@ -23,6 +23,7 @@
 #include "lib/base/plant.h"
 #include "lib/dicom/dcm.h"
 #include "tests/crash/crash.h"
+#include "tests/sim/child.h"
 
 #define LIFE_MAX_NS (3600 * ENV_NS_PER_S)
 #define SEED        1u
@@ -343,7 +344,7 @@ static void crash_check(struct crash *c)
     }
     run_process(c, "recovery", recover_main);
     kill_process(c);
-    _exit(0);
+    child_exit(0);
 }
 
 /* ---- A workload ---- */
@@ -486,7 +487,7 @@ static bool run_workload(const struct crash_workload *w, const struct crash_sett
         return false;
     if (pid == 0) {
         crash_run(w, s, &counts);
-        _exit(write(fds[1], &counts, sizeof(counts)) == (ssize_t)sizeof(counts) ? 0 : 2);
+        child_exit(write(fds[1], &counts, sizeof(counts)) == (ssize_t)sizeof(counts) ? 0 : 2);
     }
     (void)close(fds[1]);
     if (read(fds[0], &counts, sizeof(counts)) != (ssize_t)sizeof(counts))
