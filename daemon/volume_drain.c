@@ -185,7 +185,9 @@ void volume_drainer(void *arg)
         rc = drain_round(vs);
         vs->drain_error = rc;
         fiber_cond_broadcast(&vs->drained);
-        fiber_cond_broadcast(&vs->reap_work); /* maps wait for the last of theirs */
+        if (rc < 0)
+            fiber_cond_broadcast(&vs->overlay_room); /* who waits may want to give up */
+        fiber_cond_broadcast(&vs->reap_work);        /* maps wait for the last of theirs */
         if (rc < 0 && !vs->stopping && !vs->p->broken) {
             log_error("volumes", "draining writes failed, will try again error=%s", err_name(rc));
             env_sleep(vs->p->env, DRAIN_RETRY);

@@ -202,22 +202,30 @@ int volume_read(struct block_volume *h, uint64_t off, void *buf, size_t len)
 
 /* ---- Writing ---- */
 
-/* Waits until the overlay has room for more blocks. */
-static void overlay_await_room(struct volumes *vs, uint32_t blocks, struct io_watch *w)
+static bool overlay_is_full(const struct volumes *vs, uint32_t blocks)
+{
+    return vs->overlay.count + vs->overlay_incoming + blocks > vs->overlay_max;
+}
+
+/* Waits until the overlay has room for more blocks. ERR_NOSPC when it cannot be drained for lack of
+ * space: not the store's, which keeps some for that, but that of the file systems which file-backed
+ * drives are on. Their space may come back in an hour or never; nobody is to wait for it. */
+static int overlay_await_room(struct volumes *vs, uint32_t blocks, struct io_watch *w)
 {
     uint64_t start = 0, took;
 
-    while (vs->overlay.count + vs->overlay_incoming + blocks > vs->overlay_max && !vs->stopping &&
+    while (overlay_is_full(vs, blocks) && vs->drain_error != ERR_NOSPC && !vs->stopping &&
            !vs->p->broken) {
         if (!start)
             start = env_now(vs->p->env);
         fiber_cond_wait(&vs->overlay_room);
     }
-    if (!start)
-        return;
-    took = env_now(vs->p->env) - start;
-    metric_record(&vs->overlay_wait, took);
-    w->room_ns += took;
+    if (start) {
+        took = env_now(vs->p->env) - start;
+        metric_record(&vs->overlay_wait, took);
+        w->room_ns += took;
+    }
+    return overlay_is_full(vs, blocks) && vs->drain_error == ERR_NOSPC ? ERR_NOSPC : 0;
 }
 
 /* Small: the blocks go into the journal and the overlay. */
@@ -230,9 +238,10 @@ static int write_small(struct volume *v, uint64_t first, const uint8_t *bytes, u
                           {(void *)(uintptr_t)bytes, (size_t)blocks * BLOCK_SIZE}};
     int rc = chunkstore_await_room(vs->p->chunks, (uint64_t)blocks * BLOCK_SIZE);
 
+    if (rc == 0)
+        rc = overlay_await_room(vs, blocks, w);
     if (rc < 0)
         return rc;
-    overlay_await_room(vs, blocks, w);
     if (vs->stopping)
         return ERR_SHUTDOWN;
     codec_put_le64(head, v->info.id);

@@ -104,6 +104,11 @@ int volume_snapshot(struct block_store *bs, const char *const *names, size_t cou
 
     if (count == 0 || count > BLOCK_GROUP_MAX)
         return ERR_INVAL;
+    if (PLANTED(GROUP_APART) && count > 1) {
+        int rc = volume_snapshot(bs, names, 1, snapshot);
+
+        return rc < 0 ? rc : volume_snapshot(bs, names + 1, count - 1, snapshot);
+    }
     codec_write_le64(&w, env_wallclock(vs->p->env));
     codec_write_le32(&w, (uint32_t)count);
     codec_write_le32(&w, (uint32_t)strlen(snapshot));
@@ -312,6 +317,7 @@ static int apply_clone(struct volumes *vs, const struct apply *a)
     v->info.durability = (enum block_durability)durability;
     memcpy(v->info.name, text, sizeof(text));
     give_map(vs, v, a->lsn, s->map, a->lsn);
+    s->map->children -= PLANTED(CLONE_UNCOUNTED);
     volume_put_row(v, a->kv);
     return 0;
 }

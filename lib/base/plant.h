@@ -33,7 +33,13 @@
     X(MOVE_COUNTED_TWICE, "a moved chunk is still counted where it was")                    \
     X(HOLE_INHERITS, "a block zeroed after a snapshot shows what the snapshot has")         \
     X(MERGE_OVERRIDES, "a deleted snapshot's blocks replace those written after it")        \
-    X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")
+    X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")    \
+    X(GROUP_APART, "each snapshot of a group is a record of its own")                       \
+    X(CLONE_UNCOUNTED, "a clone does not count as a child of its snapshot's map")           \
+    X(REBUILD_SKIPS_GONE, "what has columns on a drive that is given up is not rebuilt")    \
+    X(REBUILD_SKIPS_OPEN, "segments that are still open are not rebuilt")                   \
+    X(FULL_PUTS_OUT, "a drive is put out because the file system under it is full")         \
+    X(OLDEST_ELECTED, "of the drives' superblocks the oldest is believed")
 
 enum plant {
     PLANT_NONE,

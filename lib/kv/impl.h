@@ -86,3 +86,11 @@ static inline struct kv_slice kv_key_of_full(struct kv_slice full)
 }
 struct kv_rows *kv_page_pack(struct kv_page *p); /* frees the page's memory */
 void kv_page_free(struct kv_page *p);
+
+/* ---- kv_mem's durable image, for those who decide themselves what a crash leaves ---- */
+
+struct kv_mem_image;
+/* Applies a batch to the image, as if it had become durable. Does not suspend. */
+void kv_mem_image_apply(struct kv_mem_image *image, const struct kv_batch *b);
+/* An image with the same rows. */
+struct kv_mem_image *kv_mem_image_copy(const struct kv_mem_image *image);

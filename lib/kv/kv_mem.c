@@ -92,18 +92,36 @@ void kv_mem_image_free(struct kv_mem_image *image)
     mem_free(image);
 }
 
+void kv_mem_image_apply(struct kv_mem_image *image, const struct kv_batch *b)
+{
+    void *saved;
+
+    sim_outside_enter(&saved);
+    kv_mem_apply(image->rows, b);
+    sim_outside_leave(saved);
+}
+
+struct kv_mem_image *kv_mem_image_copy(const struct kv_mem_image *image)
+{
+    struct kv_mem_image *copy = kv_mem_image_new();
+    void *saved;
+
+    sim_outside_enter(&saved);
+    for (const struct skiplist_node *n = skiplist_first(image->rows); n; n = n->next[0])
+        skiplist_put(copy->rows, n->key, n->value);
+    sim_outside_leave(saved);
+    return copy;
+}
+
 /* Makes every batch up to `number` durable. Does not suspend. */
 static void kv_mem_make_durable(struct kv_mem *m, uint64_t number)
 {
     while (!list_empty(&m->pending)) {
         struct kv_mem_pending *p = LIST_ENTRY(m->pending.next, struct kv_mem_pending, node);
-        void *saved;
 
         if (p->number > number)
             break;
-        sim_outside_enter(&saved);
-        kv_mem_apply(m->image->rows, p->batch);
-        sim_outside_leave(saved);
+        kv_mem_image_apply(m->image, p->batch);
         list_del(&p->node);
         m->pending_bytes -= p->batch->ops.len;
         kv_batch_free(p->batch);

@@ -291,7 +291,10 @@ struct sim_file {
     bool linked; /* has its name */
     bool locked;
     unsigned refs; /* open handles, and one for the name */
-    struct sim_image now, durable;
+    struct sim_image now, durable, kept;
+    bool has_kept;
+    uint8_t *reserved; /* per page of the medium: RESERVE has found its space */
+    size_t reserved_pages;
     struct list pending; /* what was done and is not durable, oldest first */
     size_t pending_count;
     uint64_t last_seq;
@@ -318,6 +321,11 @@ void sim_media_sync_failed(struct sim_file *f, uint64_t upto_seq);
 void sim_media_xor(struct sim_file *f, uint64_t off, uint8_t bits); /* rot, on the medium */
 bool sim_media_pending_of(const struct sim_file *f, uint32_t process);
 void sim_media_power_cut(struct sim_file *f);
+/* Has every byte of the range its space? And: gives it. */
+bool sim_media_has_space(const struct sim_file *f, uint64_t off, uint64_t len);
+void sim_media_reserve(struct sim_file *f, uint64_t off, uint64_t len);
+void sim_media_keep(struct sim_file *f);
+void sim_media_restore(struct sim_file *f);
 
 /* sim_file.c */
 int sim_open(struct env *env, const char *path, unsigned flags, struct env_file **ret_file);

@@ -28,6 +28,9 @@ struct sim_faults {
     uint32_t lost_write;           /* a write says it is durable and never was (a lying drive) */
     uint32_t misdirected_write;    /* a write lands on a wrong 4 KiB-aligned offset of that file */
     uint32_t sock_cut;             /* a connection breaks */
+    uint32_t nospc;                /* RESERVE of, or WRITE to, space never written fails: the file
+                                      system under the file is full */
+    bool no_reserve;               /* RESERVE is not supported */
     uint64_t io_min_ns, io_max_ns; /* latency of one operation, uniform */
     uint64_t net_min_ns, net_max_ns;
 };
@@ -69,6 +72,10 @@ int sim_file_read(struct sim *sim, const char *path, void *buf, size_t len, uint
 int sim_file_corrupt(struct sim *sim, const char *path, uint64_t off, size_t len); /* noise */
 int sim_file_delete(struct sim *sim, const char *path);    /* open handles go on working */
 uint64_t sim_file_size(struct sim *sim, const char *path); /* 0 when missing */
+/* Keeps a copy of the medium as it is, instead of one kept before; and puts that copy back, as if
+ * the drive had been restored from it. The file must not be open. ERR_NOENT. */
+int sim_file_keep(struct sim *sim, const char *path);
+int sim_file_restore(struct sim *sim, const char *path);
 
 /* State that outlives a process but is not a file (kv_mem's durable image): allocations made
  * between enter and leave belong to the sim, not to the running process. */

@@ -190,6 +190,8 @@ static int64_t op_write(struct sim_file *f, const struct sim_op *op,
 {
     struct sim_change c = op_change(op);
 
+    if (faults->nospc && !sim_media_has_space(f, c.off, c.len) && sim_chance(f->sim, faults->nospc))
+        return ERR_NOSPC;
     if (sim_chance(f->sim, faults->write_eio)) {
         sim_media_change_torn(f, &c);
         return ERR_IO;
@@ -217,6 +219,18 @@ static int64_t op_sync(struct sim_file *f, const struct sim_op *op, const struct
     return 0;
 }
 
+static int64_t op_reserve(struct sim_file *f, const struct env_io *io,
+                          const struct sim_faults *faults)
+{
+    if (faults->no_reserve)
+        return ERR_UNSUPPORTED;
+    if (faults->nospc && !sim_media_has_space(f, io->off, io->len) &&
+        sim_chance(f->sim, faults->nospc))
+        return ERR_NOSPC;
+    sim_media_reserve(f, io->off, io->len);
+    return 0;
+}
+
 static int64_t op_other(struct sim_file *f, const struct sim_op *op)
 {
     struct sim_change c = op_change(op);
@@ -241,7 +255,7 @@ static int64_t op_result(struct sim_file *f, const struct sim_op *op)
     case ENV_SYNC:
         return op_sync(f, op, faults);
     case ENV_RESERVE:
-        return 0; /* simulated media never lack space */
+        return op_reserve(f, op->io, faults);
     case ENV_TRIM:
     case ENV_RESIZE:
         break;
@@ -457,4 +471,39 @@ uint64_t sim_file_size(struct sim *sim, const char *path)
     const struct sim_file *f = file_find(sim, path);
 
     return f ? f->now.size : 0;
+}
+
+/* The file, when nobody has it open. */
+static struct sim_file *file_at_rest(struct sim *sim, const char *path)
+{
+    struct sim_file *f = file_find(sim, path);
+
+    CHECK(!f || f->refs == 1);
+    return f;
+}
+
+int sim_file_keep(struct sim *sim, const char *path)
+{
+    struct sim_file *f = file_at_rest(sim, path);
+    struct mem_domain *before;
+
+    if (!f)
+        return ERR_NOENT;
+    before = env_outside_enter();
+    sim_media_keep(f);
+    env_outside_leave(before);
+    return 0;
+}
+
+int sim_file_restore(struct sim *sim, const char *path)
+{
+    struct sim_file *f = file_at_rest(sim, path);
+    struct mem_domain *before;
+
+    if (!f || !f->has_kept)
+        return ERR_NOENT;
+    before = env_outside_enter();
+    sim_media_restore(f);
+    env_outside_leave(before);
+    return 0;
 }

@@ -286,6 +286,8 @@ void sim_media_free(struct sim_file *f)
         pending_free(f, pending_of(f->pending.next));
     image_free(&f->now);
     image_free(&f->durable);
+    image_free(&f->kept);
+    mem_free(f->reserved);
 }
 
 size_t sim_media_read(struct sim_file *f, void *buf, size_t len, uint64_t off)
@@ -422,4 +424,42 @@ void sim_media_power_cut(struct sim_file *f)
         pending_free(f, p);
     }
     image_copy(&f->now, &f->durable);
+}
+
+/* ---- Space, and old copies ---- */
+
+bool sim_media_has_space(const struct sim_file *f, uint64_t off, uint64_t len)
+{
+    for (uint64_t i = off / MEDIA_PAGE; i * MEDIA_PAGE < off + len; i++)
+        if (!(i < f->reserved_pages && f->reserved[i]) &&
+            !(i < f->now.page_count && f->now.pages[i]))
+            return false;
+    return true;
+}
+
+void sim_media_reserve(struct sim_file *f, uint64_t off, uint64_t len)
+{
+    size_t end = (size_t)((off + len + MEDIA_PAGE - 1) / MEDIA_PAGE);
+
+    if (end > f->reserved_pages) {
+        f->reserved = mem_realloc(f->reserved, end);
+        memset(f->reserved + f->reserved_pages, 0, end - f->reserved_pages);
+        f->reserved_pages = end;
+    }
+    for (size_t i = (size_t)(off / MEDIA_PAGE); i < end; i++)
+        f->reserved[i] = 1;
+}
+
+void sim_media_keep(struct sim_file *f)
+{
+    image_copy(&f->kept, &f->durable);
+    f->has_kept = true;
+}
+
+void sim_media_restore(struct sim_file *f)
+{
+    while (!list_empty(&f->pending))
+        pending_free(f, pending_of(f->pending.next));
+    image_copy(&f->durable, &f->kept);
+    image_copy(&f->now, &f->kept);
 }

@@ -260,6 +260,9 @@ static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
         rc = env_resize(d->file, size); /* a block device too small says so here */
     if (rc == 0 && (ds->super.journal_mirrors >> d->index & 1))
         rc = drive_wipe_journal(ds, d);
+    /* Any drive may have to become a mirror, and then on a file system that is full by now. */
+    if (rc == 0 && env_reserve(d->file, ds->super.journal_off, ds->super.journal_len) == ERR_NOSPC)
+        rc = ERR_NOSPC;
     return rc;
 }
 
@@ -373,8 +376,10 @@ static int elect(struct driveset *ds, const struct format_super *supers)
             continue;
         votes = elect_votes(ds, supers, s);
         if (best && votes == best_votes && memcmp(s->store_uuid, best->store_uuid, 16) == 0) {
-            if (s->epoch > best->epoch ||
-                (s->epoch == best->epoch && s->generation > best->generation))
+            if (PLANTED(OLDEST_ELECTED)
+                    ? s->epoch < best->epoch
+                    : s->epoch > best->epoch ||
+                          (s->epoch == best->epoch && s->generation > best->generation))
                 best = s;
         } else if (!best || votes >= best_votes) {
             tie = best && votes == best_votes;

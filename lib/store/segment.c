@@ -289,7 +289,7 @@ bool segment_pick_thin(struct segments *ss, uint64_t *ret_segment)
     for (unsigned i = 0; i < SEGMENT_FILLS; i++)
         list_for_each (it, &ss->fills[i]) {
             const struct segment *s = LIST_ENTRY(it, struct segment, fill_link);
-            unsigned parity = segment_parity(s, ss->given_up);
+            unsigned parity = segment_parity(s, PLANTED(REBUILD_SKIPS_GONE) ? 0 : ss->given_up);
 
             if (parity >= least || s->tries >= SEGMENT_TRIES)
                 continue;
@@ -652,14 +652,9 @@ static int fragments_write(struct segments *ss, const struct segment *s)
                          FORMAT_UNIT, segment_column_off(ss, s, i));
     }
     (void)env_io_run(ios, n); /* each result is looked at */
-    for (unsigned i = 0; i < n; i++) {
-        drive_io_done(&ss->ds->drives[s->drive[i]], &ios[i]);
-        if (ios[i].result < 0) {
-            driveset_put_out(ss->ds, s->drive[i], "segment write failed");
-            rc = ERR_IO;
-        }
+    rc = segment_columns_written(ss, s, ios);
+    for (unsigned i = 0; i < n; i++)
         buf_unref(bufs[i]);
-    }
     return rc;
 }
 
@@ -709,7 +704,8 @@ int segment_renew_thin(struct segments *ss)
 
         fiber_mutex_lock(&ss->stream_lock[i]);
         segment_geometry(ss, &k, &m);
-        if (ss->open[i] && segment_parity(ss->open[i], ss->given_up) < m)
+        if (ss->open[i] && segment_parity(ss->open[i], ss->given_up) < m &&
+            !PLANTED(REBUILD_SKIPS_OPEN))
             rc = segment_open_new(ss, (enum segment_stream)i, &s);
         fiber_mutex_unlock(&ss->stream_lock[i]);
     }

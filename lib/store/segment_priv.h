@@ -37,6 +37,12 @@ void segment_geometry(const struct segments *ss, unsigned *ret_k, unsigned *ret_
 /* Opens a new segment for the stream: slots, fragment headers, record. Suspends. */
 int segment_open_new(struct segments *ss, enum segment_stream stream, struct segment **ret_segment);
 
+/* Looks at the results of writes to columns of a segment, io i being to column i: counts them, puts
+ * out the drives that failed. Returns 0; ERR_IO when a drive was put out; ERR_NOSPC when none was,
+ * and the file system under one is full: that is no fault of the drive, and to put out all drives
+ * that share the file system would take the store down. */
+int segment_columns_written(struct segments *ss, const struct segment *s, const struct env_io *ios);
+
 /* Reads loc->stored bytes by trying combinations of k columns until `fits` says so; ERR_LOST when
  * none does. The caller keeps the segment. Suspends. */
 int segment_read_careful(struct segments *ss, struct segment *s, const struct segment_loc *loc,

@@ -146,6 +146,24 @@ static int stripe_reserve(struct segments *ss, enum segment_stream stream,
     return rc;
 }
 
+int segment_columns_written(struct segments *ss, const struct segment *s, const struct env_io *ios)
+{
+    int rc = 0;
+
+    for (unsigned i = 0; i < s->k + s->m; i++) {
+        drive_io_done(&ss->ds->drives[s->drive[i]], &ios[i]);
+        if (ios[i].result >= 0)
+            continue;
+        if (ios[i].result == ERR_NOSPC && !PLANTED(FULL_PUTS_OUT)) {
+            rc = rc ? rc : ERR_NOSPC;
+            continue;
+        }
+        driveset_put_out(ss->ds, s->drive[i], "segment write failed");
+        rc = ERR_IO;
+    }
+    return rc;
+}
+
 /* Writes all columns; puts out the drives that fail. */
 static int stripe_write_columns(struct segments *ss, const struct segment *s,
                                 const struct segment_stripe *where, uint8_t *bytes)
@@ -153,7 +171,6 @@ static int stripe_write_columns(struct segments *ss, const struct segment *s,
     struct env_io ios[FORMAT_COLS_MAX];
     unsigned n = s->k + s->m;
     size_t column = (size_t)where->width * FORMAT_UNIT;
-    int rc = 0;
 
     for (unsigned i = 0; i < n; i++) {
         struct drive *d = &ss->ds->drives[s->drive[i]];
@@ -166,14 +183,7 @@ static int stripe_write_columns(struct segments *ss, const struct segment *s,
                        !(PLANTED(COMPACT_NOT_SYNCED) && s->stream >= SEGMENT_VOLUMES_KEPT);
     }
     (void)env_io_run(ios, n); /* each result is looked at */
-    for (unsigned i = 0; i < n; i++) {
-        drive_io_done(&ss->ds->drives[s->drive[i]], &ios[i]);
-        if (ios[i].result < 0) {
-            driveset_put_out(ss->ds, s->drive[i], "segment write failed");
-            rc = ERR_IO;
-        }
-    }
-    return rc;
+    return segment_columns_written(ss, s, ios);
 }
 
 /* A stripe to be made: all that the computation needs, since it may run on another thread. */

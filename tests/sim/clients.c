@@ -56,9 +56,16 @@ static bool full_enough(struct run *r, uint64_t bytes)
     struct partition_status s;
     uint64_t segment = r->slot_size * r->k;
 
+    if (r->host_was_full)
+        return true;
     partition_get_status(r->p, &s);
     return s.free <= (2 + SEGMENT_STREAMS) * segment + 2 * r->partition.overlay_bytes + bytes +
                          (uint64_t)r->clients * (8u << 20);
+}
+
+bool clients_find_full(struct run *r)
+{
+    return full_enough(r, 0);
 }
 
 /* ---- Volumes ---- */

@@ -80,6 +80,10 @@ static void choose_geometry(struct run *r)
                                           .replace = r->partition.on_conflict == PARTITION_REPLACE};
     r->faults_on = r->m > 0 && run_chance(r, 65);
     r->damage_max = r->m;
+    r->host_fills = run_chance(r, 12);
+    r->host_no_reserve = run_chance(r, 40);
+    if (r->host_fills && run_chance(r, 50))
+        r->faults_on = false; /* then nothing may happen to drives at all */
     r->storm = run_chance(r, 25);
     r->block_span = run_chance(r, 50) && !r->churn ? 64 : 8 + run_random(r, MODEL_BLOCKS - 8);
     r->slow_io_ns = run_chance(r, 80) ? 0 : 1 + run_random(r, 5 * ENV_NS_PER_MS);
@@ -170,6 +174,8 @@ static void life_close(struct run *r)
     r->phase = "recounting";
     if (!r->options.lost)
         recount_all(r);
+    if (r->healing && !r->options.lost)
+        heal_check(r);
     rc = kv_close(r->kv);
     if (rc < 0)
         run_fail(r, "kv_close: %s", err_name(rc));
@@ -223,7 +229,9 @@ static void life_main(void *arg)
     r->opened = true;
     r->phase = "verifying";
     verify_all(r);
-    if (r->last)
+    if (r->healing)
+        heal_work(r);
+    else if (r->last)
         life_finish(r);
     else
         life_work(r);
@@ -306,17 +314,23 @@ static void damage(struct run *r)
         (void)sim_file_delete(r->sim, r->paths[d]);
         r->deleted |= bit;
         r->passing &= ~bit;
+    } else if (run_chance(r, 30) && stale_restore(r, d)) {
+        r->passing &= ~bit;
+        r->spoilt |= bit;
     } else if (run_chance(r, 35)) {
         noise(r, r->paths[d]);
         r->passing &= ~bit;
+        r->spoilt |= bit;
     } else {
         bool passing = (r->passing & bit) && run_chance(r, 60);
 
         lie(r, r->paths[d], passing);
         r->faulty |= bit;
         r->faulty_in_life |= bit;
-        if (!passing)
+        if (!passing) {
             r->passing &= ~bit;
+            r->spoilt |= bit;
+        }
     }
 }
 
@@ -342,6 +356,7 @@ static void heal(struct run *r)
     for (unsigned d = 0; d < r->drives; d++)
         sim_set_file_faults(r->sim, r->paths[d], NULL);
     r->faulty = 0;
+    host_set_full(r, false);
 }
 
 /* ---- Lives ---- */
@@ -350,6 +365,7 @@ static void life_started(struct run *r, const char *name, fiber_fn fn)
 {
     r->opened = false;
     r->faulty_in_life = r->faulty;
+    r->host_was_full = r->host_full;
     r->p = NULL;
     r->env = sim_process(r->sim, name, fn, r);
 }
@@ -385,15 +401,19 @@ static void life_run(struct run *r, uint64_t ns)
     while (!sim_process_ended(r->env) && sim_now(r->sim) < end) {
         uint64_t at = end;
 
-        if (r->faults_on && run_chance(r, 70)) {
+        if ((r->faults_on || r->host_fills) && run_chance(r, 70)) {
             at = sim_now(r->sim) + run_random(r, ns < ENV_NS_PER_S ? ns : ENV_NS_PER_S);
             if (at > end)
                 at = end;
         }
+        if (r->host_fills) /* not for long: who waits for the journal waits until it ends */
+            host_set_full(r, at < end && run_chance(r, 40));
         if (sim_run(r->sim, at) && !sim_process_ended(r->env))
             life_hangs(r);
-        if (r->opened)
+        if (r->opened) {
             damage_passes(r);
+            host_check(r);
+        }
         if (at < end && !sim_process_ended(r->env) && run_chance(r, 40))
             damage(r);
     }
@@ -468,21 +488,29 @@ uint64_t run_seed(uint64_t seed, const struct run_options *options)
 {
     struct run *r = mem_alloc(sizeof(*r));
     uint64_t digest;
-    bool faults_on;
+    bool faults_on, host_fills;
 
     run_init(r, seed, options);
     faults_on = r->faults_on;
-    r->faults_on = false; /* a store is made on sound drives */
+    host_fills = r->host_fills;
+    r->faults_on = r->host_fills = false; /* a store is made on sound drives */
     make_store(r);
     r->faults_on = faults_on;
+    r->host_fills = host_fills;
     for (uint64_t lives = r->storm ? 4 + run_random(r, 12) : 1 + run_random(r, 6); lives > 0;
          lives--, r->life++) {
+        if (r->faults_on)
+            stale_keep(r);
         live(r, run_chance(r, r->storm ? 5 : 35));
         if (run_chance(r, r->storm ? 20 : 50))
             damage(r);
     }
     heal(r);
-    r->faults_on = false;
+    r->faults_on = r->host_fills = false;
+    r->healing = true;
+    r->partition.rebuild_delay_ns = 1;
+    live(r, true);
+    r->healing = false;
     r->last = true;
     live(r, true);
     digest = sim_digest(r->sim);

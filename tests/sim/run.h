@@ -64,6 +64,10 @@ struct run {
     uint32_t faulty;         /* has faults now */
     uint32_t faulty_in_life; /* had some in this life */
     unsigned damage_max;     /* drives */
+    uint32_t spoilt;         /* may hold something wrong: lied, rotted, put back from a copy */
+    bool host_fills;         /* file systems under drives run full now and then, ... */
+    bool host_no_reserve;    /* ... and cannot reserve space */
+    bool host_full, host_was_full; /* now; in this life */
     uint64_t slow_io_ns;
     bool storm; /* one kill soon after the other */
     bool churn; /* much is written over, again and again */
@@ -78,6 +82,8 @@ struct run {
     uint64_t ops_left, think_ns, block_span;
     struct fiber_group group;
     bool opened, last;
+    bool healing;  /* this life: no faults, and the store must become whole */
+    bool is_whole; /* it did */
 
     uint64_t ops, nospc, kills, compacted, moved; /* counts, for --trace */
 };
@@ -101,6 +107,18 @@ void client_main(void *arg);
 int client_read_instance(struct run *r, unsigned index, int *ret_content);
 /* Deletes every volume and instance. */
 void clients_delete_all(struct run *r);
+
+/* Is it fair to say that the store is full, or that the file systems under it are? */
+bool clients_find_full(struct run *r);
+
+/* heal.c: faults of what drives lie on. */
+void host_set_full(struct run *r, bool full);
+void host_check(struct run *r);
+void stale_keep(struct run *r);                    /* copies some drives; between lives */
+bool stale_restore(struct run *r, unsigned drive); /* false: there is no copy, or a life */
+/* And healing: waits until the store is whole; reads all of it, once the partition is closed. */
+void heal_work(struct run *r);
+void heal_check(struct run *r);
 
 /* verify.c: everything that the store holds against the model; nothing else is at work. Settles
  * what the crash before left open. */

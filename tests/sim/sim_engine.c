@@ -22,6 +22,7 @@
 #include "lib/base/log.h"
 #include "lib/base/plant.h"
 #include "lib/dicom/dcm.h"
+#include "tests/sim/child.h"
 #include "tests/sim/life.h"
 
 #define JOBS_MAX     64
@@ -57,7 +58,7 @@ static pid_t start_seed(const struct settings *s, uint64_t seed, int fd)
     if (pid)
         return pid;
     digest = run_seed(seed, &s->run);
-    _exit(fd < 0 || write(fd, &digest, sizeof(digest)) == (ssize_t)sizeof(digest) ? 0 : 2);
+    child_exit(fd < 0 || write(fd, &digest, sizeof(digest)) == (ssize_t)sizeof(digest) ? 0 : 2);
 }
 
 static void report(const struct settings *s, uint64_t seed, int status)

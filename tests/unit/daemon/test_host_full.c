@@ -1,0 +1,149 @@
+/* The file system under file-backed drives is full: users are told so and do not wait, no drive is
+ * put out for it, what was acknowledged stays, and all goes on once there is space again. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "lib/base/err.h"
+#include "lib/base/log.h"
+#include "tests/unit/daemon/partition_case.h"
+
+#define MIB (1u << 20)
+
+static struct partition_case pc;
+static bool no_reserve; /* the file system cannot tell beforehand */
+
+static void host_full(bool full)
+{
+    struct sim_faults f = {.nospc = full ? 1000000 : 0, .no_reserve = full && no_reserve};
+
+    sim_set_faults(pc.c.sim, &f);
+}
+
+static int write_at(struct block_volume *v, uint64_t off, size_t len, uint64_t seed)
+{
+    uint8_t *p = malloc(len + 8);
+    int rc;
+
+    sim_case_bytes(seed, p, len);
+    rc = block_write(v, off, p, len, 0);
+    free(p);
+    return rc;
+}
+
+static void expect_at(struct block_volume *v, uint64_t off, size_t len, uint64_t seed)
+{
+    uint8_t *want = malloc(len + 8), *got = malloc(len);
+
+    sim_case_bytes(seed, want, len);
+    assert_int_equal(block_read(v, off, got, len), 0);
+    assert_memory_equal(got, want, len);
+    free(want);
+    free(got);
+}
+
+/* Small writes go to the overlay until that is full, and it cannot be drained. */
+static uint64_t write_until_refused(struct block_volume *v)
+{
+    uint64_t n = 0;
+    int rc;
+
+    while ((rc = write_at(v, MIB + n * BLOCK_SIZE, BLOCK_SIZE, 100 + n)) == 0)
+        assert_true(++n < 4096);
+    assert_int_equal(rc, ERR_NOSPC);
+    return n;
+}
+
+static void full_main(void *arg)
+{
+    struct block_volume *v;
+    uint64_t n;
+
+    (void)arg;
+    partition_case_open(&pc);
+    assert_int_equal(block_create(pc.bs, "v", 32 * MIB, BLOCK_EVERY_WRITE), 0);
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    host_full(true);
+    assert_int_equal(write_at(v, 0, 256 * 1024, 1), ERR_NOSPC);
+    n = write_until_refused(v);
+    assert_true(n > 0);
+    assert_int_equal(partition_settle(pc.p), ERR_NOSPC);
+    assert_int_equal(driveset_healthy(partition_drives(pc.p)), pc.drives);
+    host_full(false);
+    assert_int_equal(partition_settle(pc.p), 0);
+    assert_int_equal(write_at(v, 0, 256 * 1024, 2), 0);
+    assert_int_equal(partition_case_status(&pc).thin_segments, 0);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+
+    partition_case_open(&pc);
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    expect_at(v, 0, 256 * 1024, 2);
+    for (uint64_t i = 0; i < n; i++)
+        expect_at(v, MIB + i * BLOCK_SIZE, BLOCK_SIZE, 100 + i);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void full(bool without_reserve)
+{
+    no_reserve = without_reserve;
+    partition_case_init(&pc, 1);
+    pc.options.overlay_bytes = 64 * BLOCK_SIZE;
+    log_set_level((enum log_level)(LOG_ERROR + 1)); /* each drain that fails is logged */
+    sim_case_run(&pc.c, full_main, NULL);
+    partition_case_free(&pc);
+}
+
+static void test_full(void **state)
+{
+    (void)state;
+    full(false);
+}
+
+static void test_full_without_reserve(void **state)
+{
+    (void)state;
+    full(true);
+}
+
+/* One that is full as a store is made. */
+static void format_main(void *arg)
+{
+    struct driveset_params params = {.count = 3,
+                                     .paths = store_case_paths(3),
+                                     .k = 2,
+                                     .m = 1,
+                                     .slot_count = 8,
+                                     .journal_len = FORMAT_JOURNAL_MIN};
+
+    (void)arg;
+    host_full(true);
+    assert_int_equal(kv_mem_open(pc.c.env, pc.image, &pc.kv), 0);
+    assert_int_equal(partition_format(pc.c.env, pc.kv, &params), ERR_NOSPC);
+    assert_int_equal(kv_close(pc.kv), 0);
+    host_full(false);
+}
+
+static void test_format(void **state)
+{
+    (void)state;
+    partition_case_init(&pc, 1);
+    sim_case_run(&pc.c, format_main, NULL);
+    partition_case_free(&pc);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_full_without_reserve),
+        cmocka_unit_test(test_format),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
