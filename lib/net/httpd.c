@@ -380,7 +380,10 @@ unsigned httpd_status_of(int err)
     case ERR_DEPTH:
     case ERR_CONFLICT:
     case ERR_LOCKED:
+    case ERR_NOTEMPTY:
         return 409;
+    case ERR_CONDITION:
+        return 412;
     case ERR_TOOBIG:
         return 413;
     case ERR_UNSUPPORTED:
