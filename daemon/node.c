@@ -251,7 +251,8 @@ static int node_start_admin(struct node *n)
 {
     MEM_AUTO char *path = place_path(n->config, "admin.sock");
     struct admin_backend backend = {&n->status.face, partition_blocks(n->partition),
-                                    partition_objects(n->partition), n->metrics.registry};
+                                    partition_objects(n->partition),
+                                    partition_buckets(n->partition), n->metrics.registry};
     struct env_addr addr;
     int rc = node_unix(path, &addr);
 

@@ -466,7 +466,7 @@ void fake_init(struct fake *f)
 
 struct admin_backend fake_backend(struct fake *f)
 {
-    return (struct admin_backend){&f->admin, &f->blocks, &f->objects, f->metrics};
+    return (struct admin_backend){&f->admin, &f->blocks, &f->objects, &f->buckets.face, f->metrics};
 }
 
 void fake_metrics(struct fake *f)
