@@ -307,8 +307,9 @@ static void admin_parse_bucket_create(struct admin_call *c, const struct admin_r
 
 static void admin_parse_buckets(struct admin_call *c, const struct admin_request *r)
 {
-    (void)r;
     c->object = mem_zalloc(sizeof(*c->object));
+    if (r->arg_count > 0)
+        admin_call_fail(c, ERR_INVAL, "the argument \"%.100s\" is not known here", r->args[0].name);
 }
 
 /* A path pattern: "*" stands for a name that goes to `name`, `snapshot` or the UIDs, in order, "**"
