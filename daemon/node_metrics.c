@@ -29,6 +29,9 @@ static void gauges_refresh(void *arg)
                                    .volumes = st.volumes,
                                    .studies = st.studies.studies,
                                    .instances = st.studies.instances,
+                                   .buckets = st.buckets.buckets,
+                                   .objects = st.buckets.objects,
+                                   .object_bytes = st.buckets.bytes,
                                    .step_max =
                                        atomic_load_explicit(&nm->steps.max, memory_order_relaxed)};
     for (unsigned i = 0; i < ds->count; i++)
@@ -44,7 +47,8 @@ static void gauges_register(struct node_metrics *nm)
     } rows[] = {
         {"filmroom_writes_stopped", "1 after an error that stopped all writes", &g->writes_stopped},
         {"filmroom_capacity_bytes", "Bytes that chunks may take, before parity", &g->capacity},
-        {"filmroom_logical_bytes", "Bytes that volumes map and instances have", &g->logical},
+        {"filmroom_logical_bytes", "Bytes that volumes map and instances and objects have",
+         &g->logical},
         {"filmroom_unique_bytes", "Bytes of distinct chunks", &g->unique},
         {"filmroom_stored_bytes", "Bytes of distinct chunks, compressed", &g->stored},
         {"filmroom_physical_bytes", "Bytes of drives taken, with parity", &g->physical},
@@ -55,6 +59,9 @@ static void gauges_register(struct node_metrics *nm)
         {"filmroom_volumes", "Volumes", &g->volumes},
         {"filmroom_studies", "Studies", &g->studies},
         {"filmroom_instances", "Instances", &g->instances},
+        {"filmroom_buckets", "Buckets, but for the reserved one", &g->buckets},
+        {"filmroom_objects", "Objects in buckets; instances are not among them", &g->objects},
+        {"filmroom_object_bytes", "Bytes of objects in buckets", &g->object_bytes},
     };
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)

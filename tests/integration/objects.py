@@ -17,8 +17,8 @@ import sys
 import threading
 import time
 
-from harness import (KIB, MIB, SHORT, CLI, Daemon, Failure, Suite, check, fsck, log, need, phantom,
-                     run, scratch, store_with_dcmsend)
+from harness import (CLI, DUMP, KIB, MIB, SHORT, Daemon, Failure, Suite, check, fsck, log, need,
+                     phantom, run, scratch, store_with_dcmsend)
 
 CONFIG = "[store]\njournal_size = 16M\ncache_size = 16M\n"
 SIZES = [0, 1, 131, 4095, 256 * KIB, 256 * KIB + 1, 5 * MIB + 3]
@@ -213,7 +213,12 @@ def large(folder):
         check(got == d.cli_json("object", "show", "b/big")["etag"], "etags of the same bytes")
     os.unlink(src)
     os.unlink(out)
-    fsck(os.path.join(folder, "large"), os.path.join(folder, "large.conf"))
+    store = os.path.join(folder, "large")
+    dump = json.loads(run(DUMP, "--data", store, "--json", "object", "b/big").stdout)
+    check(dump["bytes"] == BIG and sum(p["length"] for p in dump["pieces"]) == BIG, "dump", dump)
+    dump = json.loads(run(DUMP, "--data", store, "--json", "buckets").stdout)
+    check([(b["name"], b["bytes"]) for b in dump] == [("b", BIG), ("other", BIG)], "dump", dump)
+    fsck(store, store + ".conf")
 
 
 def instances(folder):

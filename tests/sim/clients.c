@@ -843,29 +843,6 @@ static void op_compact(struct run *r)
         run_fail(r, "compact: %s", err_name(rc));
 }
 
-static void step_buckets(struct run *r, enum op_kind kind)
-{
-    switch (kind) {
-    case OP_BUCKET:
-        op_bucket(r);
-        break;
-    case OP_BUCKET_PUT:
-        op_bucket_put(r);
-        break;
-    case OP_BUCKET_READ:
-        op_bucket_read(r);
-        break;
-    case OP_BUCKET_REMOVE:
-        op_bucket_remove(r);
-        break;
-    case OP_BUCKET_LIST:
-        op_bucket_list(r);
-        break;
-    default:
-        break;
-    }
-}
-
 static void step_snapshots(struct run *r, enum op_kind kind)
 {
     switch (kind) {
@@ -882,7 +859,7 @@ static void step_snapshots(struct run *r, enum op_kind kind)
         op_rollback(r);
         break;
     default:
-        step_buckets(r, kind);
+        objects_step(r, kind);
         break;
     }
 }

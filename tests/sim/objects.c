@@ -182,7 +182,7 @@ static bool put_is_near_its_end(const struct model_bucket *b)
     return b->committing > 0;
 }
 
-void op_bucket(struct run *r)
+static void op_bucket(struct run *r)
 {
     struct model_bucket *b = pick(r);
 
@@ -230,7 +230,7 @@ static int send(struct run *r, struct model_bucket *b, const struct bucket_put_i
     return rc;
 }
 
-void op_bucket_put(struct run *r)
+static void op_bucket_put(struct run *r)
 {
     STRBUF_AUTO struct strbuf s = STRBUF_INIT;
     struct model_bucket *b = pick(r);
@@ -337,12 +337,12 @@ static void check_object(struct run *r, struct model_bucket *b, unsigned i)
     }
 }
 
-void op_bucket_read(struct run *r)
+static void op_bucket_read(struct run *r)
 {
     check_object(r, pick(r), (unsigned)run_random(r, OBJECT_NAMES));
 }
 
-void op_bucket_remove(struct run *r)
+static void op_bucket_remove(struct run *r)
 {
     struct model_bucket *b = pick(r);
     unsigned i = (unsigned)run_random(r, OBJECT_NAMES);
@@ -397,7 +397,7 @@ static int list_all(struct run *r, struct model_bucket *b, size_t limit, bool fo
     return 0;
 }
 
-void op_bucket_list(struct run *r)
+static void op_bucket_list(struct run *r)
 {
     struct model_bucket *b = pick(r);
     bool sure[OBJECT_NAMES], found[OBJECT_NAMES] = {0};
@@ -418,6 +418,29 @@ void op_bucket_list(struct run *r)
         if (sure[i] && !found[i] && !(o->ghosts & 1))
             run_fail(r, "list of %s does not show object %u", b->name, i);
         o->readers--;
+    }
+}
+
+void objects_step(struct run *r, unsigned kind)
+{
+    switch (kind) {
+    case OP_BUCKET:
+        op_bucket(r);
+        break;
+    case OP_BUCKET_PUT:
+        op_bucket_put(r);
+        break;
+    case OP_BUCKET_READ:
+        op_bucket_read(r);
+        break;
+    case OP_BUCKET_REMOVE:
+        op_bucket_remove(r);
+        break;
+    case OP_BUCKET_LIST:
+        op_bucket_list(r);
+        break;
+    default:
+        break;
     }
 }
 

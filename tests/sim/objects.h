@@ -21,12 +21,8 @@ void objects_init(struct model_bucket *buckets);
 void objects_free(struct model_bucket *buckets);
 void objects_crash(struct model_bucket *buckets); /* the process is dead */
 
-/* One operation of a client. */
-void op_bucket(struct run *r); /* makes or deletes one */
-void op_bucket_put(struct run *r);
-void op_bucket_read(struct run *r);
-void op_bucket_remove(struct run *r);
-void op_bucket_list(struct run *r);
+/* One operation of a client, where `kind` (an enum op_kind) is about buckets. */
+void objects_step(struct run *r, unsigned kind);
 
 /* Everything in buckets against the model, nothing else at work; settles what a crash left open. */
 void objects_verify(struct run *r);

@@ -240,9 +240,9 @@ class Cli(unittest.TestCase):
 
     def test_help(self):
         out, _ = self.run_cli("--help")
-        areas = "status|stats|drive|volume|patient|study"
+        areas = "status|stats|drive|volume|patient|study|bucket|object"
         commands = re.findall(rf"^  ((?:{areas})(?: [\w-]+)?)  ", out, re.M)
-        self.assertEqual(len(commands), 18, out)
+        self.assertEqual(len(commands), 26, out)
         for command in commands:
             text, _ = self.run_cli(*command.split(), "--help", data=False)
             self.assertIn(f"Usage: filmroom [--data DIR] [--json] {command}", text)

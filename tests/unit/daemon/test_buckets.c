@@ -639,6 +639,112 @@ static void test_crash(void **state)
     sim_case_run(&pc.c, after_crash, NULL);
 }
 
+/* ---- The audit ---- */
+
+static char kinds[500];
+
+static void note_finding(void *arg, const struct audit_finding *f)
+{
+    (void)arg;
+    (void)snprintf(kinds + strlen(kinds), sizeof(kinds) - strlen(kinds), "%s%s", *kinds ? " " : "",
+                   f->kind);
+}
+
+static void check_audit(bool repair, const char *want)
+{
+    struct audit_params params = {.kv = pc.kv, .repair = repair, .found = note_finding};
+    struct audit_result result;
+
+    kinds[0] = 0;
+    assert_int_equal(audit_run(&params, &result), 0);
+    assert_string_equal(kinds, want);
+}
+
+/* Deletes a row (value NULL) or writes it. */
+static void poke(enum kv_table t, struct kv_slice key, const struct kv_slice *value)
+{
+    struct kv_batch *batch = kv_batch_new();
+
+    if (value)
+        kv_batch_put(batch, t, key, *value);
+    else
+        kv_batch_delete(batch, t, key);
+    CHECK_OK(kv_write(pc.kv, batch));
+    kv_batch_free(batch);
+}
+
+/* The first row of a table from a key on: the caller frees the page. */
+static struct kv_rows *row_at(enum kv_table t, const char *from)
+{
+    struct kv_rows *rows;
+
+    CHECK_OK(kv_scan(pc.kv, t, (struct kv_slice){from, 1}, (struct kv_slice){"", 0}, 1, 1 << 20, 0,
+                     &rows));
+    assert_int_equal(rows->count, 1);
+    return rows;
+}
+
+/* Takes a row away, and puts it back. */
+static void check_without(enum kv_table t, const char *from, const char *want)
+{
+    struct kv_rows *rows = row_at(t, from);
+
+    poke(t, rows->rows[0].key, NULL);
+    check_audit(false, want);
+    poke(t, rows->rows[0].key, &rows->rows[0].value);
+    kv_rows_free(rows);
+}
+
+static void check_spoilt(enum kv_table t, const char *from, const char *want)
+{
+    struct kv_rows *rows = row_at(t, from);
+    struct kv_slice bad = {rows->rows[0].value.data, rows->rows[0].value.len - 1};
+
+    poke(t, rows->rows[0].key, &bad);
+    check_audit(false, want);
+    poke(t, rows->rows[0].key, &rows->rows[0].value);
+    kv_rows_free(rows);
+}
+
+static void audit_main(void *arg)
+{
+    STRBUF_AUTO struct strbuf value = STRBUF_INIT;
+    struct bucket_row row;
+    struct kv_slice changed;
+    struct kv_rows *rows;
+
+    (void)arg;
+    open_ok();
+    assert_int_equal(bucket_create(bs, "b"), 0);
+    assert_int_equal(put_text("b", "n", "bytes"), 0);
+    assert_int_equal(partition_close(pc.p), 0);
+    check_audit(false, "");
+    check_without(KV_BUCKET, "B", "object-orphan");
+    check_without(KV_BUCKET, "O", "bucket-count recipe-orphan");
+    check_without(KV_RECIPE, "C", "object-data chunk-orphan");
+    check_without(KV_CHUNK, "\0", "object-data fingerprint chunk-totals segment-count");
+    check_spoilt(KV_BUCKET, "B", "bucket-row object-orphan");
+    check_spoilt(KV_BUCKET, "O", "object-row bucket-count");
+    check_spoilt(KV_RECIPE, "C", "recipe-row chunk-refs");
+    rows = row_at(KV_BUCKET, "B");
+    CHECK_OK(bucket_row_decode(rows->rows[0].value, &row));
+    row.objects = 7;
+    bucket_row_encode(&row, &value);
+    changed = (struct kv_slice){value.data, value.len};
+    poke(KV_BUCKET, rows->rows[0].key, &changed);
+    kv_rows_free(rows);
+    check_audit(false, "bucket-count");
+    check_audit(true, "bucket-count");
+    check_audit(false, "");
+    CHECK_OK(kv_close(pc.kv));
+}
+
+static void test_audit(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, audit_main, NULL);
+}
+
 /* ---- Rows ---- */
 
 static void test_rows(void **state)
@@ -686,6 +792,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_dicom, setup, teardown),
         cmocka_unit_test_setup_teardown(test_shared, setup, teardown),
         cmocka_unit_test_setup_teardown(test_crash, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_audit, setup, teardown),
     };
 
     return cmocka_run_group_tests_name("daemon-buckets", tests, NULL, NULL);
