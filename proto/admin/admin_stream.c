@@ -36,9 +36,11 @@ struct admin_stream {
 
 /* ---- Storing, on the loop ------------------------------------------------------------------- */
 
+enum put_step { PUT_BEGIN, PUT_APPEND, PUT_COMMIT, PUT_ABORT };
+
 struct put_call {
     struct admin_stream *s;
-    enum { PUT_BEGIN, PUT_APPEND, PUT_COMMIT, PUT_ABORT } step;
+    enum put_step step;
 };
 
 static int put_begin(struct admin_stream *s)
@@ -109,7 +111,7 @@ static void put_fiber(void *arg)
     }
 }
 
-static void put_run(struct admin_stream *s, int step)
+static void put_run(struct admin_stream *s, enum put_step step)
 {
     struct put_call pc = {s, step};
 
