@@ -16,7 +16,7 @@
 #include "lib/base/mem.h"
 
 #define AUDIT_PAGE_BYTES (4u << 20)
-#define AUDIT_KEY_MAX    1024u      /* of the KV store */
+#define AUDIT_KEY_MAX    1100u      /* of the KV store */
 #define AUDIT_SLOTS_MAX  (1u << 28) /* as drives have at most */
 
 /* ---- Walking ---- */
@@ -294,6 +294,7 @@ int audit_run(const struct audit_params *params, struct audit_result *ret_result
     hmap_init(&a->segments);
     hmap_init(&a->volumes);
     hmap_init(&a->maps);
+    hmap_init(&a->buckets);
     audit_walk(a, KV_SEGMENT, "segments", row_segment);
     audit_walk(a, KV_CHUNK, "chunks", audit_chunk_first);
     if (params->deep)
@@ -301,6 +302,7 @@ int audit_run(const struct audit_params *params, struct audit_result *ret_result
     audit_walk(a, KV_VOLUME, "volumes", audit_volume);
     audit_volumes_link(a);
     audit_instances(a); /* before recipes: it mends the index that leads from them to instances */
+    audit_buckets(a);   /* before recipes: it knows their names */
     audit_walk(a, KV_MAP, "volume maps", audit_leaf);
     audit_walk(a, KV_RECIPE, "recipes", audit_recipe);
     audit_catalog(a);
@@ -309,6 +311,7 @@ int audit_run(const struct audit_params *params, struct audit_result *ret_result
     audit_totals(a);
     segments_sum(a);
     audit_volumes_sum(a);
+    audit_buckets_free(a);
     mem_free(a->chunks);
     rc = a->rc;
     if (rc == 0)

@@ -1,11 +1,12 @@
 /* The audit: everything in the KV store that can be derived, derived again and compared.
  *
- * References of chunks are counted from volume maps and recipes, chunks and bytes of segments from
- * the chunk table, slots from segments, totals from rows; patients, studies and series from
- * instances, and the indexes from all of them. The audit trusts nothing that it can count. It tells
- * of everything that it finds, and with `repair` mends what follows from other rows. It never makes
- * up data, and never takes anything away that somebody could still want: where rows that may hold
- * references cannot be read, chunks that seem to have none are left alone.
+ * References of chunks are counted from volume maps and recipes of instances and objects, chunks
+ * and bytes of segments from the chunk table, slots from segments, totals from rows; patients,
+ * studies and series from instances, and the indexes from all of them. The audit trusts nothing
+ * that it can count. It tells of everything that it finds, and with `repair` mends what follows
+ * from other rows. It never makes up data, and never takes anything away that somebody could still
+ * want: where rows that may hold references cannot be read, chunks that seem to have none are left
+ * alone.
  *
  * The deep audit reads the drives too: every column of every stripe with something alive, and
  * compares them with each other and with the CRCs in the chunk table.
@@ -15,8 +16,8 @@
  * whole.
  *
  * Memory: 24 bytes for each chunk, 40 more for each with `segments` (deep), twice that while the
- * tables grow; about 500 bytes for each segment, 300 for each volume and
- * snapshot, 150 for each map. Nothing for each instance.
+ * tables grow; about 500 bytes for each segment, 300 for each volume, snapshot and bucket, 150 for
+ * each map. Nothing for each instance and object.
  */
 #pragma once
 
@@ -47,6 +48,7 @@ struct audit_drive {
 
 struct audit_result {
     uint64_t segments, chunks, volumes, instances, studies, patients; /* looked at */
+    uint64_t buckets, objects;
     uint64_t found, mended; /* findings: all, and those mended */
     uint64_t left;          /* findings that no repair mends */
     /* Deep: */

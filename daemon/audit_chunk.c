@@ -252,13 +252,32 @@ static bool recipe_owned(struct audit *a, const char *uid)
     return row != NULL;
 }
 
+const char *audit_refer(struct audit *a, const struct recipe *r, uint64_t *ret_chunk)
+{
+    const char *what = NULL;
+
+    for (uint32_t i = 0; i < r->chunk_count; i++) {
+        const char *wrong = refer(a, r->chunks[i].id);
+
+        if (wrong && !what) {
+            what = wrong;
+            *ret_chunk = r->chunks[i].id;
+        }
+    }
+    return what;
+}
+
 void audit_recipe(struct audit *a, struct kv_slice key, struct kv_slice value)
 {
     char uid[OBJECT_UID_MAX + 1] = "";
     struct recipe recipe;
-    const char *what = NULL;
-    uint64_t chunk = 0;
+    const char *what;
+    uint64_t chunk;
 
+    if (key.len == 9 && *(const char *)key.data == 'C') {
+        audit_object_recipe(a, key, value);
+        return;
+    }
     if (key.len < 2 || key.len - 1 > OBJECT_UID_MAX) {
         audit_leave(a, "recipe-row", "a recipe is under a key that is no UID");
         a->refs_doubtful = true;
@@ -270,14 +289,7 @@ void audit_recipe(struct audit *a, struct kv_slice key, struct kv_slice value)
         a->refs_doubtful = true;
         return;
     }
-    for (uint32_t i = 0; i < recipe.chunk_count; i++) {
-        const char *wrong = refer(a, recipe.chunks[i].id);
-
-        if (wrong && !what) {
-            what = wrong;
-            chunk = recipe.chunks[i].id;
-        }
-    }
+    what = audit_refer(a, &recipe, &chunk);
     if (what)
         audit_leave(a, "instance-data", "instance %s: part of it is lost: chunk %llu %s", uid,
                     (unsigned long long)chunk, what);

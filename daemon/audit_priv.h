@@ -1,6 +1,6 @@
 /* What the audit's parts share: walking and telling (audit.c), chunks and who refers to them
- * (audit_chunk.c), volumes (audit_volume.c), the catalogue (audit_catalog.c), the drives
- * (audit_deep.c). */
+ * (audit_chunk.c), volumes (audit_volume.c), buckets (audit_bucket.c), the catalogue
+ * (audit_catalog.c), the drives (audit_deep.c). */
 #pragma once
 
 #include "daemon/audit.h"
@@ -45,13 +45,14 @@ struct audit {
     int rc; /* the first error of the KV store: everything ends */
     struct audit_chunk *chunks;
     size_t chunk_count, chunk_room;
-    struct hmap segments, volumes, maps;
+    struct hmap segments, volumes, maps, buckets;
     struct audit_segment *open[SEGMENT_STREAMS];
     uint8_t *slots[FORMAT_DRIVES_MAX]; /* bitmaps, as far as segments reach */
     uint64_t slots_room[FORMAT_DRIVES_MAX];
     bool refs_doubtful;    /* a row that may refer to chunks could not be read */
     bool chunks_doubtful;  /* a chunk's row could not be read */
     bool catalog_doubtful; /* an instance's row could not be read, or is not there */
+    bool buckets_doubtful; /* a bucket's or an object's row could not be read */
     uint64_t raw, stored, referenced, max_id, bytes;
 };
 
@@ -86,6 +87,10 @@ void audit_chunk_first(struct audit *a, struct kv_slice key, struct kv_slice val
 void audit_chunk_second(struct audit *a, struct kv_slice key, struct kv_slice value);
 void audit_leaf(struct audit *a, struct kv_slice key, struct kv_slice value);
 void audit_recipe(struct audit *a, struct kv_slice key, struct kv_slice value);
+/* Counts references from a recipe. NULL, or what is wrong with the first chunk that cannot be had.
+ */
+struct recipe;
+const char *audit_refer(struct audit *a, const struct recipe *r, uint64_t *ret_chunk);
 void audit_fprint(struct audit *a, struct kv_slice key, struct kv_slice value);
 void audit_totals(struct audit *a);
 
@@ -95,6 +100,11 @@ void audit_volumes_link(struct audit *a); /* once all are read */
 void audit_volumes_sum(struct audit *a);  /* frees them too */
 /* The map's volume, and those that look into it. Belongs to the map. */
 const char *audit_map_who(const struct audit *a, struct audit_map *m);
+
+/* ---- audit_bucket.c ---- */
+void audit_buckets(struct audit *a);
+void audit_object_recipe(struct audit *a, struct kv_slice key, struct kv_slice value);
+void audit_buckets_free(struct audit *a);
 
 /* ---- audit_catalog.c ---- */
 void audit_instances(struct audit *a);

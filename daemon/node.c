@@ -3,7 +3,7 @@
  *   DIR/admin.sock, DIR/nbd.sock
  *   DIR/partitions/NAME/   another partition, as DIR is the first
  *
- * Volumes are spread over all partitions (spread.h), studies are kept in the first one.
+ * Volumes are spread over all partitions (spread.h), studies and buckets are kept in the first one.
  */
 #include "daemon/node.h"
 
@@ -28,8 +28,9 @@ struct node {
     struct node_part parts[CONFIG_PARTITIONS_MAX];
     unsigned part_count;
     struct spread *spread;
-    struct block_store *blocks; /* of all partitions */
-    struct object_store *objects;
+    struct block_store *blocks;   /* of all partitions */
+    struct object_store *objects; /* of the first */
+    struct bucket_store *buckets;
     struct nbd_server *nbd;
     struct dimse_server *dimse;
     struct dicomweb *web;
@@ -88,6 +89,7 @@ static int node_spread_volumes(struct node *n)
     int rc;
 
     n->objects = partition_objects(n->parts[0].partition);
+    n->buckets = partition_buckets(n->parts[0].partition);
     n->blocks = partition_blocks(n->parts[0].partition);
     if (n->part_count == 1)
         return 0;
@@ -204,7 +206,8 @@ static int node_start_web(struct node *n)
 static int node_start_admin(struct node *n)
 {
     MEM_AUTO char *path = place_path(n->config, "admin.sock");
-    struct admin_backend backend = {&n->status.face, n->blocks, n->objects, n->metrics.registry};
+    struct admin_backend backend = {&n->status.face, n->blocks, n->objects, n->buckets,
+                                    n->metrics.registry};
     struct env_addr addr;
     int rc = node_unix(path, &addr);
 

@@ -28,6 +28,9 @@ static void gauges_copy(void *arg)
                                    .volumes = st.volumes,
                                    .studies = st.studies.studies,
                                    .instances = st.studies.instances,
+                                   .buckets = st.buckets.buckets,
+                                   .objects = st.buckets.objects,
+                                   .object_bytes = st.buckets.bytes,
                                    .step_max =
                                        atomic_load_explicit(&pm->steps.max, memory_order_relaxed)};
     for (unsigned i = 0; i < ds->count; i++)
@@ -52,7 +55,8 @@ static void gauges_register(struct metrics *m, const struct node_part_metrics *p
     } rows[] = {
         {"filmroom_writes_stopped", "1 after an error that stopped all writes", &g->writes_stopped},
         {"filmroom_capacity_bytes", "Bytes that chunks may take, before parity", &g->capacity},
-        {"filmroom_logical_bytes", "Bytes that volumes map and instances have", &g->logical},
+        {"filmroom_logical_bytes", "Bytes that volumes map and instances and objects have",
+         &g->logical},
         {"filmroom_unique_bytes", "Bytes of distinct chunks", &g->unique},
         {"filmroom_stored_bytes", "Bytes of distinct chunks, compressed", &g->stored},
         {"filmroom_physical_bytes", "Bytes of drives taken, with parity", &g->physical},
@@ -63,6 +67,9 @@ static void gauges_register(struct metrics *m, const struct node_part_metrics *p
         {"filmroom_volumes", "Volumes", &g->volumes},
         {"filmroom_studies", "Studies", &g->studies},
         {"filmroom_instances", "Instances", &g->instances},
+        {"filmroom_buckets", "Buckets, but for the reserved one", &g->buckets},
+        {"filmroom_objects", "Objects in buckets; instances are not among them", &g->objects},
+        {"filmroom_object_bytes", "Bytes of objects in buckets", &g->object_bytes},
     };
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)

@@ -105,6 +105,9 @@ static void status_add(void *arg)
     st->volumes += ps.volumes;
     st->studies += ps.studies.studies;
     st->instances += ps.studies.instances;
+    st->buckets += ps.buckets.buckets;
+    st->objects += ps.buckets.objects;
+    st->object_bytes += ps.buckets.bytes;
     st->stored_instances += ps.studies.stored;
     st->identical_instances += ps.studies.identical;
     st->replaced_instances += ps.studies.replaced;

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "daemon/content.h"
 #include "daemon/partition_priv.h"
 #include "lib/base/check.h"
 #include "lib/base/codec.h"
@@ -120,6 +121,12 @@ static int apply_dispatch(struct partition *p, uint16_t type, const struct apply
     case RECORD_OBJECT_PUT:
     case RECORD_OBJECT_DELETE:
         return a->kv ? studies_apply(p->studies, type, a) : 0;
+    case RECORD_BUCKET_CREATE:
+    case RECORD_BUCKET_DELETE:
+    case RECORD_BUCKET_PUT:
+    case RECORD_BUCKET_REMOVE:
+    case RECORD_BUCKET_REAP:
+        return a->kv ? buckets_apply(p->buckets, type, a) : 0;
     }
     return ERR_FORMAT; /* a journal of a later version */
 }
@@ -590,7 +597,11 @@ static int partition_make_parts(struct partition *p)
     if (rc == 0)
         rc = volumes_new(p, &p->volumes);
     if (rc == 0)
+        rc = contents_new(p, &p->contents);
+    if (rc == 0)
         rc = studies_new(p, &p->studies);
+    if (rc == 0)
+        rc = buckets_new(p, &p->buckets);
     return rc;
 }
 
@@ -607,6 +618,8 @@ static int partition_load(struct partition *p, struct partition_start *start)
     if (rc == 0)
         rc = studies_load(p->studies);
     if (rc == 0)
+        rc = buckets_load(p->buckets);
+    if (rc == 0)
         rc = partition_replay(p, start);
     if (rc == 0)
         rc = journal_start(p->journal);
@@ -615,7 +628,9 @@ static int partition_load(struct partition *p, struct partition_start *start)
 
 static void partition_free(struct partition *p)
 {
+    buckets_free(p->buckets);
     studies_free(p->studies);
+    contents_free(p->contents);
     volumes_free(p->volumes);
     chunkstore_free(p->chunks);
     segments_free(p->segments);
@@ -672,6 +687,7 @@ int partition_open(struct env *env, struct kv *kv, const char *const *drive_path
     partition_spawn(p, "applier", partition_applier);
     partition_spawn(p, "maintenance", partition_maintain);
     partition_spawn(p, "compactor", partition_compactor);
+    buckets_start(p->buckets);
     rc = volumes_start(p->volumes);
     start.total_ns = env_now(env) - start.total_ns;
     p->start = start;
@@ -690,6 +706,7 @@ int partition_close(struct partition *p)
         return 0;
     rc = p->broken ? p->broken : volumes_drain_all(p->volumes);
     volumes_stop(p->volumes);
+    buckets_stop(p->buckets);
     p->stopping = true;
     fiber_cond_broadcast(&p->maintain_work);
     chunkstore_stop(p->chunks);
@@ -722,6 +739,11 @@ struct object_store *partition_objects(struct partition *p)
     return studies_objects(p->studies);
 }
 
+struct bucket_store *partition_buckets(struct partition *p)
+{
+    return buckets_store(p->buckets);
+}
+
 struct driveset *partition_drives(struct partition *p)
 {
     return p->ds;
@@ -747,7 +769,9 @@ void partition_observe(struct partition *p, struct metrics *m, struct slow_log *
     driveset_observe(p->ds, m);
     chunkstore_observe(p->chunks, m);
     volumes_observe(p->volumes, m);
+    contents_observe(p->contents, m);
     studies_observe(p->studies, m);
+    buckets_observe(p->buckets, m);
 }
 
 void partition_get_status(struct partition *p, struct partition_status *ret_status)
@@ -762,13 +786,14 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
     journal_get_stats(p->journal, &s.journal);
     volumes_get_counts(p->volumes, &s.volumes, &mapped, &s.overlay_bytes, &written);
     studies_get_counts(p->studies, &s.studies);
-    s.client_bytes = written + s.studies.put_bytes;
+    buckets_get_counts(p->buckets, &s.buckets);
+    s.client_bytes = written + s.studies.put_bytes + s.buckets.put_bytes;
     for (unsigned i = 0; i < p->ds->count; i++)
         s.drive_bytes += p->ds->drives[i].write_bytes;
     s.start = p->start;
     s.capacity = space.total;
     s.free = chunkstore_admit(p->chunks, 0) == 0 ? space.free : 0;
-    s.logical = mapped + s.studies.bytes;
+    s.logical = mapped + s.studies.bytes + s.buckets.bytes;
     s.unique = s.chunks.raw_bytes;
     s.stored = s.chunks.stored_bytes;
     s.physical = space.physical;

@@ -18,6 +18,7 @@
 
 #include "dedup/chunkstore.h"
 #include "lib/api/block.h"
+#include "lib/api/bucket.h"
 #include "lib/api/object.h"
 #include "lib/kv/kv.h"
 #include "lib/store/drive.h"
@@ -30,6 +31,7 @@ struct partition;
 struct slow_log;
 struct volumes;
 struct studies;
+struct buckets;
 
 enum partition_conflict { PARTITION_REFUSE, PARTITION_REPLACE };
 
@@ -70,6 +72,7 @@ int partition_close(struct partition *p);
 
 struct block_store *partition_blocks(struct partition *p);
 struct object_store *partition_objects(struct partition *p);
+struct bucket_store *partition_buckets(struct partition *p);
 
 struct partition_study_counts {
     uint64_t studies, instances, bytes;            /* in the catalogue */
@@ -77,16 +80,23 @@ struct partition_study_counts {
     uint64_t put_bytes;                            /* taken, since start */
 };
 
+struct partition_bucket_counts {
+    uint64_t buckets;
+    uint64_t objects, bytes; /* in them; and in deleted ones that are not given back yet */
+    uint64_t put_bytes;      /* of objects taken, since start */
+};
+
 struct partition_status {
     int broken;              /* 0, or the error that stopped all writes */
     uint64_t capacity, free; /* bytes for chunks: all, and what users may still write */
-    uint64_t logical;        /* bytes that volumes map and instances have */
+    uint64_t logical;        /* bytes that volumes map and instances and objects have */
     uint64_t unique;         /* raw bytes of chunks: after deduplication */
     uint64_t stored;         /* after compression */
     uint64_t physical;       /* slots taken, with parity */
     uint64_t reclaimable;    /* room in slots taken that holds nothing alive, before parity */
     uint64_t volumes;
     struct partition_study_counts studies;
+    struct partition_bucket_counts buckets;
     uint64_t overlay_bytes;
     unsigned k, m; /* the profile; new segments get at present ... */
     unsigned current_k, current_m;

@@ -16,7 +16,9 @@ struct partition {
     struct segments *segments;
     struct chunkstore *chunks;
     struct volumes *volumes;
+    struct contents *contents;
     struct studies *studies;
+    struct buckets *buckets;
     struct partition_options options;
 
     uint64_t applied_lsn;   /* last record in the KV store */
@@ -79,3 +81,14 @@ struct object_store *studies_objects(struct studies *ss);
 int studies_apply(struct studies *ss, uint16_t type, const struct apply *a);
 void studies_get_counts(const struct studies *ss, struct partition_study_counts *ret_counts);
 void studies_observe(struct studies *ss, struct metrics *m);
+
+/* ---- bucket.c, bucket_apply.c ---- */
+int buckets_new(struct partition *p, struct buckets **ret_buckets);
+int buckets_load(struct buckets *bs);   /* at start, before replay; suspends */
+void buckets_start(struct buckets *bs); /* the reaper */
+void buckets_stop(struct buckets *bs);  /* waits for it; suspends */
+void buckets_free(struct buckets *bs);
+struct bucket_store *buckets_store(struct buckets *bs);
+int buckets_apply(struct buckets *bs, uint16_t type, const struct apply *a);
+void buckets_get_counts(const struct buckets *bs, struct partition_bucket_counts *ret_counts);
+void buckets_observe(struct buckets *bs, struct metrics *m);

@@ -6,9 +6,8 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-#define STUDY_READ_PIECES 64u /* pieces of a recipe that one read takes on */
-#define STUDY_LOOK_TRIES  32u /* looks at an instance that is replaced again and again */
-#define STUDY_LOOK_PAUSE  (100 * 1000ull) /* ns; grows with every look */
+#define STUDY_LOOK_TRIES 32u             /* looks at an instance that is replaced again and again */
+#define STUDY_LOOK_PAUSE (100 * 1000ull) /* ns; grows with every look */
 
 static const struct kv_slice study_totals_key = {CATALOG_TOTALS_KEY,
                                                  sizeof(CATALOG_TOTALS_KEY) - 1};
@@ -18,8 +17,7 @@ static const struct kv_slice study_totals_key = {CATALOG_TOTALS_KEY,
 struct study_object {
     struct object face; /* first */
     struct studies *ss;
-    struct recipe recipe;
-    struct chunk_pins *pins;
+    struct content content;
     struct object_rows *row;
 };
 
@@ -68,8 +66,7 @@ static void study_close(struct object *o)
 {
     struct study_object *so = (struct study_object *)o;
 
-    chunkstore_unpin(so->pins);
-    recipe_free(&so->recipe);
+    content_close(&so->content);
     mem_free(so->row);
     mem_free(so);
 }
@@ -77,21 +74,13 @@ static void study_close(struct object *o)
 static int study_load_recipe(struct study_object *so, const char *instance_uid)
 {
     MEM_AUTO void *value = NULL;
-    MEM_AUTO uint64_t *ids = NULL;
     struct catalog_key k;
     size_t len;
     int rc;
 
     catalog_key_make(&k, 'R', instance_uid, NULL, NULL);
     rc = kv_get(so->ss->p->kv, KV_RECIPE, catalog_key_slice(&k), &value, &len);
-    if (rc == 0)
-        rc = recipe_decode(value, len, &so->recipe);
-    if (rc < 0)
-        return rc;
-    ids = mem_calloc(so->recipe.chunk_count, sizeof(*ids));
-    for (uint32_t i = 0; i < so->recipe.chunk_count; i++)
-        ids[i] = so->recipe.chunks[i].id;
-    return chunkstore_pin(so->ss->p->chunks, ids, so->recipe.chunk_count, &so->pins);
+    return rc == 0 ? content_open(so->ss->p, value, len, &so->content) : rc;
 }
 
 /* The cutter keeps the Part 10 head and the header up to Pixel Data as one piece each; where that
@@ -156,7 +145,7 @@ static int study_open_look(struct study_object *so, const char *instance_uid,
                                 &so->row);
     if (rc == ERR_NOENT || (rc == 0 && !study_look_holds(so->ss, instance_uid, look)))
         return ERR_AGAIN;
-    return rc == 0 && so->row->rows[0].bytes != so->recipe.size ? ERR_FORMAT : rc;
+    return rc == 0 && so->row->rows[0].bytes != so->content.recipe.size ? ERR_FORMAT : rc;
 }
 
 static int study_open_once(struct object_store *os, const char *study_uid, const char *series_uid,
@@ -183,7 +172,7 @@ static int study_open_once(struct object_store *os, const char *study_uid, const
         study_close(&so->face);
         return rc;
     }
-    so->row->rows[0].header_hint = study_header_hint(&so->recipe);
+    so->row->rows[0].header_hint = study_header_hint(&so->content.recipe);
     *ret_object = &so->face;
     return 0;
 }
@@ -221,35 +210,14 @@ static void study_read_measure(const struct study_object *so, uint64_t start, ui
 static int study_read(struct object *o, uint64_t off, void *buf, size_t len, size_t *ret_len)
 {
     struct study_object *so = (struct study_object *)o;
-    struct chunk_read reads[STUDY_READ_PIECES];
     uint64_t start = env_now(so->ss->p->env);
     size_t done = 0;
-    int rc = 0;
+    int rc = content_read(&so->content, off, buf, len, &done);
 
-    if (off >= so->recipe.size)
-        len = 0;
-    else if (len > so->recipe.size - off)
-        len = (size_t)(so->recipe.size - off);
-    while (rc == 0 && done < len) {
-        uint32_t i = recipe_find(&so->recipe, off + done);
-        size_t n = 0;
-
-        for (; n < STUDY_READ_PIECES && done < len; n++, i++) {
-            const struct recipe_piece *pc = &so->recipe.pieces[i];
-            uint32_t skip = (uint32_t)(off + done - pc->at), take = pc->len - skip;
-
-            if (take > len - done)
-                take = (uint32_t)(len - done);
-            reads[n] = (struct chunk_read){
-                .id = pc->chunk, .off = pc->off + skip, .len = take, .dst = (uint8_t *)buf + done};
-            done += take;
-        }
-        rc = chunkstore_read_pinned(so->pins, reads, n);
-    }
-    study_read_measure(so, start, off, len, rc);
+    study_read_measure(so, start, off, done, rc);
     if (rc < 0)
         return rc;
-    *ret_len = len;
+    *ret_len = done;
     return 0;
 }
 
@@ -339,9 +307,7 @@ int studies_new(struct partition *p, struct studies **ret_studies)
 
     ss->face.ops = &study_ops;
     ss->p = p;
-    fiber_sem_init(&ss->ingest, p->options.ingest_bytes);
     metric_hist_init(&ss->put_time, METRIC_TIME);
-    metric_hist_init(&ss->put_wait, METRIC_TIME);
     metric_hist_init(&ss->read_time, METRIC_TIME);
     metric_hist_init(&ss->query_time, METRIC_TIME);
     *ret_studies = ss;
@@ -390,9 +356,6 @@ void studies_observe(struct studies *ss, struct metrics *m)
 {
     static const char outcome[] = "Instances sent, by what became of them";
 
-    metrics_add_hist(m, "filmroom_object_put_wait_seconds",
-                     "Time that an instance waited for its share of the ingest budget", NULL,
-                     &ss->put_wait);
     metrics_add_hist(
         m, "filmroom_object_put_seconds",
         "Time from an instance's last byte until it is durable and visible, or refused", NULL,

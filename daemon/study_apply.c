@@ -56,7 +56,6 @@ void study_put_encode(const struct study_put_record *rec, struct strbuf *out)
     strbuf_add(out, row.data, row.len);
     catalog_attrs_encode(rec->study.attrs, rec->study.count, out);
     catalog_attrs_encode(rec->series.attrs, rec->series.count, out);
-    recipe_encode(&rec->recipe, out);
 }
 
 /* A record being applied: what it says, and the rows it changes. */
@@ -204,24 +203,10 @@ static void upper_put(struct upper *u, const char *study, const char *series,
 static int old_recipe(struct studies *ss, const char *instance, struct chunk_txn *txn,
                       struct recipe *ret_recipe)
 {
-    MEM_AUTO void *value = NULL;
     struct catalog_key k;
-    size_t len;
-    int rc;
 
     catalog_key_make(&k, 'R', instance, NULL, NULL);
-    rc = kv_get(ss->p->kv, KV_RECIPE, catalog_key_slice(&k), &value, &len);
-    if (rc == 0)
-        rc = recipe_decode(value, len, ret_recipe);
-    for (uint32_t i = 0; rc == 0 && i < ret_recipe->chunk_count; i++)
-        chunk_txn_need(txn, ret_recipe->chunks[i].id);
-    return rc == ERR_NOENT ? ERR_FORMAT : rc; /* an instance without a recipe is damage */
-}
-
-static void recipe_refs(struct chunk_txn *txn, const struct recipe *r, int64_t delta)
-{
-    for (uint32_t i = 0; i < r->chunk_count; i++)
-        chunk_txn_ref(txn, r->chunks[i].id, delta);
+    return content_load(ss->p->kv, catalog_key_slice(&k), 0, txn, ret_recipe);
 }
 
 static void rows_delete(struct studies *ss, const struct catalog_uids *home, const char *instance,
@@ -340,14 +325,13 @@ static int put_change(struct put_apply *p, struct old_instance *old)
         rc = old_load(p->ss, p->instance_uid, p->txn, old);
     if (rc == 0 && (!u->study_exists || (old && old_is_last(old)))) /* a study may come */
         rc = study_patient_load(p->ss, &p->study_attrs, false, &p->patient);
-    for (uint32_t i = 0; i < p->recipe.chunk_count; i++)
-        chunk_txn_need(p->txn, p->recipe.chunks[i].id);
+    content_need(p->txn, &p->recipe);
     if (rc == 0)
         rc = chunk_txn_load(p->txn);
     if (rc == 0) {
-        recipe_refs(p->txn, &p->recipe, 1);
+        content_ref(p->txn, &p->recipe, 1);
         if (old) {
-            recipe_refs(p->txn, &old->recipe, PLANTED(REPLACED_KEEPS_CHUNKS) ? 0 : -1);
+            content_ref(p->txn, &old->recipe, PLANTED(REPLACED_KEEPS_CHUNKS) ? 0 : -1);
             rows_replace(p, u, old);
         } else {
             rows_put(p, u);
@@ -421,7 +405,7 @@ static int delete_change(struct studies *ss, const struct apply *a, struct old_i
         chunk_txn_abort(txn);
         return rc;
     }
-    recipe_refs(txn, &old->recipe, -1);
+    content_ref(txn, &old->recipe, -1);
     chunk_txn_commit(txn, a->kv);
     old_remove(ss, instance, old, a->kv);
     return 0;

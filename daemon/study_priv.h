@@ -6,17 +6,15 @@
 #include <string.h>
 
 #include "daemon/catalog.h"
+#include "daemon/content.h"
 #include "daemon/partition_priv.h"
-#include "daemon/recipe.h"
 
 struct studies {
     struct object_store face; /* first */
     struct partition *p;
-    struct fiber_sem ingest;                       /* bytes of instances in flight */
-    uint64_t waiting;                              /* puts that wait for it */
     uint64_t studies, instances, bytes;            /* in the catalogue */
     uint64_t stored, replaced, identical, refused; /* since start */
-    struct metric_hist put_time, put_wait, read_time, query_time;
+    struct metric_hist put_time, read_time, query_time;
     struct metric_counter put_bytes, read_bytes;
 };
 
@@ -50,13 +48,13 @@ void study_patient_remove(struct study_patient *sp, const struct catalog_attrs *
 /* Both were loaded, `before` was changed since: where they are one patient, go on from there. */
 void study_patient_follow(struct study_patient *sp, const struct study_patient *before);
 
-/* What RECORD_OBJECT_PUT says of the instance (study_apply.c encodes and decodes). */
+/* What RECORD_OBJECT_PUT says of the instance (study_apply.c encodes and decodes); its recipe
+ * follows in the body. */
 struct study_put_record {
     bool replace;                     /* the policy, when another content is stored under the UID */
     struct catalog_instance instance; /* with its attributes */
     struct catalog_attrs study, series;
     const char *study_uid, *series_uid, *instance_uid;
-    struct recipe recipe;
 };
 void study_put_encode(const struct study_put_record *r, struct strbuf *out);
 

@@ -366,6 +366,8 @@ static void join_emit(struct join *j)
                        : level == OBJECT_INSTANCE ? j->instance.stored_ns
                                                   : 0;
     r->row.dataset_off = level == OBJECT_INSTANCE ? j->instance.dataset_off : 0;
+    if (level == OBJECT_INSTANCE)
+        memcpy(r->row.digest, j->instance.digest, OBJECT_DIGEST);
     for (unsigned i = 0; i < 5; i++)
         r->uids[i] = found_text(f, texts[i], strlen(texts[i]));
     for (size_t i = 0; i < j->attr_count; i++)

@@ -1,11 +1,13 @@
 /* What the parts of the `filmroom` command share: its options, the requests to the daemon, tables.
- * The commands are cli_status.c, cli_stats.c, cli_volume.c, cli_patient.c and cli_study.c;
+ * The commands are cli_status.c, cli_stats.c, cli_volume.c, cli_patient.c, cli_study.c,
+ * cli_bucket.c and cli_object.c;
  * filmroom.c finds and runs them. */
 #pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include <jansson.h>
 
@@ -28,14 +30,25 @@ enum cli_option {
     CLI_ACCESSION,
     CLI_LIMIT,
     CLI_OFFSET,
+    CLI_META,
+    CLI_TYPE,
+    CLI_OUTPUT,
+    CLI_RANGE,
+    CLI_IF_ABSENT,
+    CLI_OBJECTS,
+    CLI_FOLDERS,
+    CLI_AFTER,
     CLI_OPTIONS
 };
+#define CLI_METAS_MAX    32u
 #define CLI_MASK(option) (1u << (option))
 
 struct cli {
-    const char *values[CLI_OPTIONS]; /* NULL: not given; "" for options without a value */
-    const char *args[4];             /* after the command's words */
-    const char *data;                /* the data directory */
+    const char *values[CLI_OPTIONS];  /* NULL: not given; "" for options without a value */
+    const char *args[4];              /* after the command's words */
+    const char *data;                 /* the data directory */
+    const char *metas[CLI_METAS_MAX]; /* values of --meta */
+    unsigned meta_count;
     const struct cli_command *command;
 };
 
@@ -44,9 +57,10 @@ struct cli_command {
     const char *usage;   /* arguments and options, "NAME SIZE" */
     const char *summary; /* one line */
     const char *help;    /* what else there is to know, or NULL */
-    unsigned args;       /* how many, all required */
+    unsigned args;       /* how many are required */
     unsigned options;    /* CLI_MASK of its own ones */
     int (*run)(struct cli *cli);
+    unsigned more; /* arguments that may follow the required ones */
 };
 
 int cli_status(struct cli *cli);
@@ -67,6 +81,14 @@ int cli_patient_show(struct cli *cli);
 int cli_study_list(struct cli *cli);
 int cli_study_show(struct cli *cli);
 int cli_study_delete(struct cli *cli);
+int cli_bucket_create(struct cli *cli);
+int cli_bucket_list(struct cli *cli);
+int cli_bucket_delete(struct cli *cli);
+int cli_object_put(struct cli *cli);
+int cli_object_get(struct cli *cli);
+int cli_object_list(struct cli *cli);
+int cli_object_show(struct cli *cli);
+int cli_object_rm(struct cli *cli);
 
 static inline bool cli_given(const struct cli *cli, enum cli_option option)
 {
@@ -105,6 +127,25 @@ int cli_ask(const struct cli *cli, struct cli_request *r);
 /* GET, all at once: NULL after a failure. */
 json_t *cli_get(const struct cli *cli, const char *path);
 
+/* GET, and prints what came: as it is for --json, else by `print`. The exit code. */
+int cli_show(const struct cli *cli, const char *path, void (*print)(const json_t *json));
+
+/* An exchange in which bytes go from or to a file as they come. */
+struct cli_stream {
+    const char *method;
+    const char *path;
+    const char *const *headers; /* "Name: value" */
+    size_t header_count;
+    FILE *from;         /* the request's body; NULL: none */
+    uint64_t from_size; /* UINT64_MAX: until its end */
+    FILE *to;           /* takes the answer's body when it is a success; NULL: it is JSON */
+    uint64_t received;  /* bytes that went there */
+    json_t *answer;     /* when CLI_OK and without `to`: the caller's reference */
+};
+
+/* As cli_ask. A file that cannot be read or written fails it too. */
+int cli_transfer(const struct cli *cli, struct cli_stream *s);
+
 struct strbuf;
 /* Appends text as part of a path or query, percent-encoded. */
 void cli_add_encoded(struct strbuf *path, const char *text);
@@ -137,10 +178,10 @@ const char *cli_date(const char *text, char buf[12]);
 
 /* ---- Lists (cli_study.c) -------------------------------------------------------------------- */
 
-/* The path of a list with the options that narrow it. The caller frees. */
-char *cli_list_path(const struct cli *cli, const char *resource);
-/* A list that was cut: how to go on, on stderr. */
-void cli_tell_more(const json_t *json, const char *list);
+/* Asks for a list with the options that narrow it and prints it; where it was cut, says how to go
+ * on. `list`: the field of the answer with the rows. The exit code. */
+int cli_list(const struct cli *cli, const char *resource, const char *list,
+             void (*print)(const json_t *json));
 /* The table of an answer's "studies". */
 void cli_print_studies(const json_t *json);
 

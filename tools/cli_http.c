@@ -51,45 +51,60 @@ static int cli_no_daemon(const struct cli *cli, CURL *curl, CURLcode code)
     return cli_fail("no daemon on %s: start it with filmroomd --data %s", dir, dir);
 }
 
-static void cli_prepare(CURL *curl, const struct cli_request *r, const char *socket,
-                        const char *url, const char *body, struct strbuf *answer)
+/* A handle that will talk to the daemon about the path; NULL when there can be none, which was
+ * said.
+ */
+static CURL *cli_session(const struct cli *cli, const char *method, const char *path)
 {
-    bool get = strcmp(r->method, "GET") == 0;
+    struct strbuf socket = STRBUF_INIT, url = STRBUF_INIT;
+    CURL *curl;
 
-    curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, socket);
-    curl_easy_setopt(curl, CURLOPT_URL, url);
+    if (!cli_socket_path(cli, &socket)) {
+        strbuf_free(&socket);
+        cli_fail("the path of the data directory is too long for a unix socket: use a shorter one, "
+                 "or a relative one");
+        return NULL;
+    }
+    strbuf_addf(&url, "http://filmroom%s", path);
+    curl = curl_easy_init();
+    CHECK(curl != NULL);
+    curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, socket.data);
+    curl_easy_setopt(curl, CURLOPT_URL, url.data);
     curl_easy_setopt(curl, CURLOPT_PROXY, "");
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, CLI_CONNECT_SECONDS);
-    curl_easy_setopt(curl, CURLOPT_TIMEOUT, get ? CLI_READ_SECONDS : 0L);
     curl_easy_setopt(curl, CURLOPT_PATH_AS_IS, 1L);
+    curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, method);
+    strbuf_free(&socket);
+    strbuf_free(&url);
+    return curl;
+}
+
+static void cli_prepare(CURL *curl, const struct cli_request *r, const char *body,
+                        struct strbuf *answer)
+{
+    bool get = strcmp(r->method, "GET") == 0;
+
+    curl_easy_setopt(curl, CURLOPT_TIMEOUT, get ? CLI_READ_SECONDS : 0L);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, cli_take);
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, answer);
     if (body)
         curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body);
-    curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, r->method);
 }
 
 /* The exchange itself. CLI_OK when some answer came. */
 static int cli_exchange(const struct cli *cli, struct cli_request *r, const char *body,
                         struct strbuf *answer)
 {
-    struct strbuf socket = STRBUF_INIT, url = STRBUF_INIT;
+    CURL *curl = cli_session(cli, r->method, r->path);
     struct curl_slist *headers = NULL;
     int verdict = CLI_OK;
     CURLcode code;
     long status = 0;
-    CURL *curl;
 
-    if (!cli_socket_path(cli, &socket)) {
-        strbuf_free(&socket);
-        return cli_fail("the path of the data directory is too long for a unix socket: use a "
-                        "shorter one, or a relative one");
-    }
-    strbuf_addf(&url, "http://filmroom%s", r->path);
-    curl = curl_easy_init();
-    CHECK(curl != NULL);
-    cli_prepare(curl, r, socket.data, url.data, body, answer);
+    if (!curl)
+        return CLI_FAILED;
+    cli_prepare(curl, r, body, answer);
     if (body)
         headers = curl_slist_append(NULL, "Content-Type: application/json");
     curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
@@ -101,8 +116,6 @@ static int cli_exchange(const struct cli *cli, struct cli_request *r, const char
     r->status = (unsigned)status;
     curl_slist_free_all(headers);
     curl_easy_cleanup(curl);
-    strbuf_free(&socket);
-    strbuf_free(&url);
     return verdict;
 }
 
@@ -157,6 +170,114 @@ json_t *cli_get(const struct cli *cli, const char *path)
 
     return cli_ask(cli, &r) == CLI_OK ? r.answer : NULL;
 }
+
+int cli_show(const struct cli *cli, const char *path, void (*print)(const json_t *json))
+{
+    json_t *json = cli_get(cli, path);
+
+    if (!json)
+        return CLI_FAILED;
+    if (cli_given(cli, CLI_JSON))
+        cli_print_json(json);
+    else
+        print(json);
+    json_decref(json);
+    return CLI_OK;
+}
+
+/* ---- Bytes from and to files ---------------------------------------------------------------- */
+
+struct cli_flow {
+    struct cli_stream *s;
+    CURL *curl;
+    struct strbuf text; /* an answer that is not for the file */
+    const char *broken; /* the file: what could not be done */
+};
+
+static size_t cli_flow_out(char *buf, size_t size, size_t n, void *arg)
+{
+    struct cli_flow *f = arg;
+    size_t got = fread(buf, 1, size * n, f->s->from);
+
+    if (got == 0 && ferror(f->s->from)) {
+        f->broken = "the input could not be read";
+        return CURL_READFUNC_ABORT;
+    }
+    return got;
+}
+
+static size_t cli_flow_in(char *data, size_t size, size_t n, void *arg)
+{
+    struct cli_flow *f = arg;
+    long status = 0;
+
+    curl_easy_getinfo(f->curl, CURLINFO_RESPONSE_CODE, &status);
+    if (!f->s->to || status < 200 || status > 299)
+        return cli_take(data, size, n, &f->text);
+    if (fwrite(data, 1, size * n, f->s->to) != size * n) {
+        f->broken = "the output could not be written";
+        return 0;
+    }
+    f->s->received += size * n;
+    return size * n;
+}
+
+static struct curl_slist *cli_flow_prepare(struct cli_flow *f)
+{
+    struct cli_stream *s = f->s;
+    struct curl_slist *headers = NULL;
+
+    for (size_t i = 0; i < s->header_count; i++)
+        headers = curl_slist_append(headers, s->headers[i]);
+    curl_easy_setopt(f->curl, CURLOPT_HTTPHEADER, headers);
+    curl_easy_setopt(f->curl, CURLOPT_WRITEFUNCTION, cli_flow_in);
+    curl_easy_setopt(f->curl, CURLOPT_WRITEDATA, f);
+    if (s->from) {
+        curl_easy_setopt(f->curl, CURLOPT_UPLOAD, 1L);
+        curl_easy_setopt(f->curl, CURLOPT_READFUNCTION, cli_flow_out);
+        curl_easy_setopt(f->curl, CURLOPT_READDATA, f);
+        curl_easy_setopt(f->curl, CURLOPT_INFILESIZE_LARGE,
+                         s->from_size == UINT64_MAX ? (curl_off_t)-1 : (curl_off_t)s->from_size);
+    }
+    return headers;
+}
+
+int cli_transfer(const struct cli *cli, struct cli_stream *s)
+{
+    struct cli_flow f = {.s = s, .curl = cli_session(cli, s->method, s->path)};
+    struct cli_request r = {.method = s->method};
+    struct curl_slist *headers;
+    int verdict = CLI_OK;
+    json_t *json = NULL;
+    long status = 0;
+    CURLcode code;
+
+    if (!f.curl)
+        return CLI_FAILED;
+    f.text.max = CLI_ANSWER_MAX;
+    headers = cli_flow_prepare(&f);
+    code = curl_easy_perform(f.curl);
+    curl_easy_getinfo(f.curl, CURLINFO_RESPONSE_CODE, &status);
+    r.status = (unsigned)status;
+    if (f.text.len)
+        json = json_loadb(f.text.data, f.text.len, 0, NULL);
+    if (f.broken)
+        verdict = cli_fail("%s: %m", f.broken);
+    else if (code != CURLE_OK && r.status < 300) /* an early refusal ends the sending */
+        verdict = cli_no_daemon(cli, f.curl, code);
+    else if (r.status < 200 || r.status > 299 || (!s->to && !json))
+        verdict = cli_refused(cli, &r, json);
+    curl_slist_free_all(headers);
+    curl_easy_cleanup(f.curl);
+    strbuf_free(&f.text);
+    if (verdict == CLI_OK && !s->to)
+        s->answer = json;
+    else
+        json_decref(json);
+    return verdict;
+}
+
+/* ---- Texts ---------------------------------------------------------------------------------- */
 
 void cli_add_encoded(struct strbuf *path, const char *text)
 {

@@ -4,7 +4,6 @@
  */
 #include <stdio.h>
 
-#include "lib/base/mem.h"
 #include "lib/base/strbuf.h"
 #include "tools/cli.h"
 
@@ -32,20 +31,7 @@ static void cli_print_patients(const json_t *json)
 
 int cli_patient_list(struct cli *cli)
 {
-    char *path = cli_list_path(cli, "/v1/patients");
-    json_t *json = cli_get(cli, path);
-
-    mem_free(path);
-    if (!json)
-        return CLI_FAILED;
-    if (cli_given(cli, CLI_JSON)) {
-        cli_print_json(json);
-    } else {
-        cli_print_patients(json);
-        cli_tell_more(json, "patients");
-    }
-    json_decref(json);
-    return CLI_OK;
+    return cli_list(cli, "/v1/patients", "patients", cli_print_patients);
 }
 
 static void cli_print_shown(const json_t *json)
@@ -61,18 +47,11 @@ static void cli_print_shown(const json_t *json)
 int cli_patient_show(struct cli *cli)
 {
     struct strbuf path = STRBUF_INIT;
-    json_t *json;
+    int verdict;
 
     strbuf_adds(&path, "/v1/patients/");
     cli_add_encoded(&path, cli->args[0]);
-    json = cli_get(cli, path.data);
+    verdict = cli_show(cli, path.data, cli_print_shown);
     strbuf_free(&path);
-    if (!json)
-        return CLI_FAILED;
-    if (cli_given(cli, CLI_JSON))
-        cli_print_json(json);
-    else
-        cli_print_shown(json);
-    json_decref(json);
-    return CLI_OK;
+    return verdict;
 }

@@ -156,10 +156,11 @@ int cli_status(struct cli *cli)
     cli_print_uptime(status);
     cli_print_state(status);
     cli_print_listeners(status);
-    strbuf_addf(&contents, "%llu volumes, %llu studies, %llu instances",
+    strbuf_addf(&contents, "%llu volumes, %llu studies, %llu instances, %llu objects",
                 (unsigned long long)cli_number(status, "volumes"),
                 (unsigned long long)cli_number(status, "studies"),
-                (unsigned long long)cli_number(status, "instances"));
+                (unsigned long long)cli_number(status, "instances"),
+                (unsigned long long)cli_number(status, "objects"));
     cli_print_field("Holds", contents.data);
     cli_print_capacity(status);
     cli_print_counters(status);

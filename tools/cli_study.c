@@ -44,7 +44,8 @@ static char *cli_joined(const json_t *array)
 
 /* ---- list ----------------------------------------------------------------------------------- */
 
-char *cli_list_path(const struct cli *cli, const char *resource)
+/* The path of a list with the options that narrow it. The caller frees. */
+static char *cli_list_path(const struct cli *cli, const char *resource)
 {
     static const struct {
         enum cli_option option;
@@ -65,12 +66,32 @@ char *cli_list_path(const struct cli *cli, const char *resource)
     return strbuf_take(&path);
 }
 
-void cli_tell_more(const json_t *json, const char *list)
+/* A list that was cut: how to go on, on stderr. */
+static void cli_tell_more(const json_t *json, const char *list)
 {
     if (json_is_true(json_object_get(json, "more")))
         fprintf(stderr, "There are more: go on with --offset %llu\n",
                 (unsigned long long)(cli_number(json, "offset") +
                                      json_array_size(json_object_get(json, list))));
+}
+
+int cli_list(const struct cli *cli, const char *resource, const char *list,
+             void (*print)(const json_t *json))
+{
+    char *path = cli_list_path(cli, resource);
+    json_t *json = cli_get(cli, path);
+
+    mem_free(path);
+    if (!json)
+        return CLI_FAILED;
+    if (cli_given(cli, CLI_JSON)) {
+        cli_print_json(json);
+    } else {
+        print(json);
+        cli_tell_more(json, list);
+    }
+    json_decref(json);
+    return CLI_OK;
 }
 
 void cli_print_studies(const json_t *json)
@@ -103,20 +124,7 @@ void cli_print_studies(const json_t *json)
 
 int cli_study_list(struct cli *cli)
 {
-    char *path = cli_list_path(cli, "/v1/studies");
-    json_t *json = cli_get(cli, path);
-
-    mem_free(path);
-    if (!json)
-        return CLI_FAILED;
-    if (cli_given(cli, CLI_JSON)) {
-        cli_print_json(json);
-    } else {
-        cli_print_studies(json);
-        cli_tell_more(json, "studies");
-    }
-    json_decref(json);
-    return CLI_OK;
+    return cli_list(cli, "/v1/studies", "studies", cli_print_studies);
 }
 
 /* ---- show ----------------------------------------------------------------------------------- */
@@ -172,16 +180,11 @@ static json_t *cli_study_get(const struct cli *cli)
 
 int cli_study_show(struct cli *cli)
 {
-    json_t *study = cli_study_get(cli);
+    char *path = cli_study_path(cli->args[0], NULL);
+    int verdict = cli_show(cli, path, cli_print_study);
 
-    if (!study)
-        return CLI_FAILED;
-    if (cli_given(cli, CLI_JSON))
-        cli_print_json(study);
-    else
-        cli_print_study(study);
-    json_decref(study);
-    return CLI_OK;
+    mem_free(path);
+    return verdict;
 }
 
 /* ---- delete --------------------------------------------------------------------------------- */

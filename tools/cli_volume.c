@@ -101,22 +101,14 @@ int cli_volume_resize(struct cli *cli)
     return verdict;
 }
 
-int cli_volume_list(struct cli *cli)
+static void cli_print_volumes(const json_t *json)
 {
     static const char *const headings[] = {"NAME",       ">SIZE",    ">MAPPED",
                                            "DURABILITY", ">CLIENTS", "CREATED (UTC)"};
-    json_t *json = cli_get(cli, "/v1/volumes"), *v;
-    struct cli_table *t;
+    struct cli_table *t = cli_table_new(headings, sizeof(headings) / sizeof(headings[0]));
+    json_t *v;
     size_t i;
 
-    if (!json)
-        return CLI_FAILED;
-    if (cli_given(cli, CLI_JSON)) {
-        cli_print_json(json);
-        json_decref(json);
-        return CLI_OK;
-    }
-    t = cli_table_new(headings, sizeof(headings) / sizeof(headings[0]));
     json_array_foreach(json_object_get(json, "volumes"), i, v)
     {
         char buf[20];
@@ -130,24 +122,20 @@ int cli_volume_list(struct cli *cli)
     }
     cli_table_print(t);
     cli_table_free(t);
-    json_decref(json);
-    return CLI_OK;
+}
+
+int cli_volume_list(struct cli *cli)
+{
+    return cli_show(cli, "/v1/volumes", cli_print_volumes);
 }
 
 int cli_volume_show(struct cli *cli)
 {
     char *path = cli_volume_path(cli->args[0]);
-    json_t *v = cli_get(cli, path);
+    int verdict = cli_show(cli, path, cli_print_volume);
 
     mem_free(path);
-    if (!v)
-        return CLI_FAILED;
-    if (cli_given(cli, CLI_JSON))
-        cli_print_json(v);
-    else
-        cli_print_volume(v);
-    json_decref(v);
-    return CLI_OK;
+    return verdict;
 }
 
 /* Says what would be lost and asks. */

@@ -165,6 +165,8 @@ static const struct subcommand subcommands[] = {
     {"chunk", 1, 1, NEED_KV, true, dump_chunk},
     {"instance", 1, 1, NEED_KV, false, dump_instance},
     {"volume", 1, 2, NEED_KV, false, dump_volume},
+    {"buckets", 0, 0, NEED_KV, false, dump_buckets},
+    {"object", 1, 1, NEED_KV, false, dump_object},
 };
 
 struct dump_call {
@@ -211,6 +213,8 @@ static const char usage[] =
     "  chunk ID                one chunk: where it lies, who it is\n"
     "  instance UID            one instance: its row and what it is made of\n"
     "  volume NAME [FROM-TO]   one volume: what it maps, in a range of bytes\n"
+    "  buckets                 the buckets\n"
+    "  object BUCKET/NAME      one object: its row and what it is made of\n"
     "\n"
     "superblock, journal, segments and segment need the drives alone.\n"
     "\n"

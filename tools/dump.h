@@ -1,5 +1,6 @@
 /* What the parts of filmroom-dump share: dump.c is the command, dump_drives.c tells what is on
- * drives, dump_record.c what is in journal records, dump_rows.c what is in the KV store. */
+ * drives, dump_record.c what is in journal records, dump_rows.c and
+ * dump_bucket.c what is in the KV store. */
 #pragma once
 
 #include <jansson.h>
@@ -28,12 +29,18 @@ void dump_segment(struct dump *d);
 void dump_chunk(struct dump *d);
 void dump_instance(struct dump *d);
 void dump_volume(struct dump *d);
+void dump_buckets(struct dump *d);
+void dump_object(struct dump *d);
 
 /* "filmroom-dump: ..." and the code. */
 void dump_fail(struct dump *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Row of a table, mem_free; NULL where there is none. Suspends. */
 void *dump_get(struct dump *d, enum kv_table t, struct kv_slice key, size_t *ret_len);
+
+/* A recipe's pieces. A new reference. */
+struct recipe;
+json_t *dump_pieces(const struct recipe *r);
 
 /* What a record says, beyond its head, as fields of `row`. */
 void dump_record(const struct journal_record *r, json_t *row);

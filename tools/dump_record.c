@@ -1,6 +1,9 @@
 /* What journal records say, for filmroom-dump. Bodies are described where they are encoded
  * (lib/store/record.h says where); a body that is shorter than that shows as far as it goes. */
+#include <string.h>
+
 #include "dedup/chunkstore.h"
+#include "lib/api/bucket.h"
 #include "lib/base/codec.h"
 #include "tools/dump.h"
 
@@ -41,6 +44,16 @@ const char *dump_record_name(unsigned type)
         return "object-put";
     case RECORD_OBJECT_DELETE:
         return "object-delete";
+    case RECORD_BUCKET_CREATE:
+        return "bucket-create";
+    case RECORD_BUCKET_DELETE:
+        return "bucket-delete";
+    case RECORD_BUCKET_PUT:
+        return "bucket-put";
+    case RECORD_BUCKET_REMOVE:
+        return "bucket-remove";
+    case RECORD_BUCKET_REAP:
+        return "bucket-reap";
     }
     return "unknown";
 }
@@ -156,6 +169,43 @@ static void set_snapshots(unsigned type, struct codec_reader *r, json_t *row)
     }
 }
 
+/* A bucket's number and an object's name: u16 length, the bytes. */
+static void set_object(struct codec_reader *r, json_t *row)
+{
+    uint16_t n;
+
+    dump_set(row, "bucket", codec_read_le64(r));
+    n = codec_read_le16(r);
+    set_name(r, row, n);
+}
+
+static void set_bucket(const struct journal_record *rec, struct codec_reader *r, json_t *row)
+{
+    static const char *const conditions[] = {"always", "if-absent", "if-etag"};
+    uint8_t condition;
+
+    switch ((enum record_type)rec->type) {
+    case RECORD_BUCKET_CREATE:
+        (void)codec_read_le64(r); /* the time */
+        set_name(r, row, (uint32_t)codec_left(r));
+        break;
+    case RECORD_BUCKET_PUT:
+        *r = skip_chunks(rec, row);
+        condition = codec_read_u8(r);
+        if (condition < 3)
+            dump_set_text(row, "condition", conditions[condition], strlen(conditions[condition]));
+        (void)codec_read_bytes(r, BUCKET_ETAG);
+        set_object(r, row);
+        break;
+    case RECORD_BUCKET_REMOVE:
+        set_object(r, row);
+        break;
+    default: /* DELETE, REAP */
+        dump_set(row, "bucket", codec_read_le64(r));
+        break;
+    }
+}
+
 void dump_record(const struct journal_record *rec, json_t *row)
 {
     struct codec_reader r = codec_reader_on(rec->body, rec->length);
@@ -202,6 +252,13 @@ void dump_record(const struct journal_record *rec, json_t *row)
     case RECORD_VOLUME_MERGE:
     case RECORD_VOLUME_REAP:
         set_snapshots(rec->type, &r, row);
+        break;
+    case RECORD_BUCKET_CREATE:
+    case RECORD_BUCKET_DELETE:
+    case RECORD_BUCKET_PUT:
+    case RECORD_BUCKET_REMOVE:
+    case RECORD_BUCKET_REAP:
+        set_bucket(rec, &r, row);
         break;
     case RECORD_CHUNK_MOVE:
         break;

@@ -82,9 +82,24 @@ void dump_chunk(struct dump *d)
 
 /* ---- Instances ---- */
 
-static void instance_pieces(struct dump *d, const char *uid)
+json_t *dump_pieces(const struct recipe *r)
 {
     json_t *pieces = json_array();
+
+    for (uint32_t i = 0; i < r->piece_count; i++) {
+        json_t *row = json_object();
+
+        dump_set(row, "at", r->pieces[i].at);
+        dump_set(row, "chunk", r->chunks[r->pieces[i].chunk].id);
+        dump_set(row, "offset", r->pieces[i].off);
+        dump_set(row, "length", r->pieces[i].len);
+        (void)json_array_append_new(pieces, row);
+    }
+    return pieces;
+}
+
+static void instance_pieces(struct dump *d, const char *uid)
+{
     MEM_AUTO void *value = NULL;
     struct recipe r;
     struct catalog_key k;
@@ -93,21 +108,11 @@ static void instance_pieces(struct dump *d, const char *uid)
     catalog_key_make(&k, 'R', uid, NULL, NULL);
     value = dump_get(d, KV_RECIPE, catalog_key_slice(&k), &len);
     if (!value || recipe_decode(value, len, &r) < 0) {
-        json_decref(pieces);
         dump_fail(d, "instance %s: its recipe is %s", uid, value ? "broken" : "not there");
         return;
     }
-    for (uint32_t i = 0; i < r.piece_count; i++) {
-        json_t *row = json_object();
-
-        dump_set(row, "at", r.pieces[i].at);
-        dump_set(row, "chunk", r.chunks[r.pieces[i].chunk].id);
-        dump_set(row, "offset", r.pieces[i].off);
-        dump_set(row, "length", r.pieces[i].len);
-        (void)json_array_append_new(pieces, row);
-    }
+    (void)json_object_set_new(d->out, "pieces", dump_pieces(&r));
     recipe_free(&r);
-    (void)json_object_set_new(d->out, "pieces", pieces);
 }
 
 static void instance_row(struct dump *d, const char *uid, const struct catalog_uids *home)

@@ -30,7 +30,11 @@ static const struct {
     [CLI_PATIENT] = {"patient", true},     [CLI_NAME] = {"name", true},
     [CLI_DATE] = {"date", true},           [CLI_MODALITY] = {"modality", true},
     [CLI_ACCESSION] = {"accession", true}, [CLI_LIMIT] = {"limit", true},
-    [CLI_OFFSET] = {"offset", true},
+    [CLI_OFFSET] = {"offset", true},       [CLI_META] = {"meta", true},
+    [CLI_TYPE] = {"type", true},           [CLI_OUTPUT] = {"output", true},
+    [CLI_RANGE] = {"range", true},         [CLI_IF_ABSENT] = {"if-absent", false},
+    [CLI_OBJECTS] = {"objects", false},    [CLI_FOLDERS] = {"folders", false},
+    [CLI_AFTER] = {"after", true},
 };
 
 #define CLI_COMMON \
@@ -105,6 +109,34 @@ static const struct cli_command cli_commands[] = {
     {"study show", "UID", "one study with its series", NULL, 1, 0, cli_study_show},
     {"study delete", "UID [--yes]", "delete a study with all its instances",
      "  --yes   do not ask\n", 1, CLI_MASK(CLI_YES), cli_study_delete},
+    {"bucket create", "NAME", "make a bucket for objects", NULL, 1, 0, cli_bucket_create},
+    {"bucket list", "", "all buckets",
+     "The bucket dicom is always there and shows the stored instances, read-only.\n", 0, 0,
+     cli_bucket_list},
+    {"bucket delete", "NAME [--objects] [--force]", "delete a bucket",
+     "  --objects   with the objects in it; without, only an empty bucket is deleted\n"
+     "  --force     do not ask\n",
+     1, CLI_MASK(CLI_OBJECTS) | CLI_MASK(CLI_FORCE), cli_bucket_delete},
+    {"object put", "BUCKET/NAME [FILE] [--type T] [--meta K=V]... [--if-absent]", "store an object",
+     "Takes FILE, or standard input without it or for -. What is there under the name is\n"
+     "replaced, once all has arrived.\n\n"
+     "  --type T      content type, as in text/plain\n"
+     "  --meta K=V    metadata, may be given often; K of lower-case letters, digits, . _ -\n"
+     "  --if-absent   only if there is no object of this name\n",
+     1, CLI_MASK(CLI_TYPE) | CLI_MASK(CLI_META) | CLI_MASK(CLI_IF_ABSENT), cli_object_put, 1},
+    {"object get", "BUCKET/NAME [-o FILE] [--range FROM-TO]", "read an object",
+     "  -o FILE, --output FILE   into a file; otherwise to standard output\n"
+     "  --range FROM-TO          bytes from FROM to TO, both included and counted from 0;\n"
+     "                           FROM-: to the end; -N: the last N\n",
+     1, CLI_MASK(CLI_OUTPUT) | CLI_MASK(CLI_RANGE), cli_object_get},
+    {"object list", "BUCKET[/PREFIX] [--folders] [--limit N] [--after NAME]",
+     "the objects of a bucket, by name",
+     "  --folders      one level only: what has a / behind the prefix is shown as a folder\n"
+     "  --limit N      at most N (default: all)\n"
+     "  --after NAME   begin behind this name\n",
+     1, CLI_MASK(CLI_FOLDERS) | CLI_MASK(CLI_LIMIT) | CLI_MASK(CLI_AFTER), cli_object_list},
+    {"object show", "BUCKET/NAME", "what is known of an object", NULL, 1, 0, cli_object_show},
+    {"object rm", "BUCKET/NAME", "delete an object", NULL, 1, 0, cli_object_rm},
 };
 #define CLI_COMMANDS (sizeof(cli_commands) / sizeof(cli_commands[0]))
 
@@ -217,6 +249,10 @@ static int cli_take_option(struct cli *cli, int argc, char **argv, int *i)
             cli->values[o] = argv[++*i];
         else
             return cli_usage(cli, "--%s: a value is missing", cli_option_table[o].name);
+        if (o == CLI_META && cli->meta_count == CLI_METAS_MAX)
+            return cli_usage(cli, "--meta: at most %u times", CLI_METAS_MAX);
+        if (o == CLI_META)
+            cli->metas[cli->meta_count++] = cli->values[o];
         return CLI_OK;
     }
     return cli_usage(cli, "%s: no such option", cli_safe(argv[*i]));
@@ -231,6 +267,10 @@ static int cli_take_args(struct cli *cli, int argc, char **argv, struct cli_word
             options = false;
         } else if (options && strcmp(argv[i], "-h") == 0) {
             cli->values[CLI_HELP] = "";
+        } else if (options && strcmp(argv[i], "-o") == 0) {
+            if (i + 1 == argc)
+                return cli_usage(cli, "-o: a value is missing");
+            cli->values[CLI_OUTPUT] = argv[++i];
         } else if (options && strncmp(argv[i], "--", 2) == 0) {
             int verdict = cli_take_option(cli, argc, argv, &i);
 
@@ -317,10 +357,10 @@ static int cli_run_command(struct cli *cli, const struct cli_words *w, unsigned 
     verdict = cli_check_options(cli);
     if (verdict != CLI_OK)
         return verdict;
-    if (w->count - used != c->args)
+    if (w->count - used < c->args || w->count - used > c->args + c->more)
         return cli_usage(cli, "%s arguments: %s %s",
                          w->count - used < c->args ? "missing" : "too many", c->words, c->usage);
-    for (unsigned i = 0; i < c->args; i++) {
+    for (unsigned i = 0; i < w->count - used; i++) {
         cli->args[i] = w->words[used + i];
         if (!*cli->args[i])
             return cli_usage(cli, "an argument is empty: %s %s", c->words, c->usage);

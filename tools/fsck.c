@@ -212,10 +212,10 @@ static void print_sum(const struct fsck *f)
     if (!f->clean)
         printf("the journal was not clean: %llu records replayed\n",
                (unsigned long long)f->replayed);
-    printf("%llu volumes, %llu studies, %llu instances, %llu chunks in %llu segments",
+    printf("%llu volumes, %llu studies, %llu instances, %llu objects, %llu chunks in %llu segments",
            (unsigned long long)r->volumes, (unsigned long long)r->studies,
-           (unsigned long long)r->instances, (unsigned long long)r->chunks,
-           (unsigned long long)r->segments);
+           (unsigned long long)r->instances, (unsigned long long)r->objects,
+           (unsigned long long)r->chunks, (unsigned long long)r->segments);
     if (f->deep)
         printf("; %llu stripes read", (unsigned long long)r->stripes);
     printf("\n%s: %llu mended, %llu left\n", f->code ? "findings" : "clean",
@@ -244,11 +244,12 @@ static void print_json(struct fsck *f)
 {
     const struct audit_result *r = &f->result;
     json_t *checked =
-        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "volumes", (json_int_t)r->volumes,
-                  "patients", (json_int_t)r->patients, "studies", (json_int_t)r->studies,
-                  "instances", (json_int_t)r->instances, "chunks", (json_int_t)r->chunks,
-                  "segments", (json_int_t)r->segments, "stripes", (json_int_t)r->stripes,
-                  "lost_chunks", (json_int_t)r->lost_chunks);
+        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "volumes",
+                  (json_int_t)r->volumes, "buckets", (json_int_t)r->buckets, "objects",
+                  (json_int_t)r->objects, "patients", (json_int_t)r->patients, "studies",
+                  (json_int_t)r->studies, "instances", (json_int_t)r->instances, "chunks",
+                  (json_int_t)r->chunks, "segments", (json_int_t)r->segments, "stripes",
+                  (json_int_t)r->stripes, "lost_chunks", (json_int_t)r->lost_chunks);
     json_t *sum =
         json_pack("{s:b, s:I, s:b, s:I, s:I, s:i, s:o, s:o, s:O}", "journal_clean", f->clean,
                   "replayed_records", (json_int_t)f->replayed, "deep", f->deep, "mended",

@@ -1,4 +1,5 @@
-/* What the admin API asks of the daemon beyond volumes (block.h) and studies (object.h): how it is.
+/* What the admin API asks of the daemon beyond volumes (block.h), studies (object.h) and
+ * buckets (bucket.h): how it is.
  *
  * The daemon implements it; tests implement it in memory. Both calls are made from fibers of the
  * partition's loop and may suspend. Figures are a picture of one moment, taken without stopping
@@ -48,7 +49,7 @@ struct admin_listener {
 /* Bytes, from what clients see down to what drives hold. */
 struct admin_capacity {
     uint64_t limit;       /* of logical bytes */
-    uint64_t logical;     /* as clients wrote them: mapped blocks and instances */
+    uint64_t logical;     /* as clients wrote them: mapped blocks, instances, objects */
     uint64_t deduped;     /* of distinct chunks */
     uint64_t stored;      /* after compression */
     uint64_t physical;    /* with parity */
@@ -69,6 +70,7 @@ struct admin_status {
     struct admin_capacity capacity;
     uint64_t journal_size, journal_used; /* bytes */
     uint64_t volumes, studies, instances;
+    uint64_t buckets, objects, object_bytes; /* but for the reserved bucket */
     /* Since the start. */
     uint64_t stored_instances, identical_instances, replaced_instances;
     uint64_t refused_conflicts; /* other content under a stored SOP Instance UID */

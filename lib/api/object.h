@@ -14,7 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OBJECT_UID_MAX      64            /* PS3.5 section 9.1 */
+#define OBJECT_UID_MAX      64 /* PS3.5 section 9.1 */
+#define OBJECT_DIGEST       32u
 #define OBJECT_INSTANCE_MAX (64ull << 30) /* bytes of one instance */
 #define OBJECT_HEADER_MAX   (64u << 20)   /* bytes before Pixel Data, kept in memory while parsed */
 
@@ -51,9 +52,10 @@ struct object_row {
     enum object_level level;
     const char *study_uid, *series_uid, *instance_uid; /* "" below the level */
     const char *sop_class_uid, *transfer_syntax_uid;   /* instances only, else "" */
-    uint64_t bytes;       /* Part 10 bytes, summed at the upper levels */
-    uint64_t stored_ns;   /* wall clock of the last store in it */
-    uint64_t dataset_off; /* instances only */
+    uint64_t bytes;                /* Part 10 bytes, summed at the upper levels */
+    uint64_t stored_ns;            /* wall clock of the last store in it */
+    uint64_t dataset_off;          /* instances only */
+    uint8_t digest[OBJECT_DIGEST]; /* instances only: tells different data sets apart */
     /* Of an open instance's row: bytes up to Pixel Data, which are read without touching pixels.
      * A hint, 0 where it is not known. */
     uint64_t header_hint;

@@ -48,7 +48,9 @@
     X(DICOM_NO_UID, EBADMSG, "the DICOM object lacks a Study, Series or SOP Instance UID")       \
     X(DICOM_UID, EBADMSG, "a DICOM UID is not valid")                                            \
     X(DICOM_MISMATCH, EBADMSG, "the DICOM object is not the one that was announced")             \
-    X(CONFLICT, EEXIST, "an instance with this SOP Instance UID and other content is stored")
+    X(CONFLICT, EEXIST, "an instance with this SOP Instance UID and other content is stored")    \
+    X(NOTEMPTY, ENOTEMPTY, "the bucket has objects: delete them first")                          \
+    X(CONDITION, EEXIST, "the object is not as the condition says: look at it again")
 
 enum err_code {
     ERR_OK_ = 0,

@@ -29,6 +29,8 @@
     X(SHRINK_KEEPS_TAIL, "a volume that shrank and grew shows what it held before")         \
     X(PARTIAL_WRITES_RACE, "two writes to parts of one block overwrite each other")         \
     X(REPLACED_KEEPS_CHUNKS, "the chunks of a replaced instance are never given back")      \
+    X(OBJECT_KEEPS_CHUNKS, "the chunks of a replaced object are never given back")          \
+    X(BUCKET_DELETED_FULL, "a bucket goes as empty that was given an object meanwhile")     \
     X(COMPACT_NOT_SYNCED, "compaction switches to copies that are written and not durable") \
     X(MOVE_COUNTED_TWICE, "a moved chunk is still counted where it was")                    \
     X(HOLE_INHERITS, "a block zeroed after a snapshot shows what the snapshot has")         \

@@ -6,7 +6,7 @@
  * the last completed flush (never to a mix). That is the contract that kv_rocks and kv_mem share
  * and tests/contract/kv holds them to.
  *
- * Keys are compared as byte strings (memcmp, shorter first). Keys have 1..1024 bytes, values up to
+ * Keys are compared as byte strings (memcmp, shorter first). Keys have 1..1100 bytes, values up to
  * 16 MiB. All calls come from fibers of the env it was opened on.
  */
 #pragma once
@@ -21,16 +21,17 @@ struct kv_batch;
 /* The tables. Their keys and values are described where they are encoded. The numbers are part of
  * the keys on the medium: append only. */
 enum kv_table {
-    KV_META,    /* singletons: applied LSN, format, counters */
-    KV_VOLUME,  /* volumes */
-    KV_MAP,     /* volume map leaves */
-    KV_CHUNK,   /* chunk table */
-    KV_FPRINT,  /* fingerprint index */
-    KV_SEGMENT, /* segments */
-    KV_CATALOG, /* patients, studies, series, instances */
-    KV_RECIPE,  /* instance recipes */
-    KV_INDEX,   /* secondary indexes and work lists */
-    KV_TABLE_COUNT
+    KV_META,       /* singletons: applied LSN, format, counters */
+    KV_VOLUME,     /* volumes */
+    KV_MAP,        /* volume map leaves */
+    KV_CHUNK,      /* chunk table */
+    KV_FPRINT,     /* fingerprint index */
+    KV_SEGMENT,    /* segments */
+    KV_CATALOG,    /* patients, studies, series, instances */
+    KV_RECIPE,     /* recipes of instances and objects */
+    KV_INDEX,      /* secondary indexes and work lists */
+    KV_BUCKET = 9, /* buckets and objects */
+    KV_TABLE_COUNT = 11
 };
 
 struct kv_slice {

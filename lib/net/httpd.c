@@ -44,7 +44,7 @@
 #define STREAM_BLOCK        (512u << 10) /* buffer of a streamed answer of known length */
 #define THREAD_STACK        (2u << 20)
 #define DRAIN_MAX           (8u << 20)
-#define REPLY_HEADERS_MAX   16
+#define REPLY_HEADERS_MAX   48
 #define STOP_GRACE_NS       (5 * ENV_NS_PER_S)
 #define STOP_POLL_NS        (5 * ENV_NS_PER_MS)
 #define DEFAULT_CONNECTIONS 128
@@ -187,6 +187,29 @@ void httpd_header_each(const struct httpd_req *r, const char *name,
     MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, each_header, &e);
 }
 
+struct all {
+    void (*visit)(void *arg, const char *name, const char *value);
+    void *arg;
+};
+
+static enum MHD_Result all_header(void *cls, enum MHD_ValueKind kind, const char *key,
+                                  const char *value)
+{
+    struct all *a = cls;
+
+    (void)kind;
+    a->visit(a->arg, key, value ? value : "");
+    return MHD_YES;
+}
+
+void httpd_headers(const struct httpd_req *r,
+                   void (*visit)(void *arg, const char *name, const char *value), void *arg)
+{
+    struct all a = {visit, arg};
+
+    MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, all_header, &a);
+}
+
 uint64_t httpd_body_length(const struct httpd_req *r)
 {
     return r->body_length;
@@ -201,6 +224,11 @@ bool httpd_set_body_max(struct httpd_req *r, uint64_t max)
         httpd_reply_text(r, 413, "The request body is larger than the limit of %llu bytes.",
                          (unsigned long long)max);
     return false;
+}
+
+void httpd_gather(struct httpd_req *r, const void *data, size_t len)
+{
+    strbuf_add(&r->body, data, len);
 }
 
 const char *httpd_body(const struct httpd_req *r, size_t *ret_len)
@@ -381,7 +409,10 @@ unsigned httpd_status_of(int err)
     case ERR_SPREAD:
     case ERR_CONFLICT:
     case ERR_LOCKED:
+    case ERR_NOTEMPTY:
         return 409;
+    case ERR_CONDITION:
+        return 412;
     case ERR_TOOBIG:
         return 413;
     case ERR_UNSUPPORTED:

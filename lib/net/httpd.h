@@ -103,6 +103,10 @@ const char *httpd_header(const struct httpd_req *r, const char *name);
 void httpd_header_each(const struct httpd_req *r, const char *name,
                        void (*visit)(void *arg, const char *value), void *arg);
 
+/* Calls visit for all headers in turn; the texts live until on_close returned. */
+void httpd_headers(const struct httpd_req *r,
+                   void (*visit)(void *arg, const char *name, const char *value), void *arg);
+
 /* Body bytes announced, HTTPD_UNKNOWN when chunked, 0 without a body. */
 uint64_t httpd_body_length(const struct httpd_req *r);
 
@@ -110,7 +114,10 @@ uint64_t httpd_body_length(const struct httpd_req *r);
  * 413: returns false, and the answer is made. */
 bool httpd_set_body_max(struct httpd_req *r, uint64_t max);
 
-/* The gathered body (handlers without on_body), NUL-terminated beyond len. */
+/* For handlers whose on_body takes some bodies in hand and wants others gathered. */
+void httpd_gather(struct httpd_req *r, const void *data, size_t len);
+
+/* The gathered body (handlers without on_body, or by httpd_gather), NUL-terminated beyond len. */
 const char *httpd_body(const struct httpd_req *r, size_t *ret_len);
 
 const char *httpd_peer(const struct httpd_req *r); /* "127.0.0.1:51234", "[::1]:51234" or "unix" */

@@ -26,6 +26,11 @@ enum record_type {
     RECORD_VOLUME_MERGE = 31,
     RECORD_OBJECT_PUT = 40, /* daemon/study*.c */
     RECORD_OBJECT_DELETE = 41,
+    RECORD_BUCKET_CREATE = 50, /* daemon/bucket*.c */
+    RECORD_BUCKET_DELETE = 51,
+    RECORD_BUCKET_PUT = 52,
+    RECORD_BUCKET_REMOVE = 53,
+    RECORD_BUCKET_REAP = 54,
 };
 
 /* Implemented by the partition. */

@@ -52,7 +52,7 @@ static void admin_take_name(struct admin_call *c, json_t *body)
     if (c->error)
         return;
     if (!name)
-        admin_call_fail(c, ERR_INVAL, "the field \"name\" is missing: the volume's name");
+        admin_call_fail(c, ERR_INVAL, "the field \"name\" is missing");
     else if (!*name || strlen(name) > BLOCK_NAME_MAX)
         c->error = ERR_NAME;
     else
@@ -241,7 +241,7 @@ static bool admin_add_match(struct admin_call *c, const struct admin_arg *arg)
     return false;
 }
 
-static uint64_t admin_number(struct admin_call *c, const struct admin_arg *arg, uint64_t max)
+uint64_t admin_number(struct admin_call *c, const struct admin_arg *arg, uint64_t max)
 {
     uint64_t n = 0;
 
@@ -292,7 +292,28 @@ static void admin_parse_patient(struct admin_call *c, const struct admin_request
 
 /* ---- Routes --------------------------------------------------------------------------------- */
 
-/* A path pattern: "*" stands for a name that goes to `name`, `snapshot` or the UIDs, in order. */
+static void admin_parse_bucket_create(struct admin_call *c, const struct admin_request *r)
+{
+    json_t *body = admin_body(c, r);
+
+    if (!body)
+        return;
+    admin_take_name(c, body);
+    c->object = mem_zalloc(sizeof(*c->object));
+    memcpy(c->object->bucket, c->name, sizeof(c->object->bucket));
+    admin_refuse_rest(c, body);
+    json_decref(body);
+}
+
+static void admin_parse_buckets(struct admin_call *c, const struct admin_request *r)
+{
+    c->object = mem_zalloc(sizeof(*c->object));
+    if (r->arg_count > 0)
+        admin_call_fail(c, ERR_INVAL, "the argument \"%.100s\" is not known here", r->args[0].name);
+}
+
+/* A path pattern: "*" stands for a name that goes to `name`, `snapshot` or the UIDs, in order, "**"
+ * at the end for one or more segments. */
 static const struct admin_route {
     const char *path[6];
     const char *method;
@@ -322,6 +343,14 @@ static const struct admin_route {
     {{"v1", "studies", "*"}, "GET", ADMIN_STUDY_SHOW, NULL},
     {{"v1", "studies", "*"}, "DELETE", ADMIN_STUDY_DELETE, NULL},
     {{"v1", "studies", "*", "series", "*"}, "DELETE", ADMIN_SERIES_DELETE, NULL},
+    {{"v1", "buckets"}, "GET", ADMIN_BUCKET_LIST, admin_parse_buckets},
+    {{"v1", "buckets"}, "POST", ADMIN_BUCKET_CREATE, admin_parse_bucket_create},
+    {{"v1", "buckets", "*"}, "GET", ADMIN_BUCKET_SHOW, NULL},
+    {{"v1", "buckets", "*"}, "DELETE", ADMIN_BUCKET_DELETE, admin_parse_bucket_delete},
+    {{"v1", "buckets", "*", "objects"}, "GET", ADMIN_OBJECT_LIST, admin_parse_objects},
+    {{"v1", "buckets", "*", "objects", "**"}, "PUT", ADMIN_OBJECT_PUT, admin_parse_object_put},
+    {{"v1", "buckets", "*", "objects", "**"}, "GET", ADMIN_OBJECT_GET, admin_parse_object_get},
+    {{"v1", "buckets", "*", "objects", "**"}, "DELETE", ADMIN_OBJECT_DELETE, NULL},
 };
 #define ADMIN_ROUTES (sizeof(admin_routes) / sizeof(admin_routes[0]))
 
@@ -329,10 +358,13 @@ static bool admin_path_matches(const struct admin_route *route, const struct adm
 {
     size_t n = 0;
 
-    for (; n < 6 && route->path[n]; n++)
+    for (; n < 6 && route->path[n]; n++) {
+        if (strcmp(route->path[n], "**") == 0)
+            return r->segment_count > n;
         if (n >= r->segment_count ||
             (route->path[n][0] != '*' && strcmp(route->path[n], r->segments[n]) != 0))
             return false;
+    }
     return n == r->segment_count;
 }
 
@@ -378,6 +410,8 @@ static void admin_take_path(struct admin_call *c, const struct admin_request *r)
         admin_set_name(c, c->name, r->segments[2]);
         if (r->segment_count >= 5)
             admin_set_name(c, c->snapshot, r->segments[4]);
+    } else if (r->segment_count >= 3 && strcmp(r->segments[1], "buckets") == 0) {
+        admin_take_object(c, r);
     }
 }
 
@@ -422,6 +456,11 @@ struct admin_call *admin_call_new(const struct admin_request *request)
     return c;
 }
 
+bool admin_call_streams(const struct admin_call *c)
+{
+    return c->kind == ADMIN_OBJECT_PUT || c->kind == ADMIN_OBJECT_GET;
+}
+
 void admin_call_free(struct admin_call *c)
 {
     if (!c)
@@ -439,6 +478,7 @@ void admin_call_free(struct admin_call *c)
     mem_free(c->rows);
     mem_free(c->series);
     mem_free(c->studies);
+    admin_object_free(c->object);
     mem_free(c);
 }
 
@@ -709,6 +749,18 @@ void admin_call_run(struct admin_call *c, const struct admin_backend *backend)
         if (backend->objects)
             r = admin_run_study(c, backend->objects);
         break;
+    case ADMIN_BUCKET_LIST:
+    case ADMIN_BUCKET_CREATE:
+    case ADMIN_BUCKET_SHOW:
+    case ADMIN_BUCKET_DELETE:
+    case ADMIN_OBJECT_LIST:
+    case ADMIN_OBJECT_SHOW:
+    case ADMIN_OBJECT_DELETE:
+    case ADMIN_OBJECT_PUT:
+    case ADMIN_OBJECT_GET:
+        if (backend->buckets)
+            r = admin_run_bucket(c, backend->buckets);
+        break;
     }
     if (r < 0)
         c->error = r;
@@ -766,8 +818,10 @@ unsigned admin_call_answer(struct admin_call *c, char **ret_body, size_t *ret_le
         return 200;
     }
     *ret_body = admin_dump(admin_json(c), ret_len);
-    return c->kind == ADMIN_VOLUME_CREATE || c->kind == ADMIN_SNAPSHOT_CREATE ||
-                   c->kind == ADMIN_SNAPSHOT_CLONE
+    if (c->kind == ADMIN_OBJECT_PUT)
+        return c->object->put.replaced ? 200 : 201;
+    return c->kind == ADMIN_VOLUME_CREATE || c->kind == ADMIN_BUCKET_CREATE ||
+                   c->kind == ADMIN_SNAPSHOT_CREATE || c->kind == ADMIN_SNAPSHOT_CLONE
                ? 201
                : 200;
 }

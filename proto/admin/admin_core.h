@@ -21,6 +21,17 @@
  *   GET    /v1/studies/UID                with its series
  *   DELETE /v1/studies/UID
  *   DELETE /v1/studies/UID/series/UID
+ *   GET    /v1/buckets
+ *   POST   /v1/buckets                    {"name"}                              201
+ *   GET    /v1/buckets/NAME
+ *   DELETE /v1/buckets/NAME?objects=true  without the argument: only an empty one
+ *   GET    /v1/buckets/NAME/objects?prefix=&delimiter=&after=&limit=
+ *   PUT    /v1/buckets/NAME/objects/KEY   the body is the object                201, or 200:
+ * replaced GET    /v1/buckets/NAME/objects/KEY   the object; HEAD and one Range as usual GET
+ * /v1/buckets/NAME/objects/KEY?info=true   what is known of it DELETE /v1/buckets/NAME/objects/KEY
+ *
+ * A KEY is all that follows in the path; a '/' at its end must be written %2F. PUT takes
+ * Content-Type, X-Filmroom-Meta-NAME: VALUE, If-None-Match: * and If-Match: "ETAG".
  *
  * Sizes are in bytes, times are UTC as in RFC 3339. An error is {"error": {"code", "message"}} with
  * a fitting HTTP status; the codes are the names of lib/base/err.h, and METHOD for a method that a
@@ -33,11 +44,13 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "lib/api/admin.h"
 #include "lib/api/block.h"
+#include "lib/api/bucket.h"
 #include "lib/api/object.h"
 
 #define ADMIN_BODY_MAX        65536u /* bytes of a request body */
@@ -51,6 +64,7 @@ struct admin_backend {
     struct admin_source *admin;
     struct block_store *blocks;
     struct object_store *objects;
+    struct bucket_store *buckets;
     struct metrics *metrics; /* of the loop */
 };
 
@@ -66,6 +80,8 @@ struct admin_request {
     size_t segment_count;
     const struct admin_arg *args;
     size_t arg_count;
+    const struct admin_arg *headers; /* only looked at where an object's bytes are meant */
+    size_t header_count;
     const char *body;
     size_t body_len;
 };
@@ -74,6 +90,9 @@ struct admin_call;
 
 /* Parses. Never fails: a bad request becomes a call that answers with the error. */
 struct admin_call *admin_call_new(const struct admin_request *request);
+
+/* Does the request carry an object's bytes, or ask for them? Then it goes to admin_stream.h. */
+bool admin_call_streams(const struct admin_call *c);
 
 /* Asks the engine. From a fiber; suspends. */
 void admin_call_run(struct admin_call *c, const struct admin_backend *backend);

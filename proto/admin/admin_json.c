@@ -12,12 +12,12 @@
 #include "lib/base/mem.h"
 #include "proto/admin/admin_impl.h"
 
-static void admin_set(json_t *object, const char *name, json_t *value)
+void admin_set(json_t *object, const char *name, json_t *value)
 {
     CHECK(json_object_set_new(object, name, value) == 0);
 }
 
-static void admin_set_number(json_t *object, const char *name, uint64_t value)
+void admin_set_number(json_t *object, const char *name, uint64_t value)
 {
     admin_set(object, name, json_integer((json_int_t)(value & INT64_MAX)));
 }
@@ -40,17 +40,17 @@ static json_t *admin_text(const char *text)
     return json;
 }
 
-static void admin_set_text(json_t *object, const char *name, const char *text)
+void admin_set_text(json_t *object, const char *name, const char *text)
 {
     admin_set(object, name, admin_text(text));
 }
 
-static void admin_append(json_t *array, json_t *value)
+void admin_append(json_t *array, json_t *value)
 {
     CHECK(json_array_append_new(array, value) == 0);
 }
 
-static void admin_set_time(json_t *object, const char *name, uint64_t ns)
+void admin_set_time(json_t *object, const char *name, uint64_t ns)
 {
     time_t seconds = (time_t)(ns / 1000000000u);
     struct tm tm;
@@ -169,6 +169,9 @@ static json_t *admin_json_status(const struct admin_status *s)
     admin_set_number(json, "volumes", s->volumes);
     admin_set_number(json, "studies", s->studies);
     admin_set_number(json, "instances", s->instances);
+    admin_set_number(json, "buckets", s->buckets);
+    admin_set_number(json, "objects", s->objects);
+    admin_set_number(json, "object_bytes", s->object_bytes);
     admin_set(json, "counters", admin_json_counters(s));
     strbuf_free(&profile);
     return json;
@@ -450,7 +453,17 @@ json_t *admin_json(const struct admin_call *c)
         return admin_json_deleted(c);
     case ADMIN_STATS:
         return admin_json_stats(c);
-    case ADMIN_METRICS: /* is not JSON */
+    case ADMIN_BUCKET_LIST:
+    case ADMIN_BUCKET_CREATE:
+    case ADMIN_BUCKET_SHOW:
+    case ADMIN_BUCKET_DELETE:
+    case ADMIN_OBJECT_LIST:
+    case ADMIN_OBJECT_SHOW:
+    case ADMIN_OBJECT_DELETE:
+    case ADMIN_OBJECT_PUT:
+        return admin_json_of_bucket(c);
+    case ADMIN_OBJECT_GET:
+    case ADMIN_METRICS: /* are not JSON */
     case ADMIN_BAD:
         break;
     }

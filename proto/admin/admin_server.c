@@ -10,8 +10,10 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/net/httpd.h"
+#include "proto/admin/admin_stream.h"
 
 #define ADMIN_CONNECTIONS 16u
+#define HEADERS_MAX       128u
 #define ADMIN_IDLE_S      300u /* longer than the longest call, a study's deletion */
 
 struct admin_server {
@@ -32,8 +34,22 @@ static void admin_job_fiber(void *arg)
     admin_call_run(job->call, &job->server->backend);
 }
 
+struct admin_headers {
+    struct admin_arg rows[HEADERS_MAX]; /* more are not looked at */
+    size_t count;
+};
+
+static void admin_take_header(void *arg, const char *name, const char *value)
+{
+    struct admin_headers *h = arg;
+
+    if (h->count < HEADERS_MAX)
+        h->rows[h->count++] = (struct admin_arg){name, value};
+}
+
 static struct admin_call *admin_server_parse(struct httpd_req *r)
 {
+    struct admin_headers headers = {.count = 0};
     const char *segments[HTTPD_SEGMENTS_MAX];
     struct admin_arg args[HTTPD_ARGS_MAX];
     struct admin_request request = {.method = httpd_method(r), .segments = segments, .args = args};
@@ -46,14 +62,41 @@ static struct admin_call *admin_server_parse(struct httpd_req *r)
     CHECK(request.arg_count <= HTTPD_ARGS_MAX);
     for (size_t i = 0; i < request.arg_count; i++)
         args[i] = (struct admin_arg){httpd_arg_name(r, i), httpd_arg_value(r, i)};
+    httpd_headers(r, admin_take_header, &headers);
+    request.headers = headers.rows;
+    request.header_count = headers.count;
     request.body = httpd_body(r, &request.body_len);
     return admin_call_new(&request);
 }
 
+/* Requests that carry an object's bytes, or ask for them, are taken up before the body; the others
+ * when it is there. Which they are, path and method say. */
 static void admin_on_request(void *ctx, struct httpd_req *r)
 {
-    (void)ctx;
+    struct admin_server *s = ctx;
+    struct admin_call *call = admin_server_parse(r);
+
+    if (admin_call_streams(call)) {
+        httpd_set_state(r, admin_stream_begin(s->env, &s->backend, call, r));
+        return;
+    }
+    admin_call_free(call);
     (void)httpd_set_body_max(r, ADMIN_BODY_MAX);
+}
+
+static void admin_on_body(void *ctx, struct httpd_req *r, const void *data, size_t len)
+{
+    (void)ctx;
+    if (httpd_state(r))
+        admin_stream_body(httpd_state(r), r, data, len);
+    else
+        httpd_gather(r, data, len);
+}
+
+static void admin_on_close(void *ctx, struct httpd_req *r)
+{
+    (void)ctx;
+    admin_stream_free(httpd_state(r));
 }
 
 static void admin_reply_shutdown(struct httpd_req *r)
@@ -66,12 +109,17 @@ static void admin_reply_shutdown(struct httpd_req *r)
 static void admin_on_end(void *ctx, struct httpd_req *r)
 {
     struct admin_server *s = ctx;
-    struct admin_job job = {s, admin_server_parse(r)};
+    struct admin_job job = {.server = s};
     const char *allow;
     char *body;
     size_t len;
     unsigned status;
 
+    if (httpd_state(r)) {
+        admin_stream_end(httpd_state(r), r);
+        return;
+    }
+    job.call = admin_server_parse(r);
     if (env_call(s->env, "admin", admin_job_fiber, &job) < 0) {
         admin_reply_shutdown(r);
         admin_call_free(job.call);
@@ -89,7 +137,9 @@ static void admin_on_end(void *ctx, struct httpd_req *r)
 
 static const struct httpd_handler admin_handler = {
     .on_request = admin_on_request,
+    .on_body = admin_on_body,
     .on_end = admin_on_end,
+    .on_close = admin_on_close,
 };
 
 int admin_server_start(struct env *env, const struct env_addr *addr,

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "daemon/bucket_row.h"
 #include "daemon/catalog.h"
 #include "daemon/recipe.h"
 #include "dedup/chunk_priv.h"
@@ -61,6 +62,56 @@ static void try_recipe(struct kv_slice in)
         CHECK(pc->at <= at && at - pc->at < pc->len);
     }
     recipe_free(&r);
+}
+
+/* ---- Buckets ---- */
+
+static void try_bucket(struct kv_slice in)
+{
+    STRBUF_AUTO struct strbuf out = STRBUF_INIT;
+    struct bucket_row row;
+
+    if (bucket_row_decode(in, &row) < 0)
+        return;
+    CHECK(bucket_name_valid(row.name));
+    bucket_row_encode(&row, &out);
+    CHECK(out.len == in.len && memcmp(out.data, in.data, in.len) == 0);
+}
+
+static void try_object(struct kv_slice in)
+{
+    STRBUF_AUTO struct strbuf out = STRBUF_INIT;
+    struct bucket_object_row row;
+
+    if (bucket_object_decode(in, &row) < 0)
+        return;
+    CHECK(row.pair_count <= BUCKET_PAIRS_MAX && strlen(row.type) <= BUCKET_TYPE_MAX);
+    bucket_object_encode(&row, &out);
+    CHECK(out.len == in.len && memcmp(out.data, in.data, in.len) == 0);
+}
+
+/* A recipe's owner, which is also the body of REMOVE, and the body of PUT. */
+static void try_bucket_record(struct kv_slice in)
+{
+    STRBUF_AUTO struct strbuf out = STRBUF_INIT;
+    struct bucket_put_record *rec = mem_zalloc(sizeof(*rec));
+    char name[BUCKET_KEY_MAX + 1];
+    uint64_t bucket;
+    size_t used;
+
+    if (bucket_owner_decode(in, &bucket, name, &used) == 0) {
+        CHECK(bucket_key_valid(name) && used <= in.len && used == bucket_owner_length(name));
+        bucket_owner_encode(bucket, name, &out);
+        CHECK(out.len == used && memcmp(out.data, in.data, used) == 0);
+    }
+    strbuf_reset(&out);
+    if (bucket_put_decode(in, rec) == 0) {
+        bucket_put_encode(rec, &out);
+        strbuf_add(&out, rec->recipe.data, rec->recipe.len);
+        CHECK(out.len == in.len && memcmp(out.data, in.data, in.len) == 0);
+        try_recipe(rec->recipe);
+    }
+    mem_free(rec);
 }
 
 /* ---- Chunks ---- */
@@ -224,7 +275,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (size < 1)
         return 0;
-    switch (data[0] % 10) {
+    switch (data[0] < 0xf0 ? data[0] % 10 : data[0]) {
     case 0:
         AGAIN(study, in);
         break;
@@ -251,6 +302,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         break;
     case 9:
         AGAIN(patient, in);
+        break;
+    case 0xf0:
+        try_bucket(in);
+        break;
+    case 0xf1:
+        try_object(in);
+        break;
+    case 0xf2:
+        try_bucket_record(in);
         break;
     default:
         try_super(in.data, in.len);

@@ -51,7 +51,7 @@ static uint8_t *make_data(struct run *r, uint64_t len)
 
 /* Is it fair to say that the store is full? Kept back are the overlay's share and a segment per
  * stream, and what other clients have reserved: every put 8 MiB, every write its size. */
-static bool full_enough(struct run *r, uint64_t bytes)
+bool client_full_enough(struct run *r, uint64_t bytes)
 {
     struct partition_status s;
     uint64_t segment = r->slot_size * r->k;
@@ -61,11 +61,6 @@ static bool full_enough(struct run *r, uint64_t bytes)
     partition_get_status(r->p, &s);
     return s.free <= (2 + SEGMENT_STREAMS) * segment + 2 * r->partition.overlay_bytes + bytes +
                          (uint64_t)r->clients * (8u << 20);
-}
-
-bool clients_find_full(struct run *r)
-{
-    return full_enough(r, 0);
 }
 
 /* ---- Volumes ---- */
@@ -394,7 +389,7 @@ static bool io_done(struct io *io, const char *what, int rc)
         return false;
     if (rc == 0 && !(io->fits_not && !resized && io->v->size == io->v->other_size))
         return true;
-    if (rc == ERR_NOSPC && full_enough(r, io->len)) {
+    if (rc == ERR_NOSPC && client_full_enough(r, io->len)) {
         r->nospc++;
         return false;
     }
@@ -601,7 +596,7 @@ static void op_put(struct run *r)
     if (rc == 0)
         rc = object_put_commit(put, &result);
     run_trace(r, "put of instance %u, content %d: %s", index, content, err_name(rc));
-    if (rc == ERR_NOSPC && full_enough(r, s.len)) {
+    if (rc == ERR_NOSPC && client_full_enough(r, s.len)) {
         r->nospc++;
         fits = model_instance_end(&r->instances[index], slot, MODEL_PUT_NONE, MODEL_NOT);
     } else if (rc == 0 || rc == ERR_CONFLICT) {
@@ -631,7 +626,7 @@ static void op_put_bad(struct run *r)
     rc = put_stream(r, &s, s.len, &put);
     if (rc == 0)
         rc = object_put_commit(put, &result);
-    if (!is_refusal(rc) && !(rc == ERR_NOSPC && full_enough(r, s.len)))
+    if (!is_refusal(rc) && !(rc == ERR_NOSPC && client_full_enough(r, s.len)))
         run_fail(r, "put of a bad stream, kind %u: %s", kind, err_name(rc));
 }
 
@@ -645,7 +640,7 @@ static void op_put_abort(struct run *r)
     rc = put_stream(r, &s, (size_t)run_random(r, s.len), &put);
     if (rc == 0)
         object_put_abort(put);
-    else if (!(rc == ERR_NOSPC && full_enough(r, s.len)))
+    else if (!(rc == ERR_NOSPC && client_full_enough(r, s.len)))
         run_fail(r, "put to be aborted: %s", err_name(rc));
 }
 
@@ -838,7 +833,7 @@ static void op_settle(struct run *r)
 {
     int rc = partition_settle(r->p);
 
-    if (rc < 0 && !(rc == ERR_NOSPC && full_enough(r, 0)) && !r->options.lost)
+    if (rc < 0 && !(rc == ERR_NOSPC && client_full_enough(r, 0)) && !r->options.lost)
         run_fail(r, "settle: %s", err_name(rc));
 }
 
@@ -866,6 +861,7 @@ static void step_snapshots(struct run *r, enum op_kind kind)
         op_rollback(r);
         break;
     default:
+        objects_step(r, kind);
         break;
     }
 }
@@ -996,4 +992,5 @@ void clients_delete_all(struct run *r)
         if (rc < 0 && rc != ERR_NOENT)
             run_fail(r, "delete of study %u at the end: %s", i, err_name(rc));
     }
+    objects_delete_all(r);
 }

@@ -93,17 +93,25 @@ static void choose_geometry(struct run *r)
 static void choose_work(struct run *r)
 {
     static const uint8_t usual[OP_COUNT] = {
-        [OP_CREATE] = 6,          [OP_REMOVE] = 2,     [OP_RESIZE] = 2,      [OP_WRITE] = 14,
-        [OP_WRITE_PART] = 10,     [OP_WRITE_BULK] = 8, [OP_ZERO] = 5,        [OP_READ] = 10,
-        [OP_EXTENTS] = 3,         [OP_FLUSH] = 2,      [OP_LIST] = 1,        [OP_PUT] = 10,
-        [OP_PUT_BAD] = 2,         [OP_PUT_ABORT] = 2,  [OP_OBJECT_READ] = 6, [OP_DELETE] = 5,
-        [OP_QUERY] = 3,           [OP_SETTLE] = 1,     [OP_COMPACT] = 2,     [OP_SNAPSHOT] = 4,
-        [OP_SNAPSHOT_DELETE] = 3, [OP_CLONE] = 2,      [OP_ROLLBACK] = 2,
+        [OP_CREATE] = 6,      [OP_REMOVE] = 2,
+        [OP_RESIZE] = 2,      [OP_WRITE] = 14,
+        [OP_WRITE_PART] = 10, [OP_WRITE_BULK] = 8,
+        [OP_ZERO] = 5,        [OP_READ] = 10,
+        [OP_EXTENTS] = 3,     [OP_FLUSH] = 2,
+        [OP_LIST] = 1,        [OP_PUT] = 10,
+        [OP_PUT_BAD] = 2,     [OP_PUT_ABORT] = 2,
+        [OP_OBJECT_READ] = 6, [OP_DELETE] = 5,
+        [OP_QUERY] = 3,       [OP_SETTLE] = 1,
+        [OP_COMPACT] = 2,     [OP_SNAPSHOT] = 4,
+        [OP_BUCKET] = 2,      [OP_BUCKET_PUT] = 8,
+        [OP_BUCKET_READ] = 4, [OP_BUCKET_REMOVE] = 3,
+        [OP_BUCKET_LIST] = 2, [OP_SNAPSHOT_DELETE] = 3,
+        [OP_CLONE] = 2,       [OP_ROLLBACK] = 2,
     };
 
     r->weight_sum = 0;
     for (unsigned i = 0; i < OP_COUNT; i++) {
-        bool off = i != OP_CREATE && run_chance(r, 25);
+        bool off = i != OP_CREATE && i != OP_BUCKET && run_chance(r, 25);
 
         r->weights[i] = off ? 0 : (unsigned)(usual[i] * (1 + run_random(r, 4)));
         if (r->churn && (i == OP_WRITE_BULK || i == OP_PUT || i == OP_DELETE || i == OP_COMPACT))
@@ -385,6 +393,7 @@ static void life_over(struct run *r, bool power)
     model_crash(&r->model);
     for (unsigned i = 0; i < INSTANCES; i++)
         model_instance_crash(&r->instances[i]);
+    objects_crash(r->buckets);
 }
 
 static void life_hangs(struct run *r)
@@ -463,6 +472,7 @@ static void run_init(struct run *r, uint64_t seed, const struct run_options *opt
     model_init(&r->model);
     for (unsigned i = 0; i < INSTANCES; i++)
         model_instance_init(&r->instances[i]);
+    objects_init(r->buckets);
     choose_geometry(r);
     faults.io_max_ns = r->slow_io_ns;
     sim_set_faults(r->sim, &faults);
@@ -480,6 +490,7 @@ static void run_free(struct run *r)
     kv_mem_image_free(r->image);
     for (unsigned i = 0; i < INSTANCES; i++)
         model_instance_free(&r->instances[i]);
+    objects_free(r->buckets);
     model_free(&r->model);
     mem_free(r);
 }

@@ -8,6 +8,7 @@
 #include "lib/rt/sync.h"
 #include "tests/sim/instances.h"
 #include "tests/sim/model.h"
+#include "tests/sim/objects.h"
 
 #define RUN_DRIVES_MAX 6u
 
@@ -34,6 +35,11 @@ enum op_kind {
     OP_OBJECT_READ,
     OP_DELETE,
     OP_QUERY,
+    OP_BUCKET,
+    OP_BUCKET_PUT,
+    OP_BUCKET_READ,
+    OP_BUCKET_REMOVE,
+    OP_BUCKET_LIST,
     OP_SETTLE,
     OP_COMPACT,
     OP_COUNT
@@ -51,6 +57,7 @@ struct run {
     struct model model;
     struct model_instance instances[INSTANCES];
     struct model_contents contents;
+    struct model_bucket buckets[OBJECT_BUCKETS];
     struct kv_mem_image *image;
 
     /* The store. */
@@ -105,11 +112,11 @@ static inline bool run_chance(struct run *r, unsigned percent)
 void client_main(void *arg);
 /* Reads a whole instance; which of its contents it is, ABSENT when there is none. */
 int client_read_instance(struct run *r, unsigned index, int *ret_content);
-/* Deletes every volume and instance. */
+/* Is it fair to say that the store is full, or the file systems under it, for a write of so many
+ * bytes? */
+bool client_full_enough(struct run *r, uint64_t bytes);
+/* Deletes every volume, instance and bucket. */
 void clients_delete_all(struct run *r);
-
-/* Is it fair to say that the store is full, or that the file systems under it are? */
-bool clients_find_full(struct run *r);
 
 /* heal.c: faults of what drives lie on. */
 void host_set_full(struct run *r, bool full);

@@ -271,6 +271,7 @@ void verify_all(struct run *r)
     mem_free(infos);
     for (unsigned i = 0; i < INSTANCES; i++)
         verify_instance(r, i);
+    objects_verify(r);
     if (!r->options.lost)
         verify_catalogue(r);
 }
@@ -281,7 +282,8 @@ void verify_empty(struct run *r)
 
     partition_get_status(r->p, &s);
     if (s.broken || s.chunks.chunks || s.chunks.stored_bytes || s.chunks.referenced_bytes ||
-        s.logical || s.volumes || s.studies.instances || s.studies.bytes || s.overlay_bytes)
+        s.logical || s.volumes || s.studies.instances || s.studies.bytes || s.buckets.objects ||
+        s.buckets.bytes || s.overlay_bytes)
         run_fail(
             r,
             "everything was deleted, and left are %llu chunks, %llu bytes stored, %llu logical, "

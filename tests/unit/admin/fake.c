@@ -454,6 +454,7 @@ void fake_init(struct fake *f)
 {
     *f = (struct fake){
         .admin = {&fake_admin_ops}, .blocks = {&fake_block_ops}, .objects = {&fake_object_ops}};
+    fake_buckets_init(&f->buckets);
     fake_create(&f->blocks, "vm1", 10ull << 30, BLOCK_EVERY_WRITE);
     f->volumes[0].info.mapped = 3ull << 30;
     fake_create(&f->blocks, "busy", 1ull << 30, BLOCK_ON_FLUSH);
@@ -470,7 +471,7 @@ void fake_init(struct fake *f)
 
 struct admin_backend fake_backend(struct fake *f)
 {
-    return (struct admin_backend){&f->admin, &f->blocks, &f->objects, f->metrics};
+    return (struct admin_backend){&f->admin, &f->blocks, &f->objects, &f->buckets.face, f->metrics};
 }
 
 void fake_metrics(struct fake *f)

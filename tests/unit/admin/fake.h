@@ -3,6 +3,7 @@
 
 #include "lib/base/metric.h"
 #include "proto/admin/admin_core.h"
+#include "tests/unit/admin/fake_bucket.h"
 
 #define FAKE_MAX 64u
 
@@ -25,6 +26,7 @@ struct fake {
     struct admin_source admin;
     struct block_store blocks;
     struct object_store objects;
+    struct fake_buckets buckets;
     struct fake_volume volumes[FAKE_MAX];
     size_t volume_count;
     struct fake_study studies[FAKE_MAX];

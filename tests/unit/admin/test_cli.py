@@ -240,13 +240,81 @@ class Cli(unittest.TestCase):
 
     def test_help(self):
         out, _ = self.run_cli("--help")
-        areas = "status|stats|drive|volume|patient|study"
+        areas = "status|stats|drive|volume|patient|study|bucket|object"
         commands = re.findall(rf"^  ((?:{areas})(?: [\w-]+)?)  ", out, re.M)
-        self.assertEqual(len(commands), 18, out)
+        self.assertEqual(len(commands), 26, out)
         for command in commands:
             text, _ = self.run_cli(*command.split(), "--help", data=False)
             self.assertIn(f"Usage: filmroom [--data DIR] [--json] {command}", text)
         self.assertIn("filmroom 0", self.run_cli("--version")[0])
+
+    def test_buckets(self):
+        self.assertEqual(self.run_cli("bucket", "create", "c")[0], "created bucket c\n")
+        self.assertIn("exists already", self.run_cli("bucket", "create", "c", code=1)[1])
+        lines = self.run_cli("bucket", "list")[0].splitlines()
+        self.assertEqual([l.split()[0] for l in lines], ["NAME", "b", "dicom", "c"])
+        self.assertEqual(len(self.json_of("bucket", "list")["buckets"]), 3)
+        self.assertIn("C-STORE", self.run_cli("bucket", "delete", "dicom", code=1)[1])
+        self.assertEqual(self.run_cli("bucket", "delete", "c")[0], "deleted bucket c\n")
+        self.run_cli("object", "put", "b/n")
+        self.assertIn("has objects", self.run_cli("bucket", "delete", "b", code=1)[1])
+        self.assertIn("add --force",
+                      self.run_cli("bucket", "delete", "b", "--objects", code=2)[1])
+        self.run_cli("bucket", "delete", "b", "--objects", "--force")
+        self.assertIn("no bucket", self.run_cli("object", "list", "b", code=1)[1])
+
+    def test_objects(self):
+        src, out = self.dir + "/src", self.dir + "/out"
+        with open(src, "wb") as f:
+            f.write(bytes(range(256)) * 15)
+        self.assertEqual(self.run_cli("object", "put", "b/x/é y", src, "--type", "t/t",
+                                      "--meta", "owner=Jörg")[0], "stored b/x/é y, 3840 bytes\n")
+        self.assertIn("replaced", self.run_cli("object", "put", "b/x/é y", src, "--type", "t/t",
+                                               "--meta", "owner=Jörg")[0])
+        self.run_cli("object", "get", "b/x/é y", "-o", out)
+        with open(src, "rb") as f, open(out, "rb") as g:
+            self.assertEqual(f.read(), g.read())
+        self.assertEqual(self.run_cli("object", "get", "b/x/é y", "--range", "65-70")[0], "ABCDEF")
+        self.assertEqual(self.run_cli("object", "get", "b/x/é y", "--range=0-0", "--output",
+                                      "/dev/null")[0], "")
+        shown = self.json_of("object", "show", "b/x/é y")
+        self.assertEqual((shown["size"], shown["type"], shown["metadata"]),
+                         (3840, "t/t", {"owner": "Jörg"}))
+        self.assertRegex(self.run_cli("object", "show", "b/x/é y")[0], "Metadata +owner = Jörg")
+        self.run_cli("object", "put", "b/empty")
+        self.assertEqual(self.run_cli("object", "get", "b/empty")[0], "")
+        listed = self.json_of("object", "list", "b/x/")["objects"]
+        self.assertEqual([o["name"] for o in listed], ["x/é y"])
+        self.assertIn("3840 B", self.run_cli("object", "list", "b")[0].replace("3.75 KiB",
+                                                                               "3840 B"))
+        self.assertEqual(self.run_cli("object", "rm", "b/empty")[0], "deleted b/empty\n")
+
+    def test_object_errors(self):
+        out = self.dir + "/out"
+        with open(self.dir + "/big", "wb") as f:
+            f.truncate(1 << 20)
+        self.run_cli("object", "put", "b/n", "--if-absent")
+        for code, words, args in (
+                (1, "is there already", ("put", "b/n", "--if-absent")),
+                (1, "larger than the limit", ("put", "b/big", self.dir + "/big")),
+                (1, "no space left", ("put", "b/full", self.dir + "/big")),
+                (1, "cannot be read", ("put", "b/n", self.dir + "/none")),
+                (1, "is a directory", ("put", "b/n", self.dir)),
+                (1, "no bucket \"z\"", ("put", "z/n")),
+                (1, "C-STORE", ("put", "dicom/n")),
+                (2, "is not BUCKET/NAME", ("put", "b")),
+                (2, "is not BUCKET/NAME", ("get", "b/")),
+                (2, "NAME=VALUE", ("put", "b/n", "--meta", "x")),
+                (2, "lower-case", ("put", "b/n", "--meta", "X=y")),
+                (2, "too many arguments", ("put", "b/n", "a", "b")),
+                (2, "is not a range", ("get", "b/n", "--range", "5")),
+                (2, "value is missing", ("get", "b/n", "-o")),
+                (2, "above 0", ("list", "b", "--limit", "0")),
+                (1, "no object \"m\"", ("get", "b/m", "-o", out)),
+                (1, "cannot be written", ("get", "b/n", "-o", out + "/x")),
+                (1, "no object", ("rm", "b/m"))):
+            self.assertIn(words, self.run_cli("object", *args, code=code)[1], args)
+        self.assertFalse(os.path.exists(out) or os.path.exists(out + ".part"))
 
 
 if __name__ == "__main__":

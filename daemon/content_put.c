@@ -1,0 +1,288 @@
+/* Content on its way in: bytes to chunks to a recipe; see content.h. */
+#include <string.h>
+
+#include "daemon/content.h"
+#include "lib/base/check.h"
+#include "lib/base/codec.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+
+#define CONTENT_BUDGET      (8u << 20) /* taken from the budget of all by each put */
+#define CONTENT_IN_FLIGHT   (4u << 20)
+#define CONTENT_WAITERS     256u
+#define CONTENT_FIRST_PIECE 4096u
+
+struct contents {
+    struct partition *p;
+    struct fiber_sem budget; /* bytes of streams in flight */
+    uint64_t waiting;        /* puts that wait for it */
+    struct metric_hist wait;
+};
+
+/* A chunk of the stream, from its first byte until the put ends. */
+struct put_chunk {
+    struct content_put *put;
+    struct chunk_item item;
+    uint8_t *data; /* gone once stored */
+    size_t cap;
+    bool undigested;
+};
+
+struct content_put {
+    struct contents *cs;
+    struct chunk_batch *batch;
+    struct put_chunk **chunks;
+    uint32_t chunk_count, chunk_room;
+    struct recipe_piece *pieces;
+    uint32_t piece_count, piece_room;
+    uint64_t size, in_flight, reserved;
+    struct fiber_cond landed;
+};
+
+/* ---- The budget ---- */
+
+int contents_new(struct partition *p, struct contents **ret_contents)
+{
+    struct contents *cs = mem_zalloc(sizeof(*cs));
+
+    cs->p = p;
+    fiber_sem_init(&cs->budget, p->options.ingest_bytes);
+    metric_hist_init(&cs->wait, METRIC_TIME);
+    *ret_contents = cs;
+    return 0;
+}
+
+void contents_free(struct contents *cs)
+{
+    mem_free(cs);
+}
+
+void contents_observe(struct contents *cs, struct metrics *m)
+{
+    metrics_add_hist(m, "filmroom_object_put_wait_seconds",
+                     "Time that an instance or object waited for its share of the ingest budget",
+                     NULL, &cs->wait);
+}
+
+int content_put_begin(struct contents *cs, uint64_t size_hint, struct content_put **ret_put)
+{
+    struct content_put *cp;
+    uint64_t start;
+    int rc = cs->p->broken;
+
+    if (rc == 0 && cs->waiting >= CONTENT_WAITERS)
+        rc = ERR_OVERLOAD;
+    if (rc < 0)
+        return rc;
+    start = env_now(cs->p->env);
+    cs->waiting++;
+    fiber_sem_take(&cs->budget, CONTENT_BUDGET);
+    cs->waiting--;
+    metric_record(&cs->wait, env_now(cs->p->env) - start);
+    rc = chunkstore_await_room(cs->p->chunks, size_hint);
+    if (rc < 0) {
+        fiber_sem_give(&cs->budget, CONTENT_BUDGET);
+        return rc;
+    }
+    cp = mem_zalloc(sizeof(*cp));
+    cp->cs = cs;
+    cp->batch = chunk_batch_new(cs->p->chunks, SEGMENT_STUDIES);
+    fiber_cond_init(&cp->landed);
+    *ret_put = cp;
+    return 0;
+}
+
+/* All of a small stream is reserved, and of a large one as much as may be in flight. */
+int content_put_room(struct content_put *cp, size_t len, uint64_t max)
+{
+    uint64_t want;
+    int rc;
+
+    if (len > max || cp->size > max - len)
+        return ERR_TOOBIG;
+    want = cp->size + len < CONTENT_BUDGET ? cp->size + len : CONTENT_BUDGET;
+    rc = chunkstore_reserve(cp->cs->p->chunks, want - cp->reserved);
+    if (rc < 0)
+        return rc;
+    cp->reserved = want;
+    cp->size += len;
+    return 0;
+}
+
+/* ---- Chunks and pieces ---- */
+
+static void put_chunk_done(void *owner)
+{
+    struct put_chunk *c = owner;
+
+    c->put->in_flight -= c->item.len;
+    mem_free(c->data);
+    c->data = NULL;
+    fiber_cond_broadcast(&c->put->landed);
+}
+
+void content_put_end_chunk(struct content_put *cp, int64_t *chunk)
+{
+    struct put_chunk *c;
+
+    if (*chunk < 0)
+        return;
+    c = cp->chunks[*chunk];
+    *chunk = -1;
+    c->item.data = c->data;
+    cp->in_flight += c->item.len;
+    chunk_batch_add(cp->batch, &c->item, 1, put_chunk_done, c);
+}
+
+static int put_new_chunk(struct content_put *cp, unsigned flags, int64_t *ret_chunk)
+{
+    struct put_chunk *c;
+
+    if (cp->chunk_count == RECIPE_PIECES_MAX)
+        return ERR_TOOBIG;
+    if (cp->chunk_count == cp->chunk_room) {
+        cp->chunk_room = cp->chunk_room ? cp->chunk_room * 2 : 16;
+        cp->chunks = mem_realloc(cp->chunks, cp->chunk_room * sizeof(struct put_chunk *));
+    }
+    c = mem_zalloc(sizeof(*c));
+    c->put = cp;
+    c->item.opaque = flags & CONTENT_OPAQUE;
+    c->undigested = flags & CONTENT_UNDIGESTED;
+    *ret_chunk = cp->chunk_count;
+    cp->chunks[cp->chunk_count++] = c;
+    return 0;
+}
+
+static void put_chunk_grow(struct put_chunk *c, size_t need)
+{
+    if (c->cap >= need)
+        return;
+    c->cap = c->cap ? c->cap : CONTENT_FIRST_PIECE;
+    while (c->cap < need)
+        c->cap *= 2;
+    if (c->cap > CHUNK_MAX)
+        c->cap = CHUNK_MAX;
+    c->data = mem_realloc(c->data, c->cap);
+}
+
+/* Notes that `len` bytes at `off` of a chunk come next in the stream. */
+static int put_piece(struct content_put *cp, uint32_t chunk, uint32_t off, uint32_t len)
+{
+    struct recipe_piece *last = cp->piece_count ? &cp->pieces[cp->piece_count - 1] : NULL;
+
+    if (last && last->chunk == chunk && last->off + last->len == off) {
+        last->len += len;
+        return 0;
+    }
+    if (cp->piece_count == RECIPE_PIECES_MAX)
+        return ERR_TOOBIG;
+    if (cp->piece_count == cp->piece_room) {
+        cp->piece_room = cp->piece_room ? cp->piece_room * 2 : 16;
+        cp->pieces = mem_realloc(cp->pieces, cp->piece_room * sizeof(*cp->pieces));
+    }
+    cp->pieces[cp->piece_count++] = (struct recipe_piece){.chunk = chunk, .off = off, .len = len};
+    return 0;
+}
+
+int content_put_bytes(struct content_put *cp, int64_t *chunk, unsigned flags, const void *p,
+                      size_t n)
+{
+    const uint8_t *from = p;
+    int rc = 0;
+
+    while (rc == 0 && n) {
+        struct put_chunk *c;
+        size_t take;
+
+        while (cp->in_flight > CONTENT_IN_FLIGHT)
+            fiber_cond_wait(&cp->landed);
+        if (*chunk < 0)
+            rc = put_new_chunk(cp, flags, chunk);
+        if (rc < 0)
+            break;
+        c = cp->chunks[*chunk];
+        take = CHUNK_MAX - c->item.len < n ? CHUNK_MAX - c->item.len : n;
+        put_chunk_grow(c, c->item.len + take);
+        memcpy(c->data + c->item.len, from, take);
+        rc = put_piece(cp, (uint32_t)*chunk, (uint32_t)c->item.len, (uint32_t)take);
+        c->item.len += take;
+        from += take;
+        n -= take;
+        if (c->item.len == CHUNK_MAX)
+            content_put_end_chunk(cp, chunk);
+    }
+    return rc;
+}
+
+int content_put_finish(struct content_put *cp)
+{
+    return chunk_batch_finish(cp->batch);
+}
+
+/* ---- What became of it ---- */
+
+void content_put_digest(const struct content_put *cp, uint8_t ret_digest[CONTENT_DIGEST])
+{
+    struct fingerprint_stream *f = fingerprint_stream_new();
+
+    for (uint32_t i = 0; i < cp->piece_count; i++) {
+        const struct recipe_piece *pc = &cp->pieces[i];
+        const struct put_chunk *c = cp->chunks[pc->chunk];
+        uint8_t layout[8];
+
+        if (c->undigested)
+            continue;
+        codec_put_le32(layout, pc->off);
+        codec_put_le32(layout + 4, pc->len);
+        fingerprint_stream_add(f, layout, sizeof(layout));
+        fingerprint_stream_add(f, c->item.fingerprint, FINGERPRINT_SIZE);
+    }
+    fingerprint_stream_end(f, ret_digest);
+}
+
+void content_put_list(const struct content_put *cp, struct strbuf *out)
+{
+    chunk_batch_encode(cp->batch, out);
+}
+
+void content_put_recipe(const struct content_put *cp, struct strbuf *out)
+{
+    MEM_AUTO struct recipe_chunk *chunks = mem_calloc(cp->chunk_count, sizeof(*chunks));
+    struct recipe r = {chunks, cp->pieces, cp->chunk_count, cp->piece_count, cp->size};
+
+    for (uint32_t i = 0; i < cp->chunk_count; i++)
+        chunks[i] =
+            (struct recipe_chunk){cp->chunks[i]->item.id, (uint32_t)cp->chunks[i]->item.len};
+    recipe_encode(&r, out);
+}
+
+uint64_t content_put_size(const struct content_put *cp)
+{
+    return cp->size;
+}
+
+uint32_t content_put_chunks(const struct content_put *cp)
+{
+    return cp->chunk_count;
+}
+
+uint32_t content_put_pieces_left(const struct content_put *cp)
+{
+    return RECIPE_PIECES_MAX - cp->piece_count;
+}
+
+void content_put_free(struct content_put *cp)
+{
+    if (!cp)
+        return;
+    chunk_batch_free(cp->batch); /* waits for what is being worked on */
+    for (uint32_t i = 0; i < cp->chunk_count; i++) {
+        mem_free(cp->chunks[i]->data);
+        mem_free(cp->chunks[i]);
+    }
+    mem_free(cp->chunks);
+    mem_free(cp->pieces);
+    chunkstore_unreserve(cp->cs->p->chunks, cp->reserved);
+    fiber_sem_give(&cp->cs->budget, CONTENT_BUDGET);
+    mem_free(cp);
+}

@@ -1,0 +1,30 @@
+/* Buckets and objects in the simulator: what clients do with them, and what must be there after. */
+#pragma once
+
+#include "tests/sim/model.h"
+
+struct run;
+
+#define OBJECT_BUCKETS 2u
+#define OBJECT_NAMES   8u /* in each bucket; puts under those with odd numbers want nobody there */
+
+struct model_bucket {
+    char name[8];
+    enum model_exists exists;
+    bool admin;          /* somebody makes or deletes it */
+    unsigned committing; /* puts that have been sent */
+    uint64_t changes;    /* counts whatever made it absent or present */
+    struct model_instance objects[OBJECT_NAMES];
+};
+
+void objects_init(struct model_bucket *buckets);
+void objects_free(struct model_bucket *buckets);
+void objects_crash(struct model_bucket *buckets); /* the process is dead */
+
+/* One operation of a client, where `kind` (an enum op_kind) is about buckets. */
+void objects_step(struct run *r, unsigned kind);
+
+/* Everything in buckets against the model, nothing else at work; settles what a crash left open. */
+void objects_verify(struct run *r);
+/* Deletes all buckets. */
+void objects_delete_all(struct run *r);
