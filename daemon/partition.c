@@ -102,6 +102,8 @@ static int apply_dispatch(struct partition *p, uint16_t type, const struct apply
         return a->kv
                    ? segment_apply_free(p->segments, a->body, a->length, apply_segment_gone, a->kv)
                    : 0;
+    case RECORD_SCRUB:
+        return scrubber_apply(p->scrubber, a);
     case RECORD_CHUNK_MOVE:
         return a->kv ? chunkstore_apply_move(p->chunks, a->body, a->length, a->kv) : 0;
     case RECORD_VOLUME_CREATE:
@@ -591,6 +593,8 @@ static int partition_make_parts(struct partition *p)
         rc = volumes_new(p, &p->volumes);
     if (rc == 0)
         rc = studies_new(p, &p->studies);
+    if (rc == 0)
+        p->scrubber = scrubber_new(p);
     return rc;
 }
 
@@ -607,6 +611,8 @@ static int partition_load(struct partition *p, struct partition_start *start)
     if (rc == 0)
         rc = studies_load(p->studies);
     if (rc == 0)
+        rc = scrubber_load(p->scrubber);
+    if (rc == 0)
         rc = partition_replay(p, start);
     if (rc == 0)
         rc = journal_start(p->journal);
@@ -615,6 +621,7 @@ static int partition_load(struct partition *p, struct partition_start *start)
 
 static void partition_free(struct partition *p)
 {
+    scrubber_free(p->scrubber);
     studies_free(p->studies);
     volumes_free(p->volumes);
     chunkstore_free(p->chunks);
@@ -672,6 +679,7 @@ int partition_open(struct env *env, struct kv *kv, const char *const *drive_path
     partition_spawn(p, "applier", partition_applier);
     partition_spawn(p, "maintenance", partition_maintain);
     partition_spawn(p, "compactor", partition_compactor);
+    scrubber_start(p->scrubber);
     rc = volumes_start(p->volumes);
     start.total_ns = env_now(env) - start.total_ns;
     *ret_start = start;
@@ -687,6 +695,7 @@ int partition_close(struct partition *p)
 
     if (!p)
         return 0;
+    scrubber_stop(p->scrubber);
     rc = p->broken ? p->broken : volumes_drain_all(p->volumes);
     volumes_stop(p->volumes);
     p->stopping = true;
@@ -747,6 +756,7 @@ void partition_observe(struct partition *p, struct metrics *m, struct slow_log *
     chunkstore_observe(p->chunks, m);
     volumes_observe(p->volumes, m);
     studies_observe(p->studies, m);
+    scrubber_observe(p->scrubber, m);
 }
 
 void partition_get_status(struct partition *p, struct partition_status *ret_status)

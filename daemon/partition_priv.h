@@ -3,6 +3,7 @@
 #pragma once
 
 #include "daemon/partition.h"
+#include "daemon/scrubber.h"
 #include "lib/base/metric.h"
 #include "lib/base/slow.h"
 #include "lib/rt/sync.h"
@@ -17,6 +18,7 @@ struct partition {
     struct chunkstore *chunks;
     struct volumes *volumes;
     struct studies *studies;
+    struct scrubber *scrubber;
     struct partition_options options;
 
     uint64_t applied_lsn;   /* last record in the KV store */
