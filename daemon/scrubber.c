@@ -37,7 +37,6 @@
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
-#include "lib/base/plant.h"
 
 #define SCRUB_ROW_VERSION 1u
 #define SCRUB_FIRST       (3600 * ENV_NS_PER_S) /* uptime after which a first pass is due */
@@ -351,11 +350,7 @@ static int scrub_segment(struct scrubber *s, const struct segment *at, struct sc
     rc = chunkstore_gather(s->p->chunks, copy.id, &places, &count);
     if (rc < 0)
         return rc;
-    if (PLANTED(SCRUB_UNHELD))
-        segment_release(ss, copy.id);
     rc = scrub_stripes(s, &copy, places, count, sum);
-    if (PLANTED(SCRUB_UNHELD) && rc == ERR_FORMAT)
-        rc = 0;
     mem_free(places);
     return rc;
 }
@@ -372,8 +367,7 @@ static int scrub_next(struct scrubber *s)
 
         segment_hold(s->p->segments, id);
         rc = scrub_segment(s, at, &sum);
-        if (!PLANTED(SCRUB_UNHELD) || sum.skipped || rc < 0)
-            segment_release(s->p->segments, id);
+        segment_release(s->p->segments, id);
     }
     now->bytes += sum.bytes;
     now->mended += sum.mended;
@@ -477,7 +471,10 @@ int partition_scrub_stop(struct partition *p)
 
 void partition_scrub_wait(struct partition *p)
 {
-    while (scrub_going(p->scrubber))
+    const struct scrubber *s = p->scrubber;
+    uint64_t passes = s->passes; /* the next one may begin before this fiber sees the end */
+
+    while (scrub_going(s) && s->passes == passes)
         fiber_cond_wait(&p->scrubber->changed);
 }
 

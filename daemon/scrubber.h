@@ -59,7 +59,7 @@ struct scrub_status {
 int partition_scrub_start(struct partition *p);
 /* Stops the pass under way; fine when there is none. Suspends. */
 int partition_scrub_stop(struct partition *p);
-/* Waits until no pass is running. Suspends. */
+/* Waits until the pass that is running, if one is, has ended or was stopped. Suspends. */
 void partition_scrub_wait(struct partition *p);
 /* Does not suspend. */
 void partition_scrub_status(const struct partition *p, struct scrub_status *ret_status);

@@ -35,8 +35,7 @@
     X(MERGE_OVERRIDES, "a deleted snapshot's blocks replace those written after it")        \
     X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")    \
     X(SCRUB_TRUSTS_DATA, "scrub makes parity fit the data columns, whatever they hold")     \
-    X(SCRUB_WRONG_COLUMN, "scrub writes a column over the one beside it")                   \
-    X(SCRUB_UNHELD, "scrub mends a slot that another segment has got meanwhile")
+    X(SCRUB_WRONG_COLUMN, "scrub writes a column over the one beside it")
 
 enum plant {
     PLANT_NONE,

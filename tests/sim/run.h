@@ -36,6 +36,7 @@ enum op_kind {
     OP_QUERY,
     OP_SETTLE,
     OP_COMPACT,
+    OP_SCRUB,
     OP_COUNT
 };
 
@@ -64,6 +65,8 @@ struct run {
     uint32_t faulty;         /* has faults now */
     uint32_t faulty_in_life; /* had some in this life */
     unsigned damage_max;     /* drives */
+    unsigned damages, damage_life; /* how often, and in which life last */
+    uint32_t ever_damaged;         /* bit per drive: in this run */
     uint64_t slow_io_ns;
     bool storm; /* one kill soon after the other */
     bool churn; /* much is written over, again and again */
@@ -78,6 +81,7 @@ struct run {
     uint64_t ops_left, think_ns, block_span;
     struct fiber_group group;
     bool opened, last;
+    bool converge; /* the life before the last: scrub has to make everything whole */
 
     uint64_t ops, nospc, kills, compacted, moved; /* counts, for --trace */
 };
@@ -107,6 +111,15 @@ void clients_delete_all(struct run *r);
 void verify_all(struct run *r);
 /* After everything was deleted and settled: no space is in use. */
 void verify_empty(struct run *r);
+
+/* scrub.c: its settings; something a client does; at the start of a life, which may make spoilt
+ * drives whole; when there are no faults any more, two passes of which the second may find
+ * nothing; and the deep audit after that, with the partition closed. */
+void scrub_choose(struct run *r);
+void scrub_op(struct run *r);
+void scrub_heal(struct run *r);
+void scrub_converge(struct run *r);
+void scrub_audit(struct run *r);
 
 /* recount.c: references, chunks, segments and indexes in the KV store, counted again from maps and
  * recipes; the partition is closed. */

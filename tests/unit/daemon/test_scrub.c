@@ -368,6 +368,53 @@ static void test_errors(void **state)
     sim_case_run(&pc.c, errors_main, NULL);
 }
 
+/* While it writes, the segment is held: its slots cannot become another's. */
+static uint64_t mended_segment, mended_off;
+
+static int held_writes(void *arg, const char *path, const struct env_io *io)
+{
+    (void)arg;
+    if (store_case_drive(path) == failing && io->kind == ENV_WRITE && io->off == mended_off) {
+        const struct segment *s = segment_get(pc.p->segments, mended_segment);
+
+        assert_true(s && s->holds > 0);
+        failures++;
+    }
+    return 0;
+}
+
+static void held_main(void *arg)
+{
+    const struct segment *s;
+
+    (void)arg;
+    partition_case_open(&pc);
+    fill("v", 13, 6 * MIB);
+    assert_int_equal(partition_settle(pc.p), 0);
+    s = some_segment(0);
+    spoil_column(s, 2, 1);
+    failing = s->drive[2];
+    mended_segment = s->id;
+    mended_off = segment_column_off(pc.p->segments, s, 2) + FORMAT_UNIT;
+    failures = 0;
+    pc.c.hook = held_writes;
+    assert_int_equal(partition_scrub_start(pc.p), 0);
+    assert_int_equal(block_remove(pc.bs, "v"), 0); /* meanwhile everything in it dies */
+    partition_scrub_wait(pc.p);
+    assert_int_equal(failures, 1);
+    assert_int_equal(status().state.last.mended, 1);
+    pc.c.hook = NULL;
+    env_sleep(pc.c.env, ENV_NS_PER_S);
+    assert_int_equal(partition_case_status(&pc).stored, 0);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_held(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, held_main, NULL);
+}
+
 /* ---- Going on ---- */
 
 static void kill_main(void *arg)
@@ -574,6 +621,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_scattered, setup, teardown),
         cmocka_unit_test_setup_teardown(test_out, setup, teardown),
         cmocka_unit_test_setup_teardown(test_errors, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_held, setup, teardown),
         cmocka_unit_test_setup_teardown(test_kill, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stop, setup, teardown),
         cmocka_unit_test_setup_teardown(test_due, setup, teardown),
