@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "daemon/scrubber.h"
 #include "lib/base/log.h"
 
 /* ---- Gauges of the whole ---- */
@@ -13,8 +14,10 @@ static void gauges_refresh(void *arg)
     struct node_metrics *nm = arg;
     const struct driveset *ds = partition_drives(nm->partition);
     struct partition_status st;
+    struct scrub_status scrub;
 
     partition_get_status(nm->partition, &st);
+    partition_scrub_status(nm->partition, &scrub);
     nm->now = (struct node_gauges){.uptime = env_now(nm->env) - nm->start_ns,
                                    .writes_stopped = st.broken != 0,
                                    .capacity = st.capacity,
@@ -29,6 +32,8 @@ static void gauges_refresh(void *arg)
                                    .volumes = st.volumes,
                                    .studies = st.studies.studies,
                                    .instances = st.studies.instances,
+                                   .scrub_running = scrub.state.phase == SCRUB_RUNNING,
+                                   .scrub_lost = scrub.lost,
                                    .step_max =
                                        atomic_load_explicit(&nm->steps.max, memory_order_relaxed)};
     for (unsigned i = 0; i < ds->count; i++)
@@ -55,6 +60,9 @@ static void gauges_register(struct node_metrics *nm)
         {"filmroom_volumes", "Volumes", &g->volumes},
         {"filmroom_studies", "Studies", &g->studies},
         {"filmroom_instances", "Instances", &g->instances},
+        {"filmroom_scrub_running", "1 while scrub is at work", &g->scrub_running},
+        {"filmroom_scrub_lost_chunks", "Chunks that scrub found lost when it last looked",
+         &g->scrub_lost},
     };
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/scrubber.h"
+
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -31,8 +33,10 @@ static void status_health(struct node_status *s, const struct partition_status *
                           struct admin_status *st)
 {
     const struct driveset *ds = partition_drives(s->partition);
+    struct scrub_status scrub;
     unsigned out = 0;
 
+    partition_scrub_status(s->partition, &scrub);
     for (unsigned i = 0; i < ds->count; i++) {
         const struct drive *d = &ds->drives[i];
 
@@ -57,6 +61,11 @@ static void status_health(struct node_status *s, const struct partition_status *
                    ps->thin_segments,
                    out ? ": bring drives back; what can be is written again to the others"
                        : "; they are being written again");
+    if (scrub.lost)
+        add_reason(st, ADMIN_FAILED,
+                   "scrub found %" PRIu64 " chunks that no drives give any more: filmroom-fsck "
+                   "--deep tells what they belong to",
+                   scrub.lost);
     if (ps->m == 0)
         add_reason(st, ADMIN_DEGRADED,
                    "one drive, no redundancy: its loss is the loss of all data");
@@ -124,16 +133,62 @@ static int status_drives(struct admin_source *a, struct admin_drive **ret_drives
         o->read_errors = d->read_errors;
         o->write_errors = d->write_errors;
         o->repaired = d->corruptions;
+        o->scrub_bytes = d->scrub.bytes;
+        o->scrub_found = d->scrub.bad;
+        o->scrub_repaired = d->scrub.mended;
+        o->scrub_unrepaired = d->scrub.unmended;
     }
     *ret_drives = drives;
     *ret_count = ds->count;
     return 0;
 }
 
+static struct admin_scrub_pass scrub_pass_of(const struct scrub_pass *p)
+{
+    return (struct admin_scrub_pass){.start_ns = p->start_ns,
+                                     .end_ns = p->end_ns,
+                                     .took_ns = p->took_ns,
+                                     .bytes = p->bytes,
+                                     .found = p->found,
+                                     .repaired = p->mended,
+                                     .lost = p->lost,
+                                     .skipped = p->skipped};
+}
+
+static int status_scrub(struct admin_source *a, enum admin_scrub_order order,
+                        struct admin_scrub *ret_scrub)
+{
+    static const enum admin_scrub_phase phases[] = {[SCRUB_IDLE] = ADMIN_SCRUB_IDLE,
+                                                    [SCRUB_RUNNING] = ADMIN_SCRUB_RUNNING,
+                                                    [SCRUB_STOPPED] = ADMIN_SCRUB_STOPPED};
+    struct node_status *s = (struct node_status *)a;
+    struct scrub_status st;
+    int rc = 0;
+
+    if (order == ADMIN_SCRUB_START)
+        rc = partition_scrub_start(s->partition);
+    else if (order == ADMIN_SCRUB_STOP)
+        rc = partition_scrub_stop(s->partition);
+    if (rc < 0)
+        return rc;
+    partition_scrub_status(s->partition, &st);
+    *ret_scrub = (struct admin_scrub){.phase = phases[st.state.phase],
+                                      .now = scrub_pass_of(&st.state.now),
+                                      .last = scrub_pass_of(&st.state.last),
+                                      .rate = st.rate,
+                                      .eta_ns = st.eta_ns,
+                                      .due_ns = st.due_ns};
+    if (st.state.walked)
+        ret_scrub->percent =
+            (unsigned)(100.0 * (double)st.state.walked / (double)(st.state.walked + st.left));
+    return 0;
+}
+
 void node_status_init(struct node_status *s, struct env *env, const struct config *config,
                       struct partition *partition)
 {
-    static const struct admin_ops ops = {.status = status_get, .drives = status_drives};
+    static const struct admin_ops ops = {
+        .status = status_get, .drives = status_drives, .scrub = status_scrub};
 
     s->face.ops = &ops;
     s->env = env;

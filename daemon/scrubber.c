@@ -539,7 +539,9 @@ int scrubber_load(struct scrubber *s)
 
     if (rc < 0)
         return rc == ERR_NOENT ? 0 : rc;
-    return scrub_state_decode(value, len, &s->state);
+    if (scrub_state_decode(value, len, &s->state) < 0)
+        log_warn("scrub", "the note of where scrub was is broken, it begins anew");
+    return 0;
 }
 
 static uint64_t scrub_first_due(const struct scrubber *s)
