@@ -269,7 +269,7 @@ class Drives:
             check(all(d["scrub"]["unrepaired"] == 0 and d["scrub"]["bytes"] > MIB for d in rows),
                   "drives:", rows)
             log("found", first["found"], "in", first["bytes"], "bytes")
-        told = fsck(data, CONFIG, "--deep", code=0)
+        told = fsck(data, data + ".conf", "--deep")
         check(told["findings"] == [], "the deep check finds:", told["findings"])
         for path in self.random.sample(sorted(set(self.paths(data, self.names)) -
                                               set(self.paths(data, pair))), 2):
