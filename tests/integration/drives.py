@@ -240,7 +240,7 @@ class Drives:
         shutil.rmtree(data)
 
     def scrubbed(self):
-        """Bytes rot on two drives; scrub repairs them; then two others may go. It survives kill -9."""
+        """Bytes rot on two drives; scrub repairs them, across kill -9; then two others may go."""
         data = self.copy()
         pair = self.random.sample(self.names, 2)
         for path in self.paths(data, pair):
@@ -250,7 +250,7 @@ class Drives:
             check("is running" in daemon.cli("scrub", "start").stdout, "it should say that it runs")
             end = time.monotonic() + 60
             while daemon.cli_json("scrub", "status")["pass"]["found"] == 0:
-                check(time.monotonic() < end, "nothing found:", daemon.cli("scrub", "status").stdout)
+                check(time.monotonic() < end, "nothing:", daemon.cli("scrub", "status").stdout)
                 time.sleep(0.2)
             started = daemon.cli_json("scrub", "status")["pass"]["started"]
             daemon.kill()
