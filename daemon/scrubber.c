@@ -478,18 +478,6 @@ void partition_scrub_wait(struct partition *p)
         fiber_cond_wait(&p->scrubber->changed);
 }
 
-/* Bytes of the segments that this pass has not come to. */
-static uint64_t scrub_left(const struct scrubber *s)
-{
-    uint64_t *ids, left = 0;
-    size_t n = segments_list(s->p->segments, s->state.next, s->state.end, &ids);
-
-    for (size_t i = 0; i < n; i++)
-        left += segment_columns_bytes(segment_get(s->p->segments, ids[i]));
-    mem_free(ids);
-    return left;
-}
-
 void partition_scrub_status(const struct partition *p, struct scrub_status *ret_status)
 {
     const struct scrubber *s = p->scrubber;
@@ -497,7 +485,8 @@ void partition_scrub_status(const struct partition *p, struct scrub_status *ret_
     uint64_t now = env_now(p->env), ran = now - s->resumed;
     bool running = s->state.phase == SCRUB_RUNNING;
 
-    st.left = s->state.phase == SCRUB_IDLE ? 0 : scrub_left(s);
+    if (s->state.phase != SCRUB_IDLE)
+        st.left = segments_columns_bytes(p->segments, s->state.next, s->state.end);
     if (running && !s->fresh && ran > 0) {
         uint64_t walked = s->state.walked - s->resumed_walked;
 

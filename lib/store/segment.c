@@ -352,6 +352,18 @@ uint64_t segment_columns_bytes(const struct segment *s)
     return s->chunks ? (uint64_t)(s->used - 1) * (s->k + s->m) * FORMAT_UNIT : 0;
 }
 
+uint64_t segments_columns_bytes(const struct segments *ss, uint64_t from, uint64_t to)
+{
+    uint64_t sum = 0;
+
+    list_for_each (it, &ss->all) {
+        const struct segment *s = LIST_ENTRY(it, struct segment, link);
+
+        sum += s->id >= from && s->id <= to ? segment_columns_bytes(s) : 0;
+    }
+    return sum;
+}
+
 uint64_t segment_count_thin(const struct segments *ss)
 {
     uint64_t out = 0, n = 0;

@@ -167,6 +167,8 @@ const struct segment *segment_get(const struct segments *ss, uint64_t segment);
 size_t segments_list(const struct segments *ss, uint64_t from, uint64_t to, uint64_t **ret_ids);
 /* Bytes of all columns that were written; 0 where nothing is alive. */
 uint64_t segment_columns_bytes(const struct segment *s);
+/* Their sum over the segments of from <= id <= to. Walks the table. */
+uint64_t segments_columns_bytes(const struct segments *ss, uint64_t from, uint64_t to);
 
 /* ---- Verifying (segment_verify.c) ---- */
 

@@ -204,6 +204,33 @@ static void test_others_lost(void **state)
     sim_case_run(&pc.c, others_lost_main, NULL);
 }
 
+/* Mirrors: one of two columns is right, and what is dead in a stripe, and its padding, tell which
+ * as well as what is alive does. */
+static void mirror_main(void *arg)
+{
+    (void)arg;
+    partition_case_open(&pc);
+    fill("v", 14, 3 * MIB);
+    volume_bytes("v", 15, 2 * MIB, true);
+    assert_int_equal(partition_settle(pc.p), 0);
+    spoil(0, pc.p->ds->super.slots_off, 40 * (size_t)FORMAT_SLOT_MIN);
+    assert_true(scrub().mended > 2);
+    expect_clean();
+    spoil(1, pc.p->ds->super.slots_off, 40 * (size_t)FORMAT_SLOT_MIN);
+    volume_bytes("v", 15, 2 * MIB, false);
+    assert_true(scrub().mended > 2);
+    assert_int_equal(pc.p->ds->drives[1].scrub.mended, pc.p->ds->drives[1].scrub.bad);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_mirror(void **state)
+{
+    (void)state;
+    pc.drives = 2;
+    pc.m = 1;
+    sim_case_run(&pc.c, mirror_main, NULL);
+}
+
 static void lost_main(void *arg)
 {
     const struct segment *s;
@@ -609,6 +636,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_kinds, setup, teardown),
         cmocka_unit_test_setup_teardown(test_others_lost, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_mirror, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lost, setup, teardown),
         cmocka_unit_test_setup_teardown(test_scattered, setup, teardown),
         cmocka_unit_test_setup_teardown(test_out, setup, teardown),
