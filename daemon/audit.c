@@ -309,6 +309,7 @@ int audit_run(const struct audit_params *params, struct audit_result *ret_result
     audit_walk(a, KV_FPRINT, "fingerprints", audit_fprint);
     audit_walk(a, KV_CHUNK, "references", audit_chunk_second);
     audit_totals(a);
+    audit_scrub(a);
     segments_sum(a);
     audit_volumes_sum(a);
     audit_buckets_free(a);

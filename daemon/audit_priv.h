@@ -110,5 +110,8 @@ void audit_buckets_free(struct audit *a);
 void audit_instances(struct audit *a);
 void audit_catalog(struct audit *a); /* what stands above instances, and what leads to them */
 
+/* ---- audit_scrub.c ---- */
+void audit_scrub(struct audit *a);
+
 /* ---- audit_deep.c: marks the chunks that are lost ---- */
 void audit_deep(struct audit *a);

@@ -175,6 +175,10 @@ static const struct config_setting config_settings[] = {
 
     CONFIG_COUNT_("store", "rebuild_after", store.rebuild_after, 1, 30 * 86400,
                   "a number of seconds from 1 to 2592000"),
+    CONFIG_COUNT_("store", "scrub_every", store.scrub_every, 0, 365,
+                  "a number of days from 1 to 365, or 0 for never"),
+    CONFIG_SIZE_("scrub_rate", NULL, store.scrub_rate, 1u << 20, 1ull << 40,
+                 "a size per second from 1M to 1T, a multiple of 4096"),
 
     CONFIG_LISTEN_("nbd", nbd.listen),
     CONFIG_PORT_("nbd", "nbd-port", nbd.listen),
@@ -217,6 +221,8 @@ static void config_store_defaults(struct config_store *s)
     s->journal_size = 64u << 20;
     s->cache_size = 256u << 20;
     s->rebuild_after = 600;
+    s->scrub_every = 7;
+    s->scrub_rate = 32u << 20;
 }
 
 void config_defaults(struct config *c)

@@ -37,6 +37,8 @@ struct config_store {
     char (*paths)[CONFIG_PATH_MAX];        /* `drives` of them; NULL: files in `data` */
     unsigned data_columns, parity_columns; /* 0 and 0: by the number of drives */
     uint64_t journal_size, cache_size;     /* bytes */
+    unsigned scrub_every;   /* days from the start of one pass of scrub to the next; 0: never */
+    uint64_t scrub_rate;    /* bytes per second that scrub may verify */
     unsigned rebuild_after; /* seconds that a drive may be out before it is given up */
 };
 

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "daemon/scrubber.h"
 #include "lib/base/log.h"
 
 /* ---- Gauges of the whole ---- */
@@ -13,8 +14,10 @@ static void gauges_copy(void *arg)
     struct node_part_metrics *pm = arg;
     const struct driveset *ds = partition_drives(pm->part->partition);
     struct partition_status st;
+    struct scrub_status scrub;
 
     partition_get_status(pm->part->partition, &st);
+    partition_scrub_status(pm->part->partition, &scrub);
     pm->now = (struct node_gauges){.writes_stopped = st.broken != 0,
                                    .capacity = st.capacity,
                                    .logical = st.logical,
@@ -31,6 +34,8 @@ static void gauges_copy(void *arg)
                                    .buckets = st.buckets.buckets,
                                    .objects = st.buckets.objects,
                                    .object_bytes = st.buckets.bytes,
+                                   .scrub_running = scrub.state.phase == SCRUB_RUNNING,
+                                   .scrub_lost = scrub.lost,
                                    .step_max =
                                        atomic_load_explicit(&pm->steps.max, memory_order_relaxed)};
     for (unsigned i = 0; i < ds->count; i++)
@@ -70,6 +75,9 @@ static void gauges_register(struct metrics *m, const struct node_part_metrics *p
         {"filmroom_buckets", "Buckets, but for the reserved one", &g->buckets},
         {"filmroom_objects", "Objects in buckets; instances are not among them", &g->objects},
         {"filmroom_object_bytes", "Bytes of objects in buckets", &g->object_bytes},
+        {"filmroom_scrub_running", "1 while scrub is at work", &g->scrub_running},
+        {"filmroom_scrub_lost_chunks", "Chunks that scrub found lost when it last looked",
+         &g->scrub_lost},
     };
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)

@@ -101,6 +101,8 @@ static int part_open_partition(struct node_part *n)
     struct partition_options options = {
         .cache_bytes = n->config->store.cache_size / 2,
         .rebuild_delay_ns = n->config->store.rebuild_after * ENV_NS_PER_S,
+        .scrub_rate = n->config->store.scrub_rate,
+        .scrub_every_ns = n->config->store.scrub_every * 86400 * ENV_NS_PER_S,
         .on_conflict =
             n->config->on_conflict == CONFIG_REPLACE ? PARTITION_REPLACE : PARTITION_REFUSE};
     struct partition_start start;

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/scrubber.h"
+
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -17,6 +19,9 @@ struct looking {
     struct admin_status *st;
     struct admin_drive *drives;
     size_t drive_count;
+    enum admin_scrub_order order;
+    struct admin_scrub *scrub;
+    int rc;
 };
 
 static void add_reason(const struct looking *l, enum admin_state state, const char *fmt, ...)
@@ -45,8 +50,10 @@ static void status_health(const struct looking *l, const struct partition_status
 {
     const struct driveset *ds = partition_drives(l->part->partition);
     struct admin_status *st = l->st;
+    struct scrub_status scrub;
     unsigned out = 0;
 
+    partition_scrub_status(l->part->partition, &scrub);
     for (unsigned i = 0; i < ds->count; i++) {
         const struct drive *d = &ds->drives[i];
 
@@ -71,6 +78,11 @@ static void status_health(const struct looking *l, const struct partition_status
                    ps->thin_segments,
                    out ? ": bring drives back; what can be is written again to the others"
                        : "; they are being written again");
+    if (scrub.lost)
+        add_reason(l, ADMIN_FAILED,
+                   "scrub found %" PRIu64 " chunks that no drives give any more: filmroom-fsck "
+                   "--deep tells what they belong to",
+                   scrub.lost);
     if (ps->m == 0)
         add_reason(l, ADMIN_DEGRADED, "one drive, no redundancy: its loss is the loss of all data");
     if (ps->broken)
@@ -170,6 +182,10 @@ static void drives_add(void *arg)
         o->read_errors = d->read_errors;
         o->write_errors = d->write_errors;
         o->repaired = d->corruptions;
+        o->scrub_bytes = d->scrub.bytes;
+        o->scrub_found = d->scrub.bad;
+        o->scrub_repaired = d->scrub.mended;
+        o->scrub_unrepaired = d->scrub.unmended;
     }
 }
 
@@ -187,10 +203,103 @@ static int status_drives(struct admin_source *a, struct admin_drive **ret_drives
     return 0;
 }
 
+static struct admin_scrub_pass scrub_pass_of(const struct scrub_pass *p)
+{
+    return (struct admin_scrub_pass){.start_ns = p->start_ns,
+                                     .end_ns = p->end_ns,
+                                     .took_ns = p->took_ns,
+                                     .bytes = p->bytes,
+                                     .found = p->found,
+                                     .repaired = p->mended,
+                                     .lost = p->lost,
+                                     .skipped = p->skipped};
+}
+
+/* Partitions are scrubbed each by itself and at once. Together they began with the first of them
+ * and have ended with the last; a pass that one has not ended is none. */
+static void scrub_pass_add(struct admin_scrub_pass *sum, const struct admin_scrub_pass *p)
+{
+    if (p->start_ns && (!sum->start_ns || p->start_ns < sum->start_ns))
+        sum->start_ns = p->start_ns;
+    sum->end_ns = !p->end_ns || !sum->end_ns ? 0
+                  : p->end_ns > sum->end_ns  ? p->end_ns
+                                             : sum->end_ns;
+    if (p->took_ns > sum->took_ns)
+        sum->took_ns = p->took_ns;
+    sum->bytes += p->bytes;
+    sum->found += p->found;
+    sum->repaired += p->repaired;
+    sum->lost += p->lost;
+    sum->skipped += p->skipped;
+}
+
+static void scrub_sum(struct admin_scrub *sum, const struct admin_scrub *s)
+{
+    if (s->phase == ADMIN_SCRUB_RUNNING || sum->phase == ADMIN_SCRUB_IDLE)
+        sum->phase = s->phase;
+    if (s->phase != ADMIN_SCRUB_IDLE && s->percent < sum->percent)
+        sum->percent = s->percent;
+    if (s->phase != ADMIN_SCRUB_IDLE)
+        scrub_pass_add(&sum->now, &s->now);
+    scrub_pass_add(&sum->last, &s->last);
+    sum->rate += s->rate;
+    if (s->eta_ns > sum->eta_ns)
+        sum->eta_ns = s->eta_ns;
+    if (s->due_ns && (!sum->due_ns || s->due_ns < sum->due_ns))
+        sum->due_ns = s->due_ns;
+}
+
+static void scrub_add(void *arg)
+{
+    static const enum admin_scrub_phase phases[] = {[SCRUB_IDLE] = ADMIN_SCRUB_IDLE,
+                                                    [SCRUB_RUNNING] = ADMIN_SCRUB_RUNNING,
+                                                    [SCRUB_STOPPED] = ADMIN_SCRUB_STOPPED};
+    struct looking *l = arg;
+    struct partition *p = l->part->partition;
+    struct scrub_status st;
+    struct admin_scrub one;
+
+    if (l->order == ADMIN_SCRUB_START)
+        l->rc = partition_scrub_start(p);
+    else if (l->order == ADMIN_SCRUB_STOP)
+        l->rc = partition_scrub_stop(p);
+    if (l->rc < 0)
+        return;
+    partition_scrub_status(p, &st);
+    one = (struct admin_scrub){.phase = phases[st.state.phase],
+                               .now = scrub_pass_of(&st.state.now),
+                               .last = scrub_pass_of(&st.state.last),
+                               .rate = st.rate,
+                               .eta_ns = st.eta_ns,
+                               .due_ns = st.due_ns};
+    if (st.state.walked)
+        one.percent =
+            (unsigned)(100.0 * (double)st.state.walked / (double)(st.state.walked + st.left));
+    if (*l->part->name)
+        scrub_sum(l->scrub, &one);
+    else
+        *l->scrub = one;
+}
+
+static int status_scrub(struct admin_source *a, enum admin_scrub_order order,
+                        struct admin_scrub *ret_scrub)
+{
+    struct admin_scrub scrub;
+    struct looking l = {.order = order, .scrub = &scrub};
+    int rc = status_visit((struct node_status *)a, &l, scrub_add);
+
+    if (rc == 0)
+        rc = l.rc;
+    if (rc == 0)
+        *ret_scrub = scrub;
+    return rc;
+}
+
 void node_status_init(struct node_status *s, struct env *env, struct node_part *parts,
                       unsigned part_count)
 {
-    static const struct admin_ops ops = {.status = status_get, .drives = status_drives};
+    static const struct admin_ops ops = {
+        .status = status_get, .drives = status_drives, .scrub = status_scrub};
 
     s->face.ops = &ops;
     s->env = env;

@@ -103,6 +103,8 @@ static int apply_dispatch(struct partition *p, uint16_t type, const struct apply
         return a->kv
                    ? segment_apply_free(p->segments, a->body, a->length, apply_segment_gone, a->kv)
                    : 0;
+    case RECORD_SCRUB:
+        return scrubber_apply(p->scrubber, a);
     case RECORD_CHUNK_MOVE:
         return a->kv ? chunkstore_apply_move(p->chunks, a->body, a->length, a->kv) : 0;
     case RECORD_VOLUME_CREATE:
@@ -602,6 +604,7 @@ static int partition_make_parts(struct partition *p)
         rc = studies_new(p, &p->studies);
     if (rc == 0)
         rc = buckets_new(p, &p->buckets);
+    p->scrubber = scrubber_new(p);
     return rc;
 }
 
@@ -619,6 +622,7 @@ static int partition_load(struct partition *p, struct partition_start *start)
         rc = studies_load(p->studies);
     if (rc == 0)
         rc = buckets_load(p->buckets);
+    rc = scrubber_load(p->scrubber);
     if (rc == 0)
         rc = partition_replay(p, start);
     if (rc == 0)
@@ -628,6 +632,7 @@ static int partition_load(struct partition *p, struct partition_start *start)
 
 static void partition_free(struct partition *p)
 {
+    scrubber_free(p->scrubber);
     buckets_free(p->buckets);
     studies_free(p->studies);
     contents_free(p->contents);
@@ -688,6 +693,7 @@ int partition_open(struct env *env, struct kv *kv, const char *const *drive_path
     partition_spawn(p, "maintenance", partition_maintain);
     partition_spawn(p, "compactor", partition_compactor);
     buckets_start(p->buckets);
+    scrubber_start(p->scrubber);
     rc = volumes_start(p->volumes);
     start.total_ns = env_now(env) - start.total_ns;
     p->start = start;
@@ -704,6 +710,7 @@ int partition_close(struct partition *p)
 
     if (!p)
         return 0;
+    scrubber_stop(p->scrubber);
     rc = p->broken ? p->broken : volumes_drain_all(p->volumes);
     volumes_stop(p->volumes);
     buckets_stop(p->buckets);
@@ -772,6 +779,7 @@ void partition_observe(struct partition *p, struct metrics *m, struct slow_log *
     contents_observe(p->contents, m);
     studies_observe(p->studies, m);
     buckets_observe(p->buckets, m);
+    scrubber_observe(p->scrubber, m);
 }
 
 void partition_get_status(struct partition *p, struct partition_status *ret_status)

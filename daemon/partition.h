@@ -40,6 +40,10 @@ struct partition_options {
     uint64_t overlay_bytes;    /* volume writes kept in memory until drained; 0: 48 MiB */
     uint64_t ingest_bytes;     /* instance bytes in flight; 0: 128 MiB */
     uint64_t rebuild_delay_ns; /* a drive that is out for so long is given up; 0: ten minutes */
+    uint64_t scrub_rate;       /* bytes per second that scrub may verify; 0: as fast as it can */
+    uint64_t
+        scrub_every_ns; /* from the start of one pass of scrub to the next; 0: only on demand */
+    uint64_t scrub_settle_ns;            /* before scrub begins after a start; 0: ten seconds */
     enum partition_conflict on_conflict; /* same SOP Instance UID, other content */
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "daemon/partition.h"
+#include "daemon/scrubber.h"
 #include "lib/base/metric.h"
 #include "lib/base/slow.h"
 #include "lib/rt/sync.h"
@@ -19,6 +20,7 @@ struct partition {
     struct contents *contents;
     struct studies *studies;
     struct buckets *buckets;
+    struct scrubber *scrubber;
     struct partition_options options;
 
     uint64_t applied_lsn;   /* last record in the KV store */

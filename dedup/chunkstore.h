@@ -167,6 +167,23 @@ void chunkstore_wait_wanted(struct chunkstore *cs, uint64_t deadline);
 /* Nobody may wait for room any more. */
 void chunkstore_stop(struct chunkstore *cs);
 
+/* ---- Scrub (gather.c) ---- */
+
+/* A chunk, and where it lies. */
+struct chunk_place {
+    uint64_t id;
+    struct segment_loc loc;
+};
+
+/* What is alive in a segment, in the order in which it lies; *ret_places from mem_alloc. The caller
+ * holds the segment. What dies or moves meanwhile may be there or not. ERR_KV, ERR_FORMAT.
+ * Suspends. */
+int chunkstore_gather(struct chunkstore *cs, uint64_t segment, struct chunk_place **ret_places,
+                      size_t *ret_count);
+/* Is the chunk still in the table, and there? False too where that cannot be found out. Suspends.
+ */
+bool chunkstore_lies_at(struct chunkstore *cs, const struct chunk_place *place);
+
 /* ---- Space ---- */
 
 /* ERR_NOSPC when a user's write of `bytes` may not be accepted any more. Does not suspend. */

@@ -315,9 +315,9 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
     segment_hold(cs->segments, segment);
     run.step = mem_zalloc(sizeof(*run.step));
     run.step->cs = cs;
-    run.step->stream = survivors_of(segment_stream_of(cs->segments, segment));
+    run.step->stream = survivors_of(segment_get(cs->segments, segment)->stream);
     rc = run_segment(&run, segment);
-    left = segment_chunk_count(cs->segments, segment);
+    left = segment_get(cs->segments, segment)->chunks; /* it is held */
     /* What is left was unreadable; or it came, or came back, behind the run's back. */
     if (rc == 0 && !run.stopped && left)
         segment_compact_failed(cs->segments, segment, run.step->lost);

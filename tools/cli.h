@@ -1,7 +1,6 @@
 /* What the parts of the `filmroom` command share: its options, the requests to the daemon, tables.
- * The commands are cli_status.c, cli_stats.c, cli_volume.c, cli_patient.c, cli_study.c,
- * cli_bucket.c and cli_object.c;
- * filmroom.c finds and runs them. */
+ * The commands are cli_status.c, cli_stats.c, cli_scrub.c, cli_volume.c, cli_patient.c,
+ * cli_study.c, cli_bucket.c and cli_object.c; filmroom.c finds and runs them. */
 #pragma once
 
 #include <stdbool.h>
@@ -66,6 +65,9 @@ struct cli_command {
 int cli_status(struct cli *cli);
 int cli_stats(struct cli *cli);
 int cli_drive_list(struct cli *cli);
+int cli_scrub_start(struct cli *cli);
+int cli_scrub_stop(struct cli *cli);
+int cli_scrub_status(struct cli *cli);
 int cli_volume_create(struct cli *cli);
 int cli_volume_list(struct cli *cli);
 int cli_volume_show(struct cli *cli);

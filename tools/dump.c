@@ -163,6 +163,7 @@ static const struct subcommand subcommands[] = {
     {"segments", 0, 0, NEED_DRIVES_MAYBE_KV, false, dump_segments},
     {"segment", 1, 1, NEED_DRIVES_MAYBE_KV, true, dump_segment},
     {"chunk", 1, 1, NEED_KV, true, dump_chunk},
+    {"scrub", 0, 0, NEED_KV, false, dump_scrub},
     {"instance", 1, 1, NEED_KV, false, dump_instance},
     {"volume", 1, 2, NEED_KV, false, dump_volume},
     {"buckets", 0, 0, NEED_KV, false, dump_buckets},
@@ -211,6 +212,7 @@ static const char usage[] =
     "  segments                segments, as drives and metadata know them\n"
     "  segment ID              one segment: its stripes and the chunks in them\n"
     "  chunk ID                one chunk: where it lies, who it is\n"
+    "  scrub                   where scrub is, and what it found\n"
     "  instance UID            one instance: its row and what it is made of\n"
     "  volume NAME [FROM-TO]   one volume: what it maps, in a range of bytes\n"
     "  buckets                 the buckets\n"

@@ -27,6 +27,7 @@ void dump_journal(struct dump *d);
 void dump_segments(struct dump *d);
 void dump_segment(struct dump *d);
 void dump_chunk(struct dump *d);
+void dump_scrub(struct dump *d);
 void dump_instance(struct dump *d);
 void dump_volume(struct dump *d);
 void dump_buckets(struct dump *d);
@@ -49,4 +50,6 @@ const char *dump_record_name(unsigned type);
 /* json_object_set_new of a number, a text (with what is not UTF-8 replaced), bytes as hex. */
 void dump_set(json_t *o, const char *name, uint64_t value);
 void dump_set_text(json_t *o, const char *name, const char *text, size_t len);
+/* The fields of scrub's row or record; nothing when it is broken. */
+void dump_set_scrub(json_t *o, const void *p, size_t len);
 void dump_set_hex(json_t *o, const char *name, const uint8_t *p, size_t n);

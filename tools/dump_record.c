@@ -2,6 +2,7 @@
  * (lib/store/record.h says where); a body that is shorter than that shows as far as it goes. */
 #include <string.h>
 
+#include "daemon/scrubber.h"
 #include "dedup/chunkstore.h"
 #include "lib/api/bucket.h"
 #include "lib/base/codec.h"
@@ -14,6 +15,8 @@ const char *dump_record_name(unsigned type)
         return "segment-open";
     case RECORD_SEGMENT_FREE:
         return "segment-free";
+    case RECORD_SCRUB:
+        return "scrub";
     case RECORD_CHUNK_MOVE:
         return "chunk-move";
     case RECORD_VOLUME_CREATE:
@@ -206,6 +209,36 @@ static void set_bucket(const struct journal_record *rec, struct codec_reader *r,
     }
 }
 
+static json_t *scrub_pass(const struct scrub_pass *p)
+{
+    json_t *o = json_object();
+
+    dump_set(o, "start_ns", p->start_ns);
+    dump_set(o, "end_ns", p->end_ns);
+    dump_set(o, "took_ns", p->took_ns);
+    dump_set(o, "bytes", p->bytes);
+    dump_set(o, "found", p->found);
+    dump_set(o, "mended", p->mended);
+    dump_set(o, "lost", p->lost);
+    dump_set(o, "skipped", p->skipped);
+    return o;
+}
+
+void dump_set_scrub(json_t *o, const void *p, size_t len)
+{
+    static const char *const phases[] = {"idle", "running", "stopped"};
+    struct scrub_state st;
+
+    if (scrub_state_decode(p, len, &st) < 0)
+        return;
+    (void)json_object_set_new(o, "phase", json_string(phases[st.phase]));
+    dump_set(o, "next_segment", st.next);
+    dump_set(o, "end_segment", st.end);
+    dump_set(o, "walked", st.walked);
+    (void)json_object_set_new(o, "pass", scrub_pass(&st.now));
+    (void)json_object_set_new(o, "last", scrub_pass(&st.last));
+}
+
 void dump_record(const struct journal_record *rec, json_t *row)
 {
     struct codec_reader r = codec_reader_on(rec->body, rec->length);
@@ -216,6 +249,9 @@ void dump_record(const struct journal_record *rec, json_t *row)
         break;
     case RECORD_SEGMENT_FREE:
         set_freed(&r, row);
+        break;
+    case RECORD_SCRUB:
+        dump_set_scrub(row, rec->body, rec->length);
         break;
     case RECORD_VOLUME_CREATE:
         set_created(&r, row);

@@ -5,6 +5,7 @@
 #include "daemon/catalog.h"
 #include "daemon/leafmap.h"
 #include "daemon/recipe.h"
+#include "daemon/scrubber.h"
 #include "daemon/volume_row.h"
 #include "dedup/chunk_priv.h"
 #include "lib/base/codec.h"
@@ -78,6 +79,19 @@ void dump_chunk(struct dump *d)
     dump_set(d->out, "position", c.loc.position);
     dump_set_hex(d->out, "fingerprint", c.fp, sizeof(c.fp));
     (void)json_object_set_new(d->out, "columns", chunk_columns(d, &c.loc));
+}
+
+/* ---- Scrub ---- */
+
+void dump_scrub(struct dump *d)
+{
+    MEM_AUTO void *value = NULL;
+    size_t len;
+
+    value = dump_get(d, KV_META, (struct kv_slice){SCRUB_KEY, strlen(SCRUB_KEY)}, &len);
+    d->out = json_object();
+    if (value)
+        dump_set_scrub(d->out, value, len);
 }
 
 /* ---- Instances ---- */

@@ -51,6 +51,15 @@ static const struct cli_command cli_commands[] = {
      "docs/METRICS.md says what each row means. Prometheus gets the same from /metrics.\n",
      0, 0, cli_stats},
     {"drive list", "", "the drives with their state, space and errors", NULL, 0, 0, cli_drive_list},
+    {"scrub start", "", "verify everything on the drives, and repair it",
+     "Reads everything alive from all drives, verifies it, and repairs what parity can. Goes on "
+     "with "
+     "a\npass that was stopped. It does so by itself every scrub_every days, and gives way to "
+     "other "
+     "work:\nsee filmroomd(8).\n",
+     0, 0, cli_scrub_start},
+    {"scrub stop", "", "stop verifying; start goes on from there", NULL, 0, 0, cli_scrub_stop},
+    {"scrub status", "", "how far scrub is, and what it found", NULL, 0, 0, cli_scrub_status},
     {"volume create", "NAME SIZE [--durability every-write|on-flush]", "make a VM disk",
      "The volume is thin: it takes space as it is written.\n\n"
      "  --durability every-write   every acknowledged write is durable (the default)\n"

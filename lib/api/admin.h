@@ -1,7 +1,7 @@
 /* What the admin API asks of the daemon beyond volumes (block.h), studies (object.h) and
  * buckets (bucket.h): how it is.
  *
- * The daemon implements it; tests implement it in memory. Both calls are made from fibers of the
+ * The daemon implements it; tests implement it in memory. The calls are made from fibers of the
  * partition's loop and may suspend. Figures are a picture of one moment, taken without stopping
  * anything: sums may be off by what moved meanwhile.
  */
@@ -38,7 +38,36 @@ struct admin_drive {
     uint64_t size, used; /* bytes */
     uint64_t read_errors, write_errors;
     uint64_t repaired; /* corruptions found on it and mended from redundancy */
+    /* By scrub, since start: bytes verified; columns, headers and superblocks that were wrong, of
+     * them those that are right again and those that are not. */
+    uint64_t scrub_bytes, scrub_found, scrub_repaired, scrub_unrepaired;
 };
+
+enum admin_scrub_phase {
+    ADMIN_SCRUB_IDLE,
+    ADMIN_SCRUB_RUNNING,
+    ADMIN_SCRUB_STOPPED, /* within a pass */
+};
+
+struct admin_scrub_pass {
+    uint64_t start_ns, end_ns; /* wall clock; 0: never, not yet */
+    uint64_t took_ns;
+    uint64_t bytes;           /* verified on drives */
+    uint64_t found, repaired; /* columns, headers and superblocks */
+    uint64_t lost;            /* chunks */
+    uint64_t skipped;         /* segments with too many drives out */
+};
+
+struct admin_scrub {
+    enum admin_scrub_phase phase;
+    struct admin_scrub_pass now, last; /* under way (unless idle); finished */
+    unsigned percent;                  /* of the pass under way */
+    uint64_t rate;                     /* bytes per second; 0: not known */
+    uint64_t eta_ns;                   /* time left; 0: not known */
+    uint64_t due_ns;                   /* wall clock: the next pass; 0: not by itself */
+};
+
+enum admin_scrub_order { ADMIN_SCRUB_LOOK, ADMIN_SCRUB_START, ADMIN_SCRUB_STOP };
 
 struct admin_listener {
     char name[16];  /* "nbd", "dicom", "http" */
@@ -86,6 +115,8 @@ struct admin_source;
 struct admin_ops {
     int (*status)(struct admin_source *a, struct admin_status *ret_status);
     int (*drives)(struct admin_source *a, struct admin_drive **ret_drives, size_t *ret_count);
+    int (*scrub)(struct admin_source *a, enum admin_scrub_order order,
+                 struct admin_scrub *ret_scrub);
 };
 
 struct admin_source {
@@ -104,4 +135,12 @@ static inline int admin_get_drives(struct admin_source *a, struct admin_drive **
                                    size_t *ret_count)
 {
     return a->ops->drives(a, ret_drives, ret_count);
+}
+
+/* Does what is ordered, and tells how scrub is then. Starting goes on with a pass that was stopped;
+ * starting one that runs, and stopping none, is fine. */
+static inline int admin_scrub(struct admin_source *a, enum admin_scrub_order order,
+                              struct admin_scrub *ret_scrub)
+{
+    return a->ops->scrub(a, order, ret_scrub);
 }

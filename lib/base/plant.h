@@ -41,7 +41,9 @@
     X(REBUILD_SKIPS_GONE, "what has columns on a drive that is given up is not rebuilt")    \
     X(REBUILD_SKIPS_OPEN, "segments that are still open are not rebuilt")                   \
     X(FULL_PUTS_OUT, "a drive is put out because the file system under it is full")         \
-    X(OLDEST_ELECTED, "of the drives' superblocks the oldest is believed")
+    X(OLDEST_ELECTED, "of the drives' superblocks the oldest is believed")                  \
+    X(SCRUB_TRUSTS_DATA, "scrub makes parity fit the data columns, whatever they hold")     \
+    X(SCRUB_WRONG_COLUMN, "scrub writes a column over the one beside it")
 
 enum plant {
     PLANT_NONE,

@@ -184,6 +184,48 @@ int driveset_commit(struct driveset *ds, bool membership,
     return rc;
 }
 
+/* Is a copy of drive i's superblock the one that was written last? super_lock is held. */
+static bool super_is_current(struct driveset *ds, unsigned i, uint64_t off, struct buf *b)
+{
+    struct env_io io;
+    struct format_super s;
+
+    drive_io_prepare(&ds->drives[i], &io, ENV_READ, b->data, FORMAT_UNIT, off);
+    (void)env_io_run(&io, 1);
+    drive_io_done(&ds->drives[i], &io);
+    if (io.result != FORMAT_UNIT)
+        return false;
+    memcpy(&s, b->data, sizeof(s));
+    return drive_super_valid(&s) && s.generation == ds->super.generation && s.drive_index == i &&
+           memcmp(s.store_uuid, ds->super.store_uuid, 16) == 0 &&
+           memcmp(s.drive_uuid, ds->drives[i].uuid, 16) == 0;
+}
+
+/* One copy at a time, so that a crash leaves the other as it was (F1). */
+void driveset_mend_supers(struct driveset *ds, uint64_t *ret_bad, uint64_t *ret_mended,
+                          bool *ret_failed)
+{
+    static const uint64_t offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
+    struct buf *b = buf_new(FORMAT_UNIT);
+
+    fiber_mutex_lock(&ds->super_lock);
+    for (unsigned i = 0; i < 2 * ds->count; i++) {
+        struct drive *d = &ds->drives[i / 2];
+
+        if (!drive_usable(d))
+            continue;
+        d->scrub.bytes += FORMAT_UNIT;
+        if (super_is_current(ds, i / 2, offs[i % 2], b))
+            continue;
+        super_sign(ds, i / 2, b);
+        ++*ret_bad;
+        *ret_mended += drive_mend(ds, d, offs[i % 2], b->data, FORMAT_UNIT);
+        *ret_failed |= !drive_usable(d);
+    }
+    fiber_mutex_unlock(&ds->super_lock);
+    buf_unref(b);
+}
+
 /* ---- I/O with counters ---- */
 
 void drive_io_prepare(struct drive *d, struct env_io *io, enum env_io_kind kind, void *buf,
@@ -220,6 +262,30 @@ void driveset_put_out(struct driveset *ds, unsigned index, const char *reason)
         return;
     d->state = DRIVE_FAILED;
     d->reason = reason;
+}
+
+bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, void *bytes, size_t len)
+{
+    struct buf *again = buf_new(len);
+    struct env_io io;
+    bool right = false;
+
+    drive_io_prepare(d, &io, ENV_WRITE, bytes, len, off);
+    (void)env_io_run(&io, 1);
+    drive_io_done(d, &io);
+    if (io.result < 0) {
+        driveset_put_out(ds, d->index, "repair by scrub failed");
+    } else {
+        drive_io_prepare(d, &io, ENV_READ, again->data, len, off);
+        (void)env_io_run(&io, 1);
+        drive_io_done(d, &io);
+        right = io.result == (int64_t)len && memcmp(again->data, bytes, len) == 0;
+    }
+    d->scrub.bad++;
+    d->scrub.mended += right;
+    d->scrub.unmended += !right;
+    buf_unref(again);
+    return right;
 }
 
 int drive_wipe_journal(struct driveset *ds, struct drive *d)
@@ -478,6 +544,15 @@ static void drive_observe(const struct drive *d, struct metrics *m)
         {"filmroom_drive_corruptions_total",
          "Reads of a drive that gave wrong bytes, found by their checksum and mended",
          &d->corruptions},
+        {"filmroom_drive_scrubbed_bytes_total", "Bytes of a drive that scrub verified",
+         &d->scrub.bytes},
+        {"filmroom_drive_scrub_bad_total",
+         "Columns of stripes, headers and superblocks that scrub found wrong or unreadable",
+         &d->scrub.bad},
+        {"filmroom_drive_scrub_repaired_total", "Of these, those written again and right",
+         &d->scrub.mended},
+        {"filmroom_drive_scrub_unrepaired_total", "Of these, those still wrong",
+         &d->scrub.unmended},
     };
     char index[12];
 

@@ -22,6 +22,15 @@ enum drive_state {
     DRIVE_FAILED,  /* put out after an I/O error */
 };
 
+/* What scrub found on a drive, since start: columns of stripes, fragment headers and superblocks.
+ */
+struct drive_scrub {
+    uint64_t bytes;    /* verified, right or wrong */
+    uint64_t bad;      /* wrong, or unreadable on a drive that counts */
+    uint64_t mended;   /* of these, written again and right */
+    uint64_t unmended; /* of these, still wrong */
+};
+
 struct drive {
     unsigned index;
     char *path;
@@ -35,6 +44,7 @@ struct drive {
     uint64_t reads, read_bytes, read_errors;
     uint64_t writes, write_bytes, write_errors;
     uint64_t corruptions; /* bytes read that failed their checksum, by event */
+    struct drive_scrub scrub;
 };
 
 struct driveset {
@@ -88,6 +98,14 @@ void driveset_put_out(struct driveset *ds, unsigned index, const char *reason);
 int driveset_commit(struct driveset *ds, bool membership,
                     void (*change)(struct format_super *super, void *arg), void *arg);
 
+/* Verifies both copies of the superblock on each drive that counts, and writes those again that are
+ * not whole or not the last ones. Adds to *ret_bad and *ret_mended, and to the drives' counters. A
+ * drive that fails under a write is put out; the caller then commits (*ret_failed is set).
+ * Suspends.
+ */
+void driveset_mend_supers(struct driveset *ds, uint64_t *ret_bad, uint64_t *ret_mended,
+                          bool *ret_failed);
+
 /* Is this a superblock, whole and sane (F1)? */
 bool drive_super_valid(const struct format_super *s);
 
@@ -100,6 +118,11 @@ bool drive_readable(const struct drive *d); /* may be read: has an open file */
 void drive_io_prepare(struct drive *d, struct env_io *io, enum env_io_kind kind, void *buf,
                       size_t len, uint64_t off);
 void drive_io_done(struct drive *d, const struct env_io *io);
+
+/* Writes what a drive should hold at a place where it was found to be wrong, durable, and reads it
+ * back: true when it is right now. A drive that fails under the write is put out. `bytes` is
+ * aligned as for direct I/O. Counts the repair for the drive. Suspends. */
+bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, void *bytes, size_t len);
 
 /* Fills the journal area of a drive with zeroes, durable, so that later writes allocate nothing.
  * Suspends. */

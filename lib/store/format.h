@@ -20,6 +20,8 @@
  *      offset 0 when it does not fit there.
  *  F5. A stripe is durable on all of its k+m drives before a journal record names a chunk in it.
  *      Space behind the last stripe so named is free to be written again.
+ *      Once named it is written again only where a column is bad, with the bytes that the others
+ *      prove (segment_mend.c).
  *  F6. A slot is written by another segment only after the record that freed the former one is
  *      durable.
  *  F7. A start of the store that found the journal to end before batch s sets the fence: a batch of

@@ -11,6 +11,7 @@
 enum record_type {
     RECORD_SEGMENT_OPEN = 1, /* lib/store/segment.c */
     RECORD_SEGMENT_FREE = 2,
+    RECORD_SCRUB = 3,          /* daemon/scrubber.c */
     RECORD_CHUNK_MOVE = 10,    /* dedup/compact.c */
     RECORD_VOLUME_CREATE = 20, /* daemon/volume*.c */
     RECORD_VOLUME_RESIZE = 21,

@@ -1,6 +1,7 @@
 /* The segment table: slots, opening and freeing, the rows and the records that change them. */
 #include "lib/store/segment.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/base/check.h"
@@ -81,6 +82,11 @@ struct segment *segment_find(const struct segments *ss, uint64_t id)
             return s;
     }
     return NULL;
+}
+
+const struct segment *segment_get(const struct segments *ss, uint64_t segment)
+{
+    return segment_find(ss, segment);
 }
 
 struct ec *segment_code(struct segments *ss, unsigned k, unsigned m)
@@ -230,11 +236,14 @@ static uint64_t segment_room(const struct segments *ss, const struct segment *s)
     return s->k * (ss->ds->super.slot_size - FORMAT_UNIT);
 }
 
-/* Parity columns that are left when the drives of `gone` (bit per drive) are. */
+/* Parity columns that are left when the drives of `gone` (bit per drive) are. None can be relied on
+ * where columns do not fit each other. */
 static unsigned segment_parity(const struct segment *s, uint64_t gone)
 {
     unsigned lost = 0;
 
+    if (s->ailing)
+        return 0;
     for (unsigned i = 0; gone && i < s->k + s->m; i++)
         lost += (unsigned)(gone >> s->drive[i] & 1);
     return lost < s->m ? s->m - lost : 0;
@@ -302,6 +311,59 @@ bool segment_pick_thin(struct segments *ss, uint64_t *ret_segment)
     return best != NULL;
 }
 
+void segment_ails(struct segments *ss, uint64_t segment)
+{
+    struct segment *s = segment_find(ss, segment);
+
+    if (!s)
+        return;
+    s->ailing = true;
+    ss->thin_maybe = true;
+}
+
+static int ids_compare(const void *x, const void *y)
+{
+    uint64_t a, b;
+
+    memcpy(&a, x, sizeof(a));
+    memcpy(&b, y, sizeof(b));
+    return (a > b) - (a < b);
+}
+
+size_t segments_list(const struct segments *ss, uint64_t from, uint64_t to, uint64_t **ret_ids)
+{
+    uint64_t *ids = mem_calloc(ss->by_id.count + 1, sizeof(*ids));
+    size_t n = 0;
+
+    list_for_each (it, &ss->all) {
+        const struct segment *s = LIST_ENTRY(it, struct segment, link);
+
+        if (s->id >= from && s->id <= to)
+            ids[n++] = s->id;
+    }
+    if (n)
+        qsort(ids, n, sizeof(*ids), ids_compare);
+    *ret_ids = ids;
+    return n;
+}
+
+uint64_t segment_columns_bytes(const struct segment *s)
+{
+    return s->chunks ? (uint64_t)(s->used - 1) * (s->k + s->m) * FORMAT_UNIT : 0;
+}
+
+uint64_t segments_columns_bytes(const struct segments *ss, uint64_t from, uint64_t to)
+{
+    uint64_t sum = 0;
+
+    list_for_each (it, &ss->all) {
+        const struct segment *s = LIST_ENTRY(it, struct segment, link);
+
+        sum += s->id >= from && s->id <= to ? segment_columns_bytes(s) : 0;
+    }
+    return sum;
+}
+
 uint64_t segment_count_thin(const struct segments *ss)
 {
     uint64_t out = 0, n = 0;
@@ -322,21 +384,6 @@ bool segment_can_gain(const struct segments *ss, unsigned below)
     uint64_t segment;
 
     return ss->empty > 0 || segment_pick_sparse(ss, below, &segment);
-}
-
-enum segment_stream segment_stream_of(const struct segments *ss, uint64_t segment)
-{
-    const struct segment *s = segment_find(ss, segment);
-
-    CHECK(s != NULL);
-    return s->stream;
-}
-
-uint64_t segment_chunk_count(const struct segments *ss, uint64_t segment)
-{
-    const struct segment *s = segment_find(ss, segment);
-
-    return s ? s->chunks : 0;
 }
 
 void segment_compact_failed(struct segments *ss, uint64_t segment, bool lost)
@@ -596,8 +643,8 @@ int segment_load(struct segments *ss, uint64_t segment, const void *value, size_
 
 /* ---- Opening and freeing ---- */
 
-static void fragment_header(const struct segments *ss, const struct segment *s, unsigned column,
-                            struct buf *b)
+void segment_fragment_header(const struct segments *ss, const struct segment *s, unsigned column,
+                             struct buf *b)
 {
     struct format_fragment f = {.magic = FORMAT_FRAGMENT_MAGIC,
                                 .version = FORMAT_VERSION,
@@ -647,7 +694,7 @@ static int fragments_write(struct segments *ss, const struct segment *s)
 
     for (unsigned i = 0; i < n; i++) {
         bufs[i] = buf_new(FORMAT_UNIT);
-        fragment_header(ss, s, i, bufs[i]);
+        segment_fragment_header(ss, s, i, bufs[i]);
         drive_io_prepare(&ss->ds->drives[s->drive[i]], &ios[i], ENV_WRITE, bufs[i]->data,
                          FORMAT_UNIT, segment_column_off(ss, s, i));
     }

@@ -56,6 +56,7 @@ struct segment {
     uint32_t readers; /* reads in flight */
     uint32_t holds;   /* of stripes whose record is not applied yet, and of pinned chunks */
     bool freeing;     /* a record that frees it is on its way */
+    bool ailing;      /* what is alive in it is to be written again: see segment_ails */
     bool dirty;       /* its row changed in the record being applied */
     uint8_t tries;    /* of compaction that left something: see segment_compact_failed */
     uint8_t fill;     /* the list it is on: see segment_pick_sparse */
@@ -158,6 +159,17 @@ int segment_load(struct segments *ss, uint64_t segment, const void *value, size_
 void segment_row_encode(const struct segment *s, struct strbuf *out);
 int segment_row_decode(const void *value, size_t len, struct segment *ret_segment);
 
+/* ---- Looking ---- */
+
+/* Valid until the caller suspends, or as long as it holds the segment. NULL: there is none. */
+const struct segment *segment_get(const struct segments *ss, uint64_t segment);
+/* The ids of from <= id <= to in order; *ret_ids from mem_alloc. */
+size_t segments_list(const struct segments *ss, uint64_t from, uint64_t to, uint64_t **ret_ids);
+/* Bytes of all columns that were written; 0 where nothing is alive. */
+uint64_t segment_columns_bytes(const struct segment *s);
+/* Their sum over the segments of from <= id <= to. Walks the table. */
+uint64_t segments_columns_bytes(const struct segments *ss, uint64_t from, uint64_t to);
+
 /* ---- Verifying (segment_verify.c) ---- */
 
 /* What is on the drives of one stripe. */
@@ -166,6 +178,7 @@ struct segment_verdict {
     uint32_t absent; /* bit per column: could not be read */
     bool torn;       /* no k columns agree on the stripe as a whole */
     bool doubtful;   /* columns do not fit each other, and which ones are right cannot be told */
+    uint32_t mended; /* bit per column: bad, and right again (segment_mend) */
 };
 
 /* Reads all columns of a stripe and compares them with each other and with the n chunks in it (loc
@@ -179,12 +192,26 @@ int segment_verify(struct segments *ss, const struct segment_loc *locs, size_t n
 int segment_verify_headers(struct segments *ss, uint64_t segment, uint32_t *ret_bad,
                            uint32_t *ret_absent);
 
+/* ---- Mending (segment_mend.c) ---- */
+
+/* As segment_verify; and columns that are bad or could not be read, on drives that count, are
+ * computed from the good ones, written in place, durable, and read back. In the verdict these are
+ * `bad`, and `mended` where they are right now. Counts for the drives (struct drive_scrub). Where
+ * damage cannot be mended in place, the segment ails (segment_ails). The caller holds the segment.
+ * ERR_LOST when no drive is left that counts. Suspends. */
+int segment_mend(struct segments *ss, const struct segment_loc *locs, size_t n, bool *lost,
+                 struct segment_verdict *ret_verdict);
+/* The same for the fragment headers; only bits are set in the verdict. */
+int segment_mend_headers(struct segments *ss, uint64_t segment,
+                         struct segment_verdict *ret_verdict);
+/* Has compaction write again what is alive in it, since its columns do not fit each other. */
+void segment_ails(struct segments *ss, uint64_t segment);
+
 /* Takes a segment as one of its fragments describes it, sealed and written to its end, into a table
  * that serves only to look: for walking it without the KV store. ERR_FORMAT. */
 int segment_adopt(struct segments *ss, const struct format_fragment *f);
 /* Is this unit a whole fragment header? */
 bool segment_fragment_valid(const struct format_fragment *f);
-const struct segment *segment_get(const struct segments *ss, uint64_t segment); /* or NULL */
 
 /* ---- Compaction ---- */
 
@@ -207,8 +234,6 @@ uint64_t segment_count_thin(const struct segments *ss);
 int segment_renew_thin(struct segments *ss);
 /* Is there one, or one that is only waiting to be freed? */
 bool segment_can_gain(const struct segments *ss, unsigned below);
-enum segment_stream segment_stream_of(const struct segments *ss, uint64_t segment);
-uint64_t segment_chunk_count(const struct segments *ss, uint64_t segment); /* alive */
 /* A run left something alive in it; after a few of these, or when `lost`, it is not picked again
  * before the next start. */
 void segment_compact_failed(struct segments *ss, uint64_t segment, bool lost);

@@ -55,6 +55,33 @@ bool segment_loc_sane(const struct segments *ss, const struct segment *s,
 /* Steps to the next combination of k out of n, in lexicographic order; false after the last. */
 bool segment_next_combination(unsigned *pick, unsigned k, unsigned n);
 
+/* Is this the header and directory (loc->stored bytes in all) of a stripe at loc's place? */
+bool segment_directory_fits(const struct segment_loc *loc, const uint8_t *bytes);
+
+/* The first unit of a column's slot, as it is to be. */
+void segment_fragment_header(const struct segments *ss, const struct segment *s, unsigned column,
+                             struct buf *b);
+
+/* What was found of a stripe, until segment_exam_free. */
+struct segment_exam {
+    struct segments *ss;
+    struct segment segment; /* a copy: a lane reads it */
+    struct ec *code;
+    const struct segment_loc *locs;
+    size_t count;
+    size_t column;        /* bytes */
+    uint8_t *read, *made; /* the columns one behind the other: as read; as k of them say */
+    uint8_t have[FORMAT_COLS_MAX];
+    unsigned have_count;
+    struct segment_verdict verdict;
+    bool proved; /* `made` is what every column has to be */
+};
+
+/* As segment_verify, keeping what was computed. Suspends. */
+int segment_examine(struct segments *ss, const struct segment_loc *locs, size_t n, bool *lost,
+                    struct segment_exam *ret_exam);
+void segment_exam_free(struct segment_exam *e);
+
 static inline uint64_t segment_column_off(const struct segments *ss, const struct segment *s,
                                           unsigned column)
 {

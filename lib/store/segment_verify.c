@@ -1,15 +1,25 @@
-/* Verifying what drives hold of a segment, column by column: for checks of a store at rest.
+/* Verifying what drives hold of a segment, column by column: for checks of a store at rest, and for
+ * scrub.
  *
  * Reading proves only the columns that it uses. Here all columns of a stripe are read: in the good
  * case the data columns give all chunks, and encoding them gives the parity columns, byte by byte.
- * Otherwise the k columns are sought from which everything fits (the directory and every chunk by
- * its CRC) and from which the fewest of the others differ; those that differ are bad. Where no k
- * columns fit for the stripe as a whole, damage lies in different places of different columns: then
- * each chunk is tried by itself, as a reader would.
+ * Otherwise k columns are sought that are whole, and every column that differs from what these say
+ * is bad.
  *
- * Parity m = 1 without any chunk or directory to tell by, or damage in bytes that nothing covers
- * (padding, chunks that are gone), can leave columns that do not fit each other with no proof which
- * is right: that is said too, and no drive is blamed.
+ * Whole means: every chunk given fits its CRC (they are alive, and the chunk table is what says so;
+ * it tells a stripe from an older one at its place, which a drive that lost a write still has), and
+ * the stripe's directory fits the CRC of its header, every chunk listed there its own, and there
+ * are zeroes between. That covers every byte, so there is only one such whole, and which columns
+ * are bad is proved.
+ *
+ * Where there is none, what is dead in the stripe may be damaged in too many columns: then the
+ * directory and the chunks given must fit, and of several choices the one counts from which
+ * the fewest columns differ. Two that are as good and blame different columns leave it in doubt: no
+ * drive is blamed. Where no k columns fit for the stripe as a whole, damage lies in different
+ * places of different columns: then each chunk is tried by itself, as a reader would.
+ *
+ * Trying is computing only, of megabytes and many times where there is damage, so it is done on a
+ * lane.
  */
 #include <string.h>
 
@@ -17,220 +27,241 @@
 #include "lib/base/crc32c.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/plant.h"
 #include "lib/store/segment.h"
 #include "lib/store/segment_priv.h"
 
-struct verify {
-    struct segments *ss;
-    const struct segment *segment;
-    const struct segment_loc *locs;
-    size_t count;
-    size_t column;                  /* bytes */
-    uint8_t *cols[FORMAT_COLS_MAX]; /* as read */
-    uint8_t *made[FORMAT_COLS_MAX]; /* as the columns in use say */
-    uint8_t have[FORMAT_COLS_MAX];
-    unsigned have_count;
-    uint32_t absent;
-};
-
-const struct segment *segment_get(const struct segments *ss, uint64_t segment)
-{
-    return segment_find(ss, segment);
-}
-
 /* ---- Reading ---- */
 
-static void verify_read(struct verify *v)
+static void exam_read(struct segment_exam *e)
 {
-    const struct segment *s = v->segment;
+    const struct segment *s = &e->segment;
     struct env_io ios[FORMAT_COLS_MAX];
     uint8_t at[FORMAT_COLS_MAX];
     unsigned n = 0;
 
     for (unsigned i = 0; i < s->k + s->m; i++) {
-        struct drive *d = &v->ss->ds->drives[s->drive[i]];
+        struct drive *d = &e->ss->ds->drives[s->drive[i]];
 
-        v->cols[i] = mem_alloc_aligned(FORMAT_UNIT, v->column);
-        v->made[i] = mem_alloc_aligned(FORMAT_UNIT, v->column);
         if (!drive_readable(d)) {
-            v->absent |= 1u << i;
+            e->verdict.absent |= 1u << i;
             continue;
         }
-        drive_io_prepare(d, &ios[n], ENV_READ, v->cols[i], v->column,
-                         segment_column_off(v->ss, s, i) +
-                             (uint64_t)v->locs[0].stripe.offset * FORMAT_UNIT);
+        drive_io_prepare(d, &ios[n], ENV_READ, e->read + i * e->column, e->column,
+                         segment_column_off(e->ss, s, i) +
+                             (uint64_t)e->locs[0].stripe.offset * FORMAT_UNIT);
         at[n++] = (uint8_t)i;
     }
     if (n)
         (void)env_io_run(ios, n); /* each result is looked at */
     for (unsigned j = 0; j < n; j++) {
-        drive_io_done(&v->ss->ds->drives[s->drive[at[j]]], &ios[j]);
-        if (ios[j].result == (int64_t)v->column)
-            v->have[v->have_count++] = at[j];
+        drive_io_done(&e->ss->ds->drives[s->drive[at[j]]], &ios[j]);
+        if (ios[j].result == (int64_t)e->column)
+            e->have[e->have_count++] = at[j];
         else
-            v->absent |= 1u << at[j];
+            e->verdict.absent |= 1u << at[j];
     }
 }
 
-static void verify_free(struct verify *v)
+/* ---- Judging: on a lane ---- */
+
+static bool all_zero(const uint8_t *p, size_t n)
 {
-    for (unsigned i = 0; i < v->segment->k + v->segment->m; i++) {
-        mem_free(v->cols[i]);
-        mem_free(v->made[i]);
-    }
+    return n == 0 || (p[0] == 0 && memcmp(p, p + 1, n - 1) == 0);
 }
 
-/* ---- Judging ---- */
-
-/* CRC of a range of the stripe's data, which runs through the columns. */
-static uint32_t data_crc(const struct verify *v, uint32_t crc, size_t at, size_t len)
+/* The stripe's own directory, which its first bytes say the length of. */
+static bool directory_whole(const struct segment_exam *e)
 {
-    while (len) {
-        size_t inner = at % v->column, n = v->column - inner < len ? v->column - inner : len;
-
-        crc = crc32c(crc, v->made[at / v->column] + inner, n);
-        at += n;
-        len -= n;
-    }
-    return crc;
-}
-
-/* The stripe's own directory: its header is in column 0, and what follows it may run on. */
-static bool directory_whole(const struct verify *v)
-{
+    struct segment_loc loc = {.stripe = e->locs[0].stripe};
     struct format_stripe h;
     uint64_t bytes;
-    uint32_t crc;
 
-    memcpy(&h, v->made[0], sizeof(h));
-    bytes = (uint64_t)h.entries * sizeof(struct format_stripe_entry);
-    if (h.magic != FORMAT_STRIPE_MAGIC || h.segment != v->segment->id ||
-        h.offset != v->locs[0].stripe.offset || h.width != v->locs[0].stripe.width ||
-        bytes > v->column * v->segment->k - sizeof(h))
+    memcpy(&h, e->made, sizeof(h));
+    bytes = sizeof(h) + (uint64_t)h.entries * sizeof(struct format_stripe_entry);
+    if (bytes > e->column * e->segment.k)
         return false;
-    crc = h.crc;
-    h.crc = 0;
-    return data_crc(v, crc32c(0, &h, sizeof(h)), sizeof(h), bytes) == crc;
+    loc.stored = (uint32_t)bytes;
+    return h.width == loc.stripe.width && segment_directory_fits(&loc, e->made);
 }
 
-static bool all_fits(const struct verify *v)
+/* Every byte behind the directory: chunks in the order in which they were placed (those of whole
+ * units first, see segment_write.c), zeroes between and behind. The directory is whole. */
+static bool rest_whole(const struct segment_exam *e)
 {
-    if (!directory_whole(v))
-        return false;
-    for (size_t i = 0; i < v->count; i++)
-        if (data_crc(v, 0, v->locs[i].position, v->locs[i].stored) != v->locs[i].crc)
+    struct format_stripe h;
+    size_t at, size = e->column * e->segment.k;
+
+    memcpy(&h, e->made, sizeof(h));
+    at = sizeof(h) + h.entries * sizeof(struct format_stripe_entry);
+    for (unsigned aligned = 2; aligned-- > 0;) {
+        for (uint32_t i = 0; i < h.entries; i++) {
+            struct format_stripe_entry c;
+
+            memcpy(&c, e->made + sizeof(h) + i * sizeof(c), sizeof(c));
+            if ((c.stored % FORMAT_UNIT == 0) != aligned)
+                continue;
+            if (c.position < at || c.position > size || c.stored > size - c.position ||
+                !all_zero(e->made + at, c.position - at) ||
+                crc32c(0, e->made + c.position, c.stored) != c.crc)
+                return false;
+            at = (size_t)c.position + c.stored;
+        }
+    }
+    return all_zero(e->made + at, size - at);
+}
+
+static bool alive_whole(const struct segment_exam *e)
+{
+    for (size_t i = 0; i < e->count; i++)
+        if (crc32c(0, e->made + e->locs[i].position, e->locs[i].stored) != e->locs[i].crc)
             return false;
     return true;
 }
 
 /* Makes all columns from the k ones `pick` (indices into have). */
-static void make_columns(struct verify *v, const unsigned *pick)
+static void make_columns(struct segment_exam *e, const unsigned *pick)
 {
-    const struct segment *s = v->segment;
+    const struct segment *s = &e->segment;
     const uint8_t *from[FORMAT_COLS_MAX];
     uint8_t index[FORMAT_COLS_MAX];
     uint32_t given = 0;
 
     for (unsigned i = 0; i < s->k; i++) {
-        index[i] = v->have[pick[i]];
-        from[i] = v->cols[index[i]];
+        index[i] = e->have[pick[i]];
+        from[i] = e->read + index[i] * e->column;
         given |= 1u << index[i];
     }
     for (unsigned c = 0; c < s->k + s->m; c++) {
+        uint8_t *to = e->made + c * e->column;
+
         if (given >> c & 1)
-            memcpy(v->made[c], v->cols[c], v->column);
+            memcpy(to, e->read + c * e->column, e->column);
         else
-            ec_reconstruct(segment_code(v->ss, s->k, s->m), v->column, from, index, c, v->made[c]);
+            ec_reconstruct(e->code, e->column, from, index, c, to);
     }
 }
 
-static uint32_t columns_differing(const struct verify *v)
+static uint32_t columns_differing(const struct segment_exam *e)
 {
     uint32_t bad = 0;
 
-    for (unsigned i = 0; i < v->have_count; i++)
-        if (memcmp(v->cols[v->have[i]], v->made[v->have[i]], v->column) != 0)
-            bad |= 1u << v->have[i];
+    for (unsigned i = 0; i < e->have_count; i++) {
+        size_t at = e->have[i] * e->column;
+
+        if (memcmp(e->read + at, e->made + at, e->column) != 0)
+            bad |= 1u << e->have[i];
+    }
     return bad;
 }
 
-/* Tries combinations of k columns; false when none fits. `same` is set when another choice with as
- * few differences blames other columns. */
-static bool verify_combine(struct verify *v, uint32_t *ret_bad, bool *ret_same)
+/* Tries combinations of k columns, for the first from which every byte fits (it stays in `made`),
+ * or (not `whole`) for the best from which the directory and what is alive do; false when none
+ * fits. */
+static bool exam_combine(struct segment_exam *e, bool whole)
 {
-    unsigned pick[FORMAT_COLS_MAX], k = v->segment->k, best = FORMAT_COLS_MAX + 1;
+    unsigned pick[FORMAT_COLS_MAX], k = e->segment.k, best = FORMAT_COLS_MAX + 1;
+    uint32_t bad;
 
-    *ret_same = false;
-    if (v->have_count < k)
-        return false;
+    e->verdict.doubtful = false;
     for (unsigned i = 0; i < k; i++)
         pick[i] = i;
     do {
-        uint32_t bad;
         unsigned n;
 
-        make_columns(v, pick);
-        if (!all_fits(v))
+        make_columns(e, pick);
+        if (!PLANTED(SCRUB_TRUSTS_DATA) &&
+            (!directory_whole(e) || !alive_whole(e) || (whole && !rest_whole(e))))
             continue;
-        bad = columns_differing(v);
+        bad = columns_differing(e);
         n = (unsigned)__builtin_popcount(bad);
-        if (n == best && bad != *ret_bad)
-            *ret_same = true;
+        if (n == best && bad != e->verdict.bad)
+            e->verdict.doubtful = true;
         if (n >= best)
             continue;
         best = n;
-        *ret_bad = bad;
-        *ret_same = false;
+        e->verdict.bad = bad;
+        e->verdict.doubtful = false;
         /* Nothing else comes as near: two codewords differ in more than n - k columns. */
-    } while (2 * best > v->have_count - k && segment_next_combination(pick, k, v->have_count));
+        if (whole || 2 * best <= e->have_count - k)
+            break;
+    } while (segment_next_combination(pick, k, e->have_count));
+    if (e->verdict.doubtful)
+        e->verdict.bad = 0;
     return best <= FORMAT_COLS_MAX;
 }
 
-/* One by one, as a reader would: drives are blamed by what reading finds wrong on them. */
-static void verify_chunks(struct verify *v, bool *lost, struct segment_verdict *verdict)
+static void exam_judge(void *arg)
 {
-    const struct segment *s = v->segment;
+    struct segment_exam *e = arg;
+
+    e->proved = e->have_count >= e->segment.k && exam_combine(e, true);
+    if (!e->proved)
+        e->verdict.torn = e->have_count < e->segment.k || !exam_combine(e, false);
+}
+
+/* One by one, as a reader would: drives are blamed by what reading finds wrong on them. */
+static void exam_chunks(struct segment_exam *e, bool *lost)
+{
+    const struct segment *s = &e->segment;
     uint64_t before[FORMAT_COLS_MAX];
 
     for (unsigned c = 0; c < s->k + s->m; c++)
-        before[c] = v->ss->ds->drives[s->drive[c]].corruptions;
-    for (size_t i = 0; i < v->count; i++) {
-        struct segment_read r = {.loc = v->locs[i]};
+        before[c] = e->ss->ds->drives[s->drive[c]].corruptions;
+    for (size_t i = 0; i < e->count; i++) {
+        struct segment_read r = {.loc = e->locs[i]};
 
-        lost[i] = segment_read(v->ss, &r, 1) < 0;
+        lost[i] = segment_read(e->ss, &r, 1) < 0;
         buf_unref(r.buf);
     }
     for (unsigned c = 0; c < s->k + s->m; c++)
-        if (v->ss->ds->drives[s->drive[c]].corruptions > before[c])
-            verdict->bad |= 1u << c;
-    verdict->torn = true;
+        if (e->ss->ds->drives[s->drive[c]].corruptions > before[c])
+            e->verdict.bad |= 1u << c;
+}
+
+int segment_examine(struct segments *ss, const struct segment_loc *locs, size_t n, bool *lost,
+                    struct segment_exam *ret_exam)
+{
+    struct segment_exam e = {.ss = ss, .locs = locs, .count = n};
+    struct segment *s = segment_find(ss, locs[0].stripe.segment);
+
+    CHECK(n > 0);
+    if (!s)
+        return ERR_FORMAT;
+    for (size_t i = 0; i < n; i++)
+        if (locs[i].stripe.segment != s->id || locs[i].stripe.offset != locs[0].stripe.offset ||
+            locs[i].stripe.width != locs[0].stripe.width || !segment_loc_sane(ss, s, &locs[i]))
+            return ERR_FORMAT;
+    e.segment = *s;
+    e.code = segment_code(ss, s->k, s->m);
+    e.column = (size_t)locs[0].stripe.width * FORMAT_UNIT;
+    e.read = mem_alloc_aligned(FORMAT_UNIT, e.column * (s->k + s->m));
+    e.made = mem_alloc_aligned(FORMAT_UNIT, e.column * (s->k + s->m));
+    memset(lost, 0, n * sizeof(*lost));
+    exam_read(&e);
+    env_offload(ss->ds->env, ENV_LANE_CPU, exam_judge, &e);
+    if (e.verdict.torn)
+        exam_chunks(&e, lost);
+    *ret_exam = e;
+    return 0;
+}
+
+void segment_exam_free(struct segment_exam *e)
+{
+    mem_free(e->read);
+    mem_free(e->made);
 }
 
 int segment_verify(struct segments *ss, const struct segment_loc *locs, size_t n, bool *lost,
                    struct segment_verdict *ret_verdict)
 {
-    struct verify v = {.ss = ss, .locs = locs, .count = n};
-    struct segment_verdict verdict = {0};
+    struct segment_exam e;
+    int rc = segment_examine(ss, locs, n, lost, &e);
 
-    CHECK(n > 0);
-    v.segment = segment_find(ss, locs[0].stripe.segment);
-    if (!v.segment)
-        return ERR_FORMAT;
-    for (size_t i = 0; i < n; i++)
-        if (locs[i].stripe.offset != locs[0].stripe.offset ||
-            locs[i].stripe.width != locs[0].stripe.width ||
-            !segment_loc_sane(ss, v.segment, &locs[i]))
-            return ERR_FORMAT;
-    v.column = (size_t)locs[0].stripe.width * FORMAT_UNIT;
-    memset(lost, 0, n * sizeof(*lost));
-    verify_read(&v);
-    if (!verify_combine(&v, &verdict.bad, &verdict.doubtful))
-        verify_chunks(&v, lost, &verdict);
-    if (verdict.doubtful)
-        verdict.bad = 0;
-    verdict.absent = v.absent;
-    verify_free(&v);
-    *ret_verdict = verdict;
+    if (rc < 0)
+        return rc;
+    *ret_verdict = e.verdict;
+    segment_exam_free(&e);
     return 0;
 }
 

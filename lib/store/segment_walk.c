@@ -32,7 +32,7 @@ static bool header_fits(const struct segment_loc *loc, const uint8_t *bytes)
            h.entries > 0 && h.entries <= SEGMENT_STRIPE_MAX / sizeof(struct format_stripe_entry);
 }
 
-static bool directory_fits(const struct segment_loc *loc, const uint8_t *bytes)
+bool segment_directory_fits(const struct segment_loc *loc, const uint8_t *bytes)
 {
     struct format_stripe h;
     uint32_t crc;
@@ -63,7 +63,7 @@ static int directory_read(struct segments *ss, struct segment *s, uint32_t offse
     if ((uint64_t)offset + h.width > ss->ds->super.slot_size / FORMAT_UNIT ||
         loc.stored > (uint64_t)h.width * FORMAT_UNIT * s->k)
         return ERR_NOENT;
-    rc = segment_read_careful(ss, s, &loc, directory_fits, ret_buf);
+    rc = segment_read_careful(ss, s, &loc, segment_directory_fits, ret_buf);
     if (rc < 0)
         return rc == ERR_LOST ? ERR_NOENT : rc;
     *ret_header = h;

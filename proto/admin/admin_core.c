@@ -324,6 +324,9 @@ static const struct admin_route {
     {{"v1", "stats"}, "GET", ADMIN_STATS, NULL},
     {{"v1", "status"}, "GET", ADMIN_STATUS, NULL},
     {{"v1", "drives"}, "GET", ADMIN_DRIVES, NULL},
+    {{"v1", "scrub"}, "GET", ADMIN_SCRUB_SHOW, NULL},
+    {{"v1", "scrub", "start"}, "POST", ADMIN_SCRUB_BEGIN, NULL},
+    {{"v1", "scrub", "stop"}, "POST", ADMIN_SCRUB_END, NULL},
     {{"v1", "volumes"}, "GET", ADMIN_VOLUME_LIST, NULL},
     {{"v1", "volumes"}, "POST", ADMIN_VOLUME_CREATE, admin_parse_create},
     {{"v1", "volumes", "*"}, "GET", ADMIN_VOLUME_SHOW, NULL},
@@ -473,6 +476,7 @@ void admin_call_free(struct admin_call *c)
     json_decref(c->stats);
     mem_free(c->status);
     mem_free(c->drives);
+    mem_free(c->scrub);
     mem_free(c->volumes);
     mem_free(c->group);
     mem_free(c->rows);
@@ -490,6 +494,16 @@ static int admin_run_status(struct admin_call *c, struct admin_source *a)
         return admin_get_drives(a, &c->drives, &c->count);
     c->status = mem_zalloc(sizeof(*c->status));
     return admin_get_status(a, c->status);
+}
+
+static int admin_run_scrub(struct admin_call *c, struct admin_source *a)
+{
+    c->scrub = mem_zalloc(sizeof(*c->scrub));
+    return admin_scrub(a,
+                       c->kind == ADMIN_SCRUB_BEGIN ? ADMIN_SCRUB_START
+                       : c->kind == ADMIN_SCRUB_END ? ADMIN_SCRUB_STOP
+                                                    : ADMIN_SCRUB_LOOK,
+                       c->scrub);
 }
 
 static void admin_add_series(void *arg, const struct metric_series *s)
@@ -718,6 +732,12 @@ void admin_call_run(struct admin_call *c, const struct admin_backend *backend)
     case ADMIN_DRIVES:
         if (backend->admin)
             r = admin_run_status(c, backend->admin);
+        break;
+    case ADMIN_SCRUB_SHOW:
+    case ADMIN_SCRUB_BEGIN:
+    case ADMIN_SCRUB_END:
+        if (backend->admin)
+            r = admin_run_scrub(c, backend->admin);
         break;
     case ADMIN_STATS:
     case ADMIN_METRICS:

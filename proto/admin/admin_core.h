@@ -5,6 +5,9 @@
  *   GET    /v1/stats                      the same with percentiles, as JSON
  *   GET    /v1/status
  *   GET    /v1/drives
+ *   GET    /v1/scrub
+ *   POST   /v1/scrub/start                begins a pass, or goes on with one    how it is then
+ *   POST   /v1/scrub/stop
  *   GET    /v1/volumes
  *   POST   /v1/volumes                    {"name", "size", "durability"?}       201
  *   GET    /v1/volumes/NAME

@@ -14,6 +14,9 @@ enum admin_kind {
     ADMIN_BAD, /* answers with error and message */
     ADMIN_STATUS,
     ADMIN_DRIVES,
+    ADMIN_SCRUB_SHOW,
+    ADMIN_SCRUB_BEGIN,
+    ADMIN_SCRUB_END,
     ADMIN_VOLUME_LIST,
     ADMIN_VOLUME_CREATE,
     ADMIN_VOLUME_SHOW,
@@ -86,6 +89,7 @@ struct admin_call {
     /* What the engine said. */
     struct admin_status *status;
     struct admin_drive *drives;
+    struct admin_scrub *scrub;
     struct block_info *volumes;                  /* one for show, create, resize, clone, rollback */
     struct object_rows *rows, *series, *studies; /* below a study, of a patient */
     struct object_delete_result deleted;

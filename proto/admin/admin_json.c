@@ -177,6 +177,17 @@ static json_t *admin_json_status(const struct admin_status *s)
     return json;
 }
 
+static json_t *admin_json_drive_scrub(const struct admin_drive *d)
+{
+    json_t *json = json_object();
+
+    admin_set_number(json, "bytes", d->scrub_bytes);
+    admin_set_number(json, "found", d->scrub_found);
+    admin_set_number(json, "repaired", d->scrub_repaired);
+    admin_set_number(json, "unrepaired", d->scrub_unrepaired);
+    return json;
+}
+
 static json_t *admin_json_drives(const struct admin_drive *drives, size_t count)
 {
     json_t *json = json_object(), *array = json_array();
@@ -194,9 +205,45 @@ static json_t *admin_json_drives(const struct admin_drive *drives, size_t count)
         admin_set_number(d, "read_errors", drives[i].read_errors);
         admin_set_number(d, "write_errors", drives[i].write_errors);
         admin_set_number(d, "repaired", drives[i].repaired);
+        admin_set(d, "scrub", admin_json_drive_scrub(&drives[i]));
         admin_append(array, d);
     }
     admin_set(json, "drives", array);
+    return json;
+}
+
+/* ---- Scrub ---------------------------------------------------------------------------------- */
+
+static json_t *admin_json_scrub_pass(const struct admin_scrub_pass *p)
+{
+    json_t *json = json_object();
+
+    admin_set_time(json, "started", p->start_ns);
+    admin_set_time(json, "ended", p->end_ns);
+    admin_set_number(json, "seconds", p->took_ns / 1000000000u);
+    admin_set_number(json, "bytes", p->bytes);
+    admin_set_number(json, "found", p->found);
+    admin_set_number(json, "repaired", p->repaired);
+    admin_set_number(json, "lost_chunks", p->lost);
+    admin_set_number(json, "skipped_segments", p->skipped);
+    return json;
+}
+
+static json_t *admin_json_scrub(const struct admin_scrub *s)
+{
+    static const char *const phases[] = {"idle", "running", "stopped"};
+    json_t *json = json_object();
+    bool passing = s->phase != ADMIN_SCRUB_IDLE;
+
+    CHECK((unsigned)s->phase < 3);
+    admin_set_text(json, "state", phases[s->phase]);
+    admin_set(json, "pass", passing ? admin_json_scrub_pass(&s->now) : json_null());
+    admin_set(json, "percent", passing ? json_integer(s->percent) : json_null());
+    admin_set_number(json, "rate", s->rate);
+    admin_set(json, "seconds_left",
+              s->eta_ns ? json_integer((json_int_t)(s->eta_ns / 1000000000u)) : json_null());
+    admin_set_time(json, "next", s->due_ns);
+    admin_set(json, "last", s->last.start_ns ? admin_json_scrub_pass(&s->last) : json_null());
     return json;
 }
 
@@ -427,6 +474,10 @@ json_t *admin_json(const struct admin_call *c)
         return admin_json_status(c->status);
     case ADMIN_DRIVES:
         return admin_json_drives(c->drives, c->count);
+    case ADMIN_SCRUB_SHOW:
+    case ADMIN_SCRUB_BEGIN:
+    case ADMIN_SCRUB_END:
+        return admin_json_scrub(c->scrub);
     case ADMIN_VOLUME_LIST:
         return admin_json_volumes("volumes", c->volumes, c->count);
     case ADMIN_SNAPSHOT_LIST:

@@ -31,7 +31,8 @@ def without_daemon(folder):
     fails(run(CLI, "volume", "create", "only-a-name", ok=False), 2)
     fails(run(CLI, "status", "--frobnicate", ok=False), 2, "--frobnicate")
     check("Usage" in run(CLI, "--help").stdout, "no usage in the help")
-    for command in ("status", "stats", "drive list", "volume create", "volume list", "volume show",
+    for command in ("status", "stats", "drive list", "scrub start", "scrub stop", "scrub status",
+                    "volume create", "volume list", "volume show",
                     "volume resize", "volume delete", "patient list",
                     "patient show", "study list", "study show", "study delete"):
         text = run(CLI, *command.split(), "--help").stdout

@@ -15,7 +15,7 @@ import sys
 import time
 
 from contents import Contents
-from harness import MIB, SHORT, Daemon, Suite, check, log, run, scratch
+from harness import MIB, SHORT, Daemon, Suite, check, fsck, log, run, scratch
 
 # A small journal, so that copies are cheap and most of what is damaged is data.
 CONFIG = "[store]\ncapacity = 1G\njournal_size = 16M\ncache_size = 16M\n"
@@ -239,6 +239,57 @@ class Drives:
             self.contents.verify(daemon)
         shutil.rmtree(data)
 
+    def scrubbed(self):
+        """Bytes rot on two drives; scrub repairs them, across kill -9; then two others may go."""
+        data = self.copy()
+        pair = self.random.sample(self.names, 2)
+        for path in self.paths(data, pair):
+            flip(path, self.random, 400)
+        slow = CONFIG + "scrub_rate = 1M\n"
+        with Daemon(data, config=slow) as daemon:
+            check("is running" in daemon.cli("scrub", "start").stdout, "it should say that it runs")
+            end = time.monotonic() + 60
+            while daemon.cli_json("scrub", "status")["pass"]["found"] == 0:
+                check(time.monotonic() < end, "nothing:", daemon.cli("scrub", "status").stdout)
+                time.sleep(0.2)
+            started = daemon.cli_json("scrub", "status")["pass"]["started"]
+            daemon.kill()
+            daemon.start()
+            row = daemon.cli_json("scrub", "status")
+            check(row["state"] == "running" and row["pass"]["started"] == started, "goes on:", row)
+            stopped = daemon.cli_json("scrub", "stop")
+            check(stopped["state"] == "stopped" and stopped["percent"] < 100, "stop:", stopped)
+        with Daemon(data, config=CONFIG + "scrub_rate = 1T\n") as daemon:
+            first = self.scrub(daemon)
+            check(first["started"] == started, "a stopped pass should go on:", first)
+            again = self.scrub(daemon)
+            check(again["found"] == 0, "a second pass should find nothing:", again)
+            check("0 wrong places found" in daemon.cli("scrub", "status").stdout, "status")
+            rows = daemon.cli_json("drive", "list")["drives"]
+            check(all(d["scrub"]["unrepaired"] == 0 and d["scrub"]["bytes"] > MIB for d in rows),
+                  "drives:", rows)
+            log("found", first["found"], "in", first["bytes"], "bytes")
+        told = fsck(data, data + ".conf", "--deep")
+        check(told["findings"] == [], "the deep check finds:", told["findings"])
+        for path in self.random.sample(sorted(set(self.paths(data, self.names)) -
+                                              set(self.paths(data, pair))), 2):
+            os.unlink(path)
+        with Daemon(data, config=CONFIG) as daemon:
+            self.contents.verify(daemon)
+        shutil.rmtree(data)
+
+    @staticmethod
+    def scrub(daemon):
+        """A pass, or the rest of one, to its end: what it says of itself."""
+        daemon.cli("scrub", "start")
+        end = time.monotonic() + 60
+        while daemon.cli_json("scrub", "status")["state"] != "idle":
+            check(time.monotonic() < end, "no end:", daemon.cli("scrub", "status").stdout)
+            time.sleep(0.1)
+        last = daemon.cli_json("scrub", "status")["last"]
+        check(last["found"] == last["repaired"] and last["lost_chunks"] == 0, "scrub:", last)
+        return last
+
     @staticmethod
     def lacking(daemon):
         return any("less parity" in reason for reason in daemon.status()["reasons"])
@@ -271,6 +322,8 @@ def main():
                 d.stale_return()
             with suite.case("what was written while a drive was away gets its parity back"):
                 d.thin_made_whole()
+            with suite.case("scrub repairs what rots, across kill -9, and then two drives may go"):
+                d.scrubbed()
             with suite.case("a lost drive is rebuilt in the space of the others"):
                 d.rebuilt()
     return suite.finish()

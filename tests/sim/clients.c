@@ -893,6 +893,9 @@ static void step_objects(struct run *r, enum op_kind kind)
     case OP_SETTLE:
         op_settle(r);
         break;
+    case OP_SCRUB:
+        scrub_op(r);
+        break;
     default:
         step_snapshots(r, kind);
         break;

@@ -87,6 +87,7 @@ static void choose_geometry(struct run *r)
     r->storm = run_chance(r, 25);
     r->block_span = run_chance(r, 50) && !r->churn ? 64 : 8 + run_random(r, MODEL_BLOCKS - 8);
     r->slow_io_ns = run_chance(r, 80) ? 0 : 1 + run_random(r, 5 * ENV_NS_PER_MS);
+    scrub_choose(r);
 }
 
 /* What clients do is chosen for every life anew. */
@@ -107,6 +108,7 @@ static void choose_work(struct run *r)
         [OP_BUCKET_READ] = 4, [OP_BUCKET_REMOVE] = 3,
         [OP_BUCKET_LIST] = 2, [OP_SNAPSHOT_DELETE] = 3,
         [OP_CLONE] = 2,       [OP_ROLLBACK] = 2,
+        [OP_SCRUB] = 2,
     };
 
     r->weight_sum = 0;
@@ -184,6 +186,8 @@ static void life_close(struct run *r)
         recount_all(r);
     if (r->healing && !r->options.lost)
         heal_check(r);
+    if (r->converge)
+        scrub_audit(r);
     rc = kv_close(r->kv);
     if (rc < 0)
         run_fail(r, "kv_close: %s", err_name(rc));
@@ -237,12 +241,18 @@ static void life_main(void *arg)
     r->opened = true;
     r->phase = "verifying";
     verify_all(r);
-    if (r->healing)
+    if (r->healing) {
         heal_work(r);
-    else if (r->last)
+    } else if (r->last) {
         life_finish(r);
-    else
+    } else if (r->converge) {
+        r->phase = "scrubbing";
+        scrub_converge(r);
+    } else {
+        r->phase = "scrubbing";
+        scrub_heal(r);
         life_work(r);
+    }
     life_close(r);
 }
 
@@ -304,6 +314,8 @@ static void damage(struct run *r)
 
     if (!r->faults_on)
         return;
+    r->damages++;
+    r->damage_life = r->life;
     d = damage_pick(r);
     bit = 1u << d;
     if (r->deleted & bit)
@@ -317,6 +329,7 @@ static void damage(struct run *r)
     if (!(r->damaged & bit))
         r->passing |= bit;
     r->damaged |= bit;
+    r->ever_damaged |= bit;
     if (r->options.lost || run_chance(r, 15)) {
         run_trace(r, "lost %s", r->paths[d]);
         (void)sim_file_delete(r->sim, r->paths[d]);
@@ -521,7 +534,12 @@ uint64_t run_seed(uint64_t seed, const struct run_options *options)
     r->healing = true;
     r->partition.rebuild_delay_ns = 1;
     live(r, true);
+    r->life++;
     r->healing = false;
+    r->converge = true;
+    live(r, true);
+    r->life++;
+    r->converge = false;
     r->last = true;
     live(r, true);
     digest = sim_digest(r->sim);

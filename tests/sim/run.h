@@ -42,6 +42,7 @@ enum op_kind {
     OP_BUCKET_LIST,
     OP_SETTLE,
     OP_COMPACT,
+    OP_SCRUB,
     OP_COUNT
 };
 
@@ -75,6 +76,8 @@ struct run {
     bool host_fills;         /* file systems under drives run full now and then, ... */
     bool host_no_reserve;    /* ... and cannot reserve space */
     bool host_full, host_was_full; /* now; in this life */
+    unsigned damages, damage_life; /* how often, and in which life last */
+    uint32_t ever_damaged;         /* bit per drive: in this run */
     uint64_t slow_io_ns;
     bool storm; /* one kill soon after the other */
     bool churn; /* much is written over, again and again */
@@ -91,6 +94,7 @@ struct run {
     bool opened, last;
     bool healing;  /* this life: no faults, and the store must become whole */
     bool is_whole; /* it did */
+    bool converge; /* the life before the last: scrub has to make everything whole */
 
     uint64_t ops, nospc, kills, compacted, moved; /* counts, for --trace */
 };
@@ -132,6 +136,15 @@ void heal_check(struct run *r);
 void verify_all(struct run *r);
 /* After everything was deleted and settled: no space is in use. */
 void verify_empty(struct run *r);
+
+/* scrub.c: its settings; something a client does; at the start of a life, which may make spoilt
+ * drives whole; when there are no faults any more, two passes of which the second may find
+ * nothing; and the deep audit after that, with the partition closed. */
+void scrub_choose(struct run *r);
+void scrub_op(struct run *r);
+void scrub_heal(struct run *r);
+void scrub_converge(struct run *r);
+void scrub_audit(struct run *r);
 
 /* recount.c: references, chunks, segments and indexes in the KV store, counted again from maps and
  * recipes; the partition is closed. */

@@ -62,13 +62,50 @@ static int fake_drives(struct admin_source *a, struct admin_drive **ret_drives, 
         d[i].size = 20ull << 30;
         d[i].used = (uint64_t)i << 30;
         d[i].read_errors = i == 1 ? 7 : 0;
+        d[i].scrub_bytes = 1u << 20;
+        d[i].scrub_found = 4;
+        d[i].scrub_repaired = 3;
+        d[i].scrub_unrepaired = 1;
     }
     *ret_drives = d;
     *ret_count = 3;
     return 0;
 }
 
-static const struct admin_ops fake_admin_ops = {fake_status, fake_drives};
+static int fake_scrub(struct admin_source *a, enum admin_scrub_order order,
+                      struct admin_scrub *ret_scrub)
+{
+    struct fake *f = FAKE_OF(a, admin);
+    const uint64_t s = 1000000000u, then = 1700000000u * s;
+
+    if (f->fail)
+        return -(int)f->fail;
+    if (order == ADMIN_SCRUB_START)
+        f->scrub = ADMIN_SCRUB_RUNNING;
+    if (order == ADMIN_SCRUB_STOP)
+        f->scrub = ADMIN_SCRUB_STOPPED;
+    *ret_scrub =
+        (struct admin_scrub){.phase = f->scrub,
+                             .now = {.start_ns = then, .took_ns = 75 * s, .bytes = 5u << 20},
+                             .percent = 40,
+                             .due_ns = then + 7 * 86400 * s};
+    if (f->scrub == ADMIN_SCRUB_RUNNING) {
+        ret_scrub->rate = 32u << 20;
+        ret_scrub->eta_ns = 3700 * s;
+    }
+    if (f->scrub != ADMIN_SCRUB_IDLE)
+        ret_scrub->last = (struct admin_scrub_pass){.start_ns = then - 86400 * s,
+                                                    .end_ns = then,
+                                                    .took_ns = 3600 * s,
+                                                    .bytes = 9u << 20,
+                                                    .found = 5,
+                                                    .repaired = 3,
+                                                    .lost = 2,
+                                                    .skipped = 1};
+    return 0;
+}
+
+static const struct admin_ops fake_admin_ops = {fake_status, fake_drives, fake_scrub};
 
 /* ---- Volumes -------------------------------------------------------------------------------- */
 

@@ -36,6 +36,7 @@ struct fake {
     struct metrics *metrics; /* NULL: none */
     struct metric_hist read_time, batch_bytes;
     struct metric_counter sent;
+    enum admin_scrub_phase scrub;
     unsigned fail;                  /* a code that every call returns, negated; 0 for none */
     struct object_query last;       /* the last query of studies or patients, */
     struct object_match last_match; /* its first condition, */

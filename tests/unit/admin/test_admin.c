@@ -129,7 +129,42 @@ static void test_drives(void **state)
     assert_int_equal(json_array_size(array), 3);
     assert_string_equal(text_of(json_array_get(array, 1), "state"), "missing");
     assert_int_equal(number_of(json_array_get(array, 1), "read_errors"), 7);
+    array = json_object_get(json_array_get(array, 1), "scrub");
+    assert_int_equal(number_of(array, "bytes"), 1u << 20);
+    assert_int_equal(number_of(array, "found"), 4);
+    assert_int_equal(number_of(array, "repaired"), 3);
+    assert_int_equal(number_of(array, "unrepaired"), 1);
     json_decref(json);
+}
+
+static void test_scrub(void **state)
+{
+    json_t *json = test_ask("GET", "/v1/scrub", NULL, 200), *last;
+
+    (void)state;
+    assert_string_equal(text_of(json, "state"), "idle");
+    assert_true(json_is_null(json_object_get(json, "pass")));
+    assert_true(json_is_null(json_object_get(json, "percent")));
+    assert_true(json_is_null(json_object_get(json, "last")));
+    assert_string_equal(text_of(json, "next"), "2023-11-21T22:13:20Z");
+    json_decref(json);
+    json = test_ask("POST", "/v1/scrub/start", NULL, 200);
+    assert_string_equal(text_of(json, "state"), "running");
+    assert_int_equal(number_of(json, "percent"), 40);
+    assert_int_equal(number_of(json, "rate"), 32u << 20);
+    assert_int_equal(number_of(json, "seconds_left"), 3700);
+    assert_int_equal(number_of(json_object_get(json, "pass"), "seconds"), 75);
+    last = json_object_get(json, "last");
+    assert_string_equal(text_of(last, "ended"), "2023-11-14T22:13:20Z");
+    assert_int_equal(number_of(last, "found"), 5);
+    assert_int_equal(number_of(last, "repaired"), 3);
+    assert_int_equal(number_of(last, "lost_chunks"), 2);
+    assert_int_equal(number_of(last, "skipped_segments"), 1);
+    json_decref(json);
+    json = test_ask("POST", "/v1/scrub/stop", NULL, 200);
+    assert_string_equal(text_of(json, "state"), "stopped");
+    json_decref(json);
+    test_refused("POST", "/v1/scrub", NULL, 405, "METHOD", "GET");
 }
 
 static void test_volumes(void **state)
@@ -440,6 +475,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_status, setup),
         cmocka_unit_test_setup(test_drives, setup),
+        cmocka_unit_test_setup(test_scrub, setup),
         cmocka_unit_test_setup(test_volumes, setup),
         cmocka_unit_test_setup(test_snapshots, setup),
         cmocka_unit_test_setup(test_volume_errors, setup),

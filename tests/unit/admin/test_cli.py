@@ -74,6 +74,18 @@ class Cli(unittest.TestCase):
         column = lines[0].index("STATE")
         self.assertTrue(all(line[column - 1] == " " and line[column] != " " for line in lines))
 
+    def test_scrub(self):
+        self.assertIn("none was finished yet", self.run_cli("scrub", "status")[0])
+        self.assertEqual(self.run_cli("scrub", "start")[0], "scrub is running\n")
+        out = self.run_cli("scrub", "status")[0]
+        for words in ("running", "40 %, 32 MiB/s, some 1 h 1 min left", "5 MiB verified",
+                      "1 h 0 min, 9 MiB verified",
+                      "5 wrong places found, 3 repaired, 2 chunks lost",
+                      "filmroom-fsck --deep", "1 segments left out", "2023-11-21 22:13 UTC"):
+            self.assertIn(words, out)
+        self.assertEqual(self.json_of("scrub", "stop")["state"], "stopped")
+        self.assertEqual(self.json_of("scrub", "status")["state"], "stopped")
+
     def test_volumes(self):
         self.assertEqual(self.run_cli("volume", "create", "vm2", "8G")[0],
                          "created volume vm2, 8 GiB\n")

@@ -460,6 +460,11 @@ static void d_unknown(void)
     put(KV_CATALOG, (struct kv_slice){"X", 1}, (struct kv_slice){"", 0});
 }
 
+static void d_scrub(void)
+{
+    put(KV_META, (struct kv_slice){"scrub", 5}, (struct kv_slice){"?", 1});
+}
+
 /* What is done, what is to be said of it, and whether it is mended: all of it, so that nothing is
  * left to find. Where `whole`, the store works as before afterwards. */
 static const struct damage {
@@ -468,6 +473,7 @@ static const struct damage {
     bool mended;
 } damages[] = {
     {d_refs, "chunk-refs", "its row says 77", true},
+    {d_scrub, "scrub-row", "is broken", true},
     {d_orphan, "chunk-orphan", "chunk 999: nobody refers to it", true},
     {d_chunk_gone, "volume-data", "volume v: blocks ", false},
     {d_chunk_cut, "chunk-row", "is broken", false},

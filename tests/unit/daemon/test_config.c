@@ -81,6 +81,8 @@ static void test_every_setting(void **state)
           "profile = 4+2\n"
           "journal_size = 512 MiB\n"
           "cache_size = 1G\n"
+          "scrub_every = 30\n"
+          "scrub_rate = 100M\n"
           "\n"
           "[nbd]\n"
           "listen = ::1\n"
@@ -111,6 +113,8 @@ static void test_every_setting(void **state)
     assert_int_equal(config.store.parity_columns, 2);
     assert_int_equal(config.store.journal_size, 512ull << 20);
     assert_int_equal(config.store.cache_size, 1ull << 30);
+    assert_int_equal(config.store.scrub_every, 30);
+    assert_int_equal(config.store.scrub_rate, 100ull << 20);
     assert_string_equal(config.nbd.listen.host, "::1");
     assert_int_equal(config.nbd.listen.port, 0);
     assert_string_equal(config.nbd.socket, "/run/filmroom/nbd.sock");
@@ -199,6 +203,8 @@ static void test_bad_files(void **state)
     parse_bad("[store]\ncapacity = 1000001\n", "f.conf:2: capacity");
     parse_bad("[store]\ncapacity = 1M\n", "f.conf:2: capacity");
     parse_bad("[store]\ndrives = 0\n", "f.conf:2: drives");
+    parse_bad("[store]\nscrub_every = 366\n", "f.conf:2: scrub_every");
+    parse_bad("[store]\nscrub_rate = 1K\n", "f.conf:2: scrub_rate");
     parse_bad("[store]\ndrives = -1\n", "f.conf:2: drives");
     parse_bad("[store]\ndrives =\n", "f.conf:2: drives: \"\"");
     parse_bad("[store]\nprofile = 4-2\n", "f.conf:2: profile");

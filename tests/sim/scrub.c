@@ -1,0 +1,137 @@
+/* Scrub in a run: as something that clients ask for, as what makes spoilt drives whole again so
+ * that others may be spoilt in their place, and at the end, when it has to leave nothing to be
+ * found. */
+#include "tests/sim/run.h"
+
+#include "daemon/audit.h"
+#include "daemon/scrubber.h"
+#include "lib/base/err.h"
+
+void scrub_choose(struct run *r)
+{
+    struct partition_options *o = &r->partition;
+
+    o->scrub_settle_ns = 1 + run_random(r, 50 * ENV_NS_PER_MS);
+    o->scrub_every_ns = run_chance(r, 50) ? 0 : 1 + run_random(r, 2 * ENV_NS_PER_S);
+    o->scrub_rate = run_chance(r, 50) ? 0 : (1u << 20) + run_random(r, 512u << 20);
+}
+
+/* Nothing may be lost while no more drives are spoilt than the profile bears, and what nobody
+ * spoilt is right. */
+static void expect_nothing_lost(struct run *r)
+{
+    struct scrub_status st;
+
+    for (unsigned d = 0; d < r->drives; d++)
+        if (!(r->ever_damaged >> d & 1) && partition_drives(r->p)->drives[d].scrub.bad)
+            run_fail(r, "scrub found wrong places on drive %u, which is sound", d);
+    partition_scrub_status(r->p, &st);
+    if ((st.state.now.lost || st.state.last.lost) && !r->options.lost)
+        run_fail(r, "scrub lost %llu chunks", (unsigned long long)st.lost);
+}
+
+void scrub_op(struct run *r)
+{
+    uint64_t dice = run_random(r, 4);
+    int rc = dice == 0 ? partition_scrub_stop(r->p) : partition_scrub_start(r->p);
+
+    run_trace(r, "scrub %s: %s", dice == 0 ? "stop" : "start", err_name(rc));
+    if (rc < 0 && !r->options.lost)
+        run_fail(r, "scrub: %s", err_name(rc));
+    if (dice > 2)
+        partition_scrub_wait(r->p);
+    expect_nothing_lost(r);
+}
+
+/* A whole pass; false when there was none, or it left something. */
+static bool scrub_pass(struct run *r)
+{
+    struct scrub_status st;
+    int rc = partition_scrub_start(r->p); /* maybe only the rest of one: */
+
+    partition_scrub_wait(r->p);
+    if (rc == 0)
+        rc = partition_scrub_start(r->p);
+    partition_scrub_wait(r->p);
+    partition_scrub_status(r->p, &st);
+    run_trace(r, "scrub: %s, found %llu, mended %llu, lost %llu, skipped %llu", err_name(rc),
+              (unsigned long long)st.state.last.found, (unsigned long long)st.state.last.mended,
+              (unsigned long long)st.state.last.lost, (unsigned long long)st.state.last.skipped);
+    if (rc < 0 && !r->options.lost)
+        run_fail(r, "scrub: %s", err_name(rc));
+    expect_nothing_lost(r);
+    return rc == 0 && st.state.phase == SCRUB_IDLE && !st.state.last.skipped &&
+           st.state.last.found == st.state.last.mended;
+}
+
+/* Drives that were only spoilt, all of it before this life began (what was in flight then, and what
+ * was in the journal, is in no stripe that is not looked at), are whole after a pass and a
+ * checkpoint. */
+void scrub_heal(struct run *r)
+{
+    uint32_t spoilt = r->damaged & ~r->deleted & ~r->faulty_in_life & ~r->passing;
+    unsigned done = r->damages;
+    struct partition_status status;
+
+    if (!spoilt || r->damage_life == r->life || r->options.lost || !run_chance(r, 80))
+        return;
+    if (partition_settle(r->p) < 0 || !scrub_pass(r) || partition_settle(r->p) < 0)
+        return;
+    partition_get_status(r->p, &status);
+    for (unsigned d = 0; d < r->drives; d++)
+        if (!drive_usable(&partition_drives(r->p)->drives[d]))
+            spoilt &= ~(1u << d);
+    if (r->damages != done || status.thin_segments)
+        return;
+    run_trace(r, "scrub made drives whole: %#x of %#x", spoilt, r->damaged);
+    r->damaged &= ~spoilt;
+}
+
+void scrub_converge(struct run *r)
+{
+    struct driveset *ds = partition_drives(r->p);
+    uint64_t bad[RUN_DRIVES_MAX];
+
+    if (r->options.lost)
+        return;
+    (void)partition_settle(r->p); /* no space: then some is still in the overlay */
+    (void)scrub_pass(r);
+    (void)partition_settle(r->p);
+    for (unsigned d = 0; d < r->drives; d++)
+        bad[d] = ds->drives[d].scrub.bad;
+    (void)scrub_pass(r);
+    for (unsigned d = 0; d < r->drives; d++)
+        if (drive_usable(&ds->drives[d]) && ds->drives[d].scrub.bad != bad[d])
+            run_fail(r, "a second pass of scrub found %llu wrong places on drive %u",
+                     (unsigned long long)(ds->drives[d].scrub.bad - bad[d]), d);
+}
+
+static void audit_found(void *arg, const struct audit_finding *f)
+{
+    run_trace(arg, "deep audit: %s: %s", f->kind, f->text);
+}
+
+/* What scrub says is whole, the audit finds whole. The partition is closed. */
+void scrub_audit(struct run *r)
+{
+    struct audit_params params = {.kv = r->kv, .deep = true, .found = audit_found, .arg = r};
+    struct audit_result result;
+    int rc;
+
+    if (r->options.lost)
+        return;
+    rc = driveset_open(r->env, r->paths, r->drives, &params.drives);
+    if (rc == 0)
+        rc = audit_run(&params, &result);
+    if (rc < 0)
+        run_fail(r, "deep audit: %s", err_name(rc));
+    if (result.lost_chunks)
+        run_fail(r, "deep audit: %llu chunks are lost", (unsigned long long)result.lost_chunks);
+    for (unsigned d = 0; d < r->drives; d++)
+        if (drive_usable(&params.drives->drives[d]) &&
+            (result.drives[d].bad_columns || result.drives[d].bad_headers))
+            run_fail(r, "deep audit: %llu columns, %llu headers of drive %u are wrong after scrub",
+                     (unsigned long long)result.drives[d].bad_columns,
+                     (unsigned long long)result.drives[d].bad_headers, d);
+    driveset_close(params.drives);
+}
