@@ -263,6 +263,10 @@ int cli_transfer(const struct cli *cli, struct cli_stream *s)
         json = json_loadb(f.text.data, f.text.len, 0, NULL);
     if (f.broken)
         verdict = cli_fail("%s: %m", f.broken);
+    else if (s->from && (code == CURLE_SEND_ERROR || code == CURLE_RECV_ERROR) && status < 200)
+        /* Refused in the middle; HTTP has no way to say why before all has been sent. */
+        verdict = cli_fail("the daemon did not take all of it and nothing was stored: is the store "
+                           "full (filmroom status)? Its log says more");
     else if (code != CURLE_OK && r.status < 300) /* an early refusal ends the sending */
         verdict = cli_no_daemon(cli, f.curl, code);
     else if (r.status < 200 || r.status > 299 || (!s->to && !json))

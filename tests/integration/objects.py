@@ -288,6 +288,25 @@ def bad_input(folder):
         check(not os.path.exists(os.path.join(folder, "none")), "a file for what is not there")
 
 
+def full(folder):
+    with Daemon(os.path.join(folder, "full"), "--capacity", "300M", config=CONFIG) as d:
+        d.cli("bucket", "create", "b")
+        d.cli("object", "put", "b/kept", write(os.path.join(folder, "kept"), b"kept"))
+        with open(os.path.join(folder, "hole"), "wb") as f:
+            f.truncate(600 * MIB)
+        start = time.monotonic()
+        done = d.cli("object", "put", "b/n", os.path.join(folder, "hole"), ok=False)
+        check(done.returncode == 1 and "no space" in done.stderr, done.stderr)
+        check(time.monotonic() - start < 2, "it was refused only after it had been sent")
+        done = run(CLI, "--data", d.data, "object", "put", "b/n", ok=False,
+                   stdin=os.urandom(500 * MIB))  # no size beforehand
+        check(done.returncode == 1 and ("full" in done.stderr or "no space" in done.stderr),
+              done.stderr)
+        check([o["name"] for o in d.cli_json("object", "list", "b")["objects"]] == ["kept"], "list")
+        check(expect(d, 200, "GET", "/v1/buckets/b/objects/kept")[1] == b"kept", "not kept")
+        d.cli("bucket", "delete", "b", "--objects", "--force")
+
+
 class Writer(threading.Thread):
     """Puts and deletes under names of its own, until the daemon is gone."""
 
@@ -365,6 +384,7 @@ def main():
                            ("conditions", conditions), ("lists and folders", lists),
                            ("a large object, in bounded memory, once however often", large),
                            ("instances as objects", instances),
+                           ("a full store refuses before data is taken", full),
                            ("bad input is refused", bad_input)):
             with suite.case(name):
                 case(folder)

@@ -297,6 +297,37 @@ static void test_conditions(void **state)
     sim_case_run(&pc.c, conditions_main, NULL);
 }
 
+/* A put ends while its bucket is being emptied: it must not be told that it was stored. */
+static void going_main(void *arg)
+{
+    struct bucket_put_info info = {.bucket = "b", .name = "late"};
+    struct bucket_put_result result;
+    struct bucket_put *put;
+
+    (void)arg;
+    open_ok();
+    assert_int_equal(bucket_create(bs, "b"), 0);
+    for (unsigned i = 0; i < 1000; i++) {
+        char name[10];
+
+        (void)snprintf(name, sizeof(name), "%u", i);
+        assert_int_equal(put_text("b", name, ""), 0);
+    }
+    assert_int_equal(bucket_put_begin(bs, &info, &put), 0);
+    assert_int_equal(bucket_remove(bs, "b", true), 0);
+    assert_int_equal(bucket_put_commit(put, &result), ERR_NOENT);
+    assert_true(partition_case_status(&pc).buckets.objects > 0); /* it was being emptied */
+    assert_int_equal(partition_case_status(&pc).buckets.buckets, 0);
+    check_empty();
+    close_ok();
+}
+
+static void test_going(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, going_main, NULL);
+}
+
 static void metadata_main(void *arg)
 {
     struct bucket_pair pairs[BUCKET_PAIRS_MAX + 1] = {{"owner", "J\xc3\xb6rg"}, {"empty", ""}};
@@ -785,6 +816,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_sizes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_names, setup, teardown),
         cmocka_unit_test_setup_teardown(test_conditions, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_going, setup, teardown),
         cmocka_unit_test_setup_teardown(test_metadata, setup, teardown),
         cmocka_unit_test_setup_teardown(test_open, setup, teardown),
         cmocka_unit_test_setup_teardown(test_list, setup, teardown),
