@@ -33,7 +33,10 @@
     X(MOVE_COUNTED_TWICE, "a moved chunk is still counted where it was")                    \
     X(HOLE_INHERITS, "a block zeroed after a snapshot shows what the snapshot has")         \
     X(MERGE_OVERRIDES, "a deleted snapshot's blocks replace those written after it")        \
-    X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")
+    X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")    \
+    X(STUCK_BUF_REUSED, "the buffer of a write that hangs is used again")                   \
+    X(STUCK_WRITE_COUNTS, "a write that is given up counts as done")                        \
+    X(HANG_WAITED, "a drive that hangs is waited for")
 
 enum plant {
     PLANT_NONE,

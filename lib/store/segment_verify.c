@@ -17,6 +17,7 @@
 #include "lib/base/crc32c.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/store/drive_io.h"
 #include "lib/store/segment.h"
 #include "lib/store/segment_priv.h"
 
@@ -26,6 +27,7 @@ struct verify {
     const struct segment_loc *locs;
     size_t count;
     size_t column;                  /* bytes */
+    struct buf *bufs[FORMAT_COLS_MAX];
     uint8_t *cols[FORMAT_COLS_MAX]; /* as read */
     uint8_t *made[FORMAT_COLS_MAX]; /* as the columns in use say */
     uint8_t have[FORMAT_COLS_MAX];
@@ -43,28 +45,27 @@ const struct segment *segment_get(const struct segments *ss, uint64_t segment)
 static void verify_read(struct verify *v)
 {
     const struct segment *s = v->segment;
-    struct env_io ios[FORMAT_COLS_MAX];
+    struct drive_io ios[FORMAT_COLS_MAX];
     uint8_t at[FORMAT_COLS_MAX];
     unsigned n = 0;
 
     for (unsigned i = 0; i < s->k + s->m; i++) {
         struct drive *d = &v->ss->ds->drives[s->drive[i]];
 
-        v->cols[i] = mem_alloc_aligned(FORMAT_UNIT, v->column);
+        v->bufs[i] = buf_new(v->column);
+        v->cols[i] = v->bufs[i]->data;
         v->made[i] = mem_alloc_aligned(FORMAT_UNIT, v->column);
         if (!drive_readable(d)) {
             v->absent |= 1u << i;
             continue;
         }
-        drive_io_prepare(d, &ios[n], ENV_READ, v->cols[i], v->column,
+        drive_io_prepare(d, &ios[n], ENV_READ, v->bufs[i], v->cols[i], v->column,
                          segment_column_off(v->ss, s, i) +
                              (uint64_t)v->locs[0].stripe.offset * FORMAT_UNIT);
         at[n++] = (uint8_t)i;
     }
-    if (n)
-        (void)env_io_run(ios, n); /* each result is looked at */
+    drive_io_run(ios, n);
     for (unsigned j = 0; j < n; j++) {
-        drive_io_done(&v->ss->ds->drives[s->drive[at[j]]], &ios[j]);
         if (ios[j].result == (int64_t)v->column)
             v->have[v->have_count++] = at[j];
         else
@@ -75,7 +76,7 @@ static void verify_read(struct verify *v)
 static void verify_free(struct verify *v)
 {
     for (unsigned i = 0; i < v->segment->k + v->segment->m; i++) {
-        mem_free(v->cols[i]);
+        buf_unref(v->bufs[i]);
         mem_free(v->made[i]);
     }
 }
@@ -274,7 +275,7 @@ int segment_verify_headers(struct segments *ss, uint64_t segment, uint32_t *ret_
         struct format_fragment f;
 
         if (!drive_readable(d) ||
-            env_pread(d->file, b->data, FORMAT_UNIT, segment_column_off(ss, s, i)) < 0) {
+            drive_pread(d, &b, FORMAT_UNIT, segment_column_off(ss, s, i)) < 0) {
             absent |= 1u << i;
             continue;
         }

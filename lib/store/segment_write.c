@@ -14,6 +14,7 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
+#include "lib/store/drive_io.h"
 #include "lib/store/segment_priv.h"
 
 #define SEGMENT_SMALL (64u * 1024) /* chunks up to this stay within one column */
@@ -147,9 +148,9 @@ static int stripe_reserve(struct segments *ss, enum segment_stream stream,
 
 /* Writes all columns; puts out the drives that fail. */
 static int stripe_write_columns(struct segments *ss, const struct segment *s,
-                                const struct segment_stripe *where, uint8_t *bytes)
+                                const struct segment_stripe *where, struct buf *b)
 {
-    struct env_io ios[FORMAT_COLS_MAX];
+    struct drive_io ios[FORMAT_COLS_MAX];
     unsigned n = s->k + s->m;
     size_t column = (size_t)where->width * FORMAT_UNIT;
     int rc = 0;
@@ -159,14 +160,13 @@ static int stripe_write_columns(struct segments *ss, const struct segment *s,
 
         if (!drive_usable(d))
             return ERR_IO;
-        drive_io_prepare(d, &ios[i], ENV_WRITE, bytes + i * column, column,
+        drive_io_prepare(d, &ios[i], ENV_WRITE, b, b->data + i * column, column,
                          segment_column_off(ss, s, i) + (uint64_t)where->offset * FORMAT_UNIT);
         ios[i].dsync = !PLANTED(STRIPE_NOT_SYNCED) &&
                        !(PLANTED(COMPACT_NOT_SYNCED) && s->stream >= SEGMENT_VOLUMES_KEPT);
     }
-    (void)env_io_run(ios, n); /* each result is looked at */
+    drive_io_run(ios, n);
     for (unsigned i = 0; i < n; i++) {
-        drive_io_done(&ss->ds->drives[s->drive[i]], &ios[i]);
         if (ios[i].result < 0) {
             driveset_put_out(ss->ds, s->drive[i], "segment write failed");
             rc = ERR_IO;
@@ -189,7 +189,7 @@ static int stripe_write(struct segments *ss, const struct segment *s,
     for (unsigned i = 0; i < s->k + s->m; i++)
         columns[i] = b->data + i * column;
     ec_encode(segment_code(ss, s->k, s->m), column, columns, columns + s->k);
-    rc = stripe_write_columns(ss, s, where, b->data);
+    rc = stripe_write_columns(ss, s, where, b);
     metric_record(&ss->stripe_time, env_now(ss->ds->env) - start);
     buf_unref(b);
     return rc;
