@@ -35,7 +35,6 @@
     X(MERGE_OVERRIDES, "a deleted snapshot's blocks replace those written after it")        \
     X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")    \
     X(STUCK_BUF_REUSED, "the buffer of a write that hangs is used again")                   \
-    X(STUCK_WRITE_COUNTS, "a write that is given up counts as done")                        \
     X(HANG_WAITED, "a drive that hangs is waited for")
 
 enum plant {

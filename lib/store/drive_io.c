@@ -182,7 +182,7 @@ void drive_give_up(struct drive *d)
             buf_unref(op->buf);
             op->buf = NULL;
         }
-        caller_done(op, PLANTED(STUCK_WRITE_COUNTS) ? (int64_t)op->io.len : ERR_TIMEDOUT);
+        caller_done(op, ERR_TIMEDOUT);
     }
 }
 
