@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "daemon/drive_watch.h"
 #include "lib/base/log.h"
 
 /* ---- Gauges of the whole ---- */
@@ -31,8 +32,10 @@ static void gauges_refresh(void *arg)
                                    .instances = st.studies.instances,
                                    .step_max =
                                        atomic_load_explicit(&nm->steps.max, memory_order_relaxed)};
-    for (unsigned i = 0; i < ds->count; i++)
+    for (unsigned i = 0; i < ds->count; i++) {
         nm->now.drive_ok[i] = drive_usable(&ds->drives[i]);
+        nm->now.drive_suspect[i] = drive_watch_suspect(&ds->drives[i]);
+    }
 }
 
 static void gauges_register(struct node_metrics *nm)
@@ -69,6 +72,9 @@ static void gauges_register(struct node_metrics *nm)
         metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_ok",
                           "1 while the drive is in service", METRIC_LABELS("drive", index),
                           &g->drive_ok[i]);
+        metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_suspect",
+                          "1 while the drive is in service and read around",
+                          METRIC_LABELS("drive", index), &g->drive_suspect[i]);
     }
 }
 

@@ -14,7 +14,7 @@ struct node_gauges {
     uint64_t capacity, logical, unique, stored, physical, free;
     uint64_t journal_size, journal_used, overlay, volumes, studies, instances;
     uint64_t step_max;
-    uint64_t drive_ok[FORMAT_DRIVES_MAX];
+    uint64_t drive_ok[FORMAT_DRIVES_MAX], drive_suspect[FORMAT_DRIVES_MAX];
 };
 
 struct node_metrics {

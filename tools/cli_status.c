@@ -149,7 +149,8 @@ int cli_drive_list(struct cli *cli)
 {
     static const char *const headings[] = {">DRIVE",        "STATE",     "CLASS",
                                            ">SIZE",         ">USED",     ">READ ERRORS",
-                                           ">WRITE ERRORS", ">REPAIRED", "PATH"};
+                                           ">WRITE ERRORS", ">TIMEOUTS", ">REPAIRED",
+                                           "PATH",          "REASON"};
     json_t *json = cli_get(cli, "/v1/drives"), *drive;
     struct cli_table *t;
     size_t i;
@@ -171,8 +172,10 @@ int cli_drive_list(struct cli *cli)
         cli_table_size(t, cli_number(drive, "used"));
         cli_table_number(t, cli_number(drive, "read_errors"));
         cli_table_number(t, cli_number(drive, "write_errors"));
+        cli_table_number(t, cli_number(drive, "timeouts"));
         cli_table_number(t, cli_number(drive, "repaired"));
         cli_table_cell(t, cli_text(drive, "path"));
+        cli_table_cell(t, cli_text(drive, "reason"));
     }
     cli_table_print(t);
     cli_table_free(t);

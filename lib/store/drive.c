@@ -552,6 +552,8 @@ static void drive_observe(const struct drive *d, struct metrics *m)
         {"filmroom_drive_written_bytes_total", "Bytes written to a drive", &d->write_bytes},
         {"filmroom_drive_read_errors_total", "Reads from a drive that failed", &d->read_errors},
         {"filmroom_drive_write_errors_total", "Writes to a drive that failed", &d->write_errors},
+        {"filmroom_drive_timeouts_total",
+         "Operations that a drive did not answer in time and that were given up", &d->timeouts},
         {"filmroom_drive_corruptions_total",
          "Reads of a drive that gave wrong bytes, found by their checksum and mended",
          &d->corruptions},
@@ -562,10 +564,18 @@ static void drive_observe(const struct drive *d, struct metrics *m)
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
         metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, rows[i].name, rows[i].help,
                           METRIC_LABELS("drive", index), rows[i].value);
+    metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_stuck",
+                      "Operations given up that the drive has still not answered",
+                      METRIC_LABELS("drive", index), &d->stuck);
 }
 
 void driveset_observe(const struct driveset *ds, struct metrics *m)
 {
     for (unsigned i = 0; i < ds->count; i++)
         drive_observe(&ds->drives[i], m);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_hedged_reads_total",
+                      "Reads that other drives were asked for as well, because one was late", NULL,
+                      &ds->hedged);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_hedged_reads_won_total",
+                      "Hedged reads that the other drives answered first", NULL, &ds->hedges_won);
 }

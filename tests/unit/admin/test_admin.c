@@ -126,6 +126,9 @@ static void test_drives(void **state)
     assert_int_equal(json_array_size(array), 3);
     assert_string_equal(text_of(json_array_get(array, 1), "state"), "missing");
     assert_int_equal(number_of(json_array_get(array, 1), "read_errors"), 7);
+    assert_string_equal(text_of(json_array_get(array, 2), "state"), "suspect");
+    assert_string_equal(text_of(json_array_get(array, 2), "reason"), "does not answer");
+    assert_int_equal(number_of(json_array_get(array, 2), "timeouts"), 5);
     json_decref(json);
 }
 
