@@ -29,7 +29,8 @@ void drive_watch_init(struct drive_watch *w, const struct driveset *ds)
 static void tell(const struct drive *d)
 {
     if (!drive_usable(d))
-        log_warn("drive", "is out: replace it, or look at its cable and log drive=%u path=%s why=%s",
+        log_warn("drive",
+                 "is out: replace it, or look at its cable and log drive=%u path=%s why=%s",
                  d->index, log_q(d->path), log_q(d->reason));
     else if (d->health.kept)
         log_warn("drive",

@@ -41,8 +41,9 @@ static void status_health(struct node_status *s, const struct partition_status *
         st->repaired += d->corruptions;
         if (drive_watch_suspect(d))
             add_reason(st, ADMIN_DEGRADED,
-                       d->health.kept ? "drive %u would be put out, but the store cannot spare it: %s"
-                                      : "drive %u is suspect and read around: %s",
+                       d->health.kept
+                           ? "drive %u would be put out, but the store cannot spare it: %s"
+                           : "drive %u is suspect and read around: %s",
                        i, d->health.reason);
         if (drive_usable(d))
             continue;

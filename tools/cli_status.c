@@ -147,10 +147,9 @@ int cli_status(struct cli *cli)
 
 int cli_drive_list(struct cli *cli)
 {
-    static const char *const headings[] = {">DRIVE",        "STATE",     "CLASS",
-                                           ">SIZE",         ">USED",     ">READ ERRORS",
-                                           ">WRITE ERRORS", ">TIMEOUTS", ">REPAIRED",
-                                           "PATH",          "REASON"};
+    static const char *const headings[] = {
+        ">DRIVE",        "STATE",     "CLASS",     ">SIZE", ">USED", ">READ ERRORS",
+        ">WRITE ERRORS", ">TIMEOUTS", ">REPAIRED", "PATH",  "REASON"};
     json_t *json = cli_get(cli, "/v1/drives"), *drive;
     struct cli_table *t;
     size_t i;

@@ -274,7 +274,7 @@ struct sim_env {
     const char *name;
     uint32_t id;
     struct list handles, socks, listeners; /* open now; the nodes are in the process's memory */
-    bool ended; /* cleanly: what it did not wait for is dropped */
+    bool ended;                            /* cleanly: what it did not wait for is dropped */
 };
 
 static inline struct sim_env *sim_env_of(struct env *env)

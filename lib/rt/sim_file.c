@@ -392,10 +392,8 @@ static void handle_forsake(struct env_file *file)
         h->forsaken = true;
 }
 
-static const struct env_file_ops handle_ops = {.start = handle_start,
-                                               .size = handle_size,
-                                               .close = handle_close,
-                                               .forsake = handle_forsake};
+static const struct env_file_ops handle_ops = {
+    .start = handle_start, .size = handle_size, .close = handle_close, .forsake = handle_forsake};
 
 static void file_delay(struct env *env)
 {

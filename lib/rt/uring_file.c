@@ -35,7 +35,7 @@ struct uring_file {
     bool direct;  /* the file system does it */
     bool aligned; /* it was asked for */
     bool readonly;
-    bool forsaken; /* its last operation closes it */
+    bool forsaken;  /* its last operation closes it */
     unsigned asked; /* operations started and not ended */
     struct uring_share share;
 };

@@ -16,7 +16,7 @@
 #define DRIVE_WIPE_PIECE (1u << 20)
 #define DRIVE_OPEN_WAIT  (3 * ENV_NS_PER_S)  /* for drives that others can do without */
 #define DRIVE_OPEN_MAX   (60 * ENV_NS_PER_S) /* for any */
-#define DRIVE_SLOTS_MAX  (1u << 28) /* a petabyte: bounds the table of slots taken */
+#define DRIVE_SLOTS_MAX  (1u << 28)          /* a petabyte: bounds the table of slots taken */
 
 void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m)
 {

@@ -3,8 +3,8 @@
  * The set knows for each drive whether it counts (DRIVE_OK) or not, keeps that knowledge on all
  * drives that count (F1, F2 in format.h), and does all I/O on drives, with counters. What is on a
  * drive that does not count may still be read where its file opens: everything read is verified by
- * the caller. How drives are doing is judged in health.h; I/O on them, which may not be answered, is
- * in drive_io.h.
+ * the caller. How drives are doing is judged in health.h; I/O on them, which may not be answered,
+ * is in drive_io.h.
  */
 #pragma once
 
@@ -18,8 +18,8 @@
 
 struct metrics;
 
-/* Hedged reads: a twentieth of all reads, this many at once; see segment_read.c. */
-#define DRIVE_HEDGE_CREDIT (32u * DRIVE_HEDGE_SHARE)
+/* Hedged reads: a twentieth of all reads, 256 at once; see segment_read.c. */
+#define DRIVE_HEDGE_CREDIT (256u * DRIVE_HEDGE_SHARE)
 #define DRIVE_HEDGE_SHARE  20u
 
 enum drive_state {
@@ -94,8 +94,8 @@ int driveset_format(struct env *env, const struct driveset_params *params);
  * locked against other daemons drive by drive. ERR_LOST when no superblock can be read, ERR_CONFIG
  * when the paths are not the store's drives in their order (a single foreign or misplaced one is
  * just missing), ERR_LOCKED. A drive that does not answer is just missing as well, once three
- * seconds have passed and the others can do without it. Membership changes found are in memory until
- * driveset_commit. Suspends. */
+ * seconds have passed and the others can do without it. Membership changes found are in memory
+ * until driveset_commit. Suspends. */
 int driveset_open(struct env *env, const char *const *paths, unsigned count,
                   struct driveset **ret_set);
 

@@ -231,8 +231,7 @@ static void drive_probe(struct drive *d, uint64_t now)
     if (!d->file || !list_empty(&d->unanswered) || now - d->probed_at < DRIVE_PROBE_GAP)
         return;
     d->probed_at = now;
-    drive_io_prepare(d, &io, ENV_READ, buf_new(FORMAT_UNIT), NULL, FORMAT_UNIT,
-                     FORMAT_SUPER_OFF_A);
+    drive_io_prepare(d, &io, ENV_READ, buf_new(FORMAT_UNIT), NULL, FORMAT_UNIT, FORMAT_SUPER_OFF_A);
     io.data = io.buf->data;
     op_start(d, NULL, &io);
     buf_unref(io.buf); /* the operation's now */
@@ -259,19 +258,28 @@ static void set_look_at_drives(struct driveset *ds, uint64_t now)
     }
 }
 
+static bool set_asks(const struct driveset *ds)
+{
+    for (unsigned i = 0; i < ds->count; i++)
+        if (!list_empty(&ds->drives[i].unanswered))
+            return true;
+    return false;
+}
+
 static void set_tick(void *arg);
 
-/* Arms the timer if there is anything to look at. */
-static void set_arm(struct driveset *ds)
+static void set_arm(struct driveset *ds, uint64_t ns)
 {
-    bool idle = list_empty(&ds->waits), any = !idle;
+    ds->ticking = true;
+    env_timer_arm(ds->env, &ds->tick, env_now(ds->env) + ns);
+}
 
-    for (unsigned i = 0; i < ds->count && !any; i++)
-        any = !list_empty(&ds->drives[i].unanswered);
-    ds->ticking = any;
-    if (any)
-        env_timer_arm(ds->env, &ds->tick,
-                      env_now(ds->env) + (idle ? DRIVE_TICK_IDLE : DRIVE_TICK_BUSY));
+/* Somebody will wait: the timer runs at its faster pace from now on. */
+static void set_hurry(struct driveset *ds)
+{
+    if (ds->ticking && ds->tick.deadline <= env_now(ds->env) + DRIVE_TICK_BUSY)
+        return;
+    set_arm(ds, DRIVE_TICK_BUSY);
 }
 
 static void set_tick(void *arg)
@@ -286,7 +294,11 @@ static void set_tick(void *arg)
         if (w->deadline <= now)
             fiber_cond_signal(&w->cond);
     }
-    set_arm(ds);
+    ds->ticking = false;
+    if (!list_empty(&ds->waits))
+        set_arm(ds, DRIVE_TICK_BUSY);
+    else if (set_asks(ds))
+        set_arm(ds, DRIVE_TICK_IDLE);
 }
 
 /* ---- Waiting ---- */
@@ -316,6 +328,8 @@ void drive_io_start(struct drive_wait *w, struct drive_io *ios, unsigned n)
     for (unsigned i = 0; i < n; i++) {
         struct drive_io *io = &ios[i];
 
+        if (io->done)
+            continue;
         io->wait_ = w;
         io->done = io->drive->hung;
         io->result = ERR_TIMEDOUT;
@@ -324,8 +338,6 @@ void drive_io_start(struct drive_wait *w, struct drive_io *ios, unsigned n)
         w->pending++;
         op_start(io->drive, io, io);
     }
-    if (!w->ds->ticking)
-        set_arm(w->ds);
 }
 
 /* Until `pending` is at most `left`, or time is up. */
@@ -338,10 +350,9 @@ static bool wait_until(struct drive_wait *w, unsigned left, uint64_t deadline)
         return w->pending <= left;
     w->deadline = deadline;
     w->each = left > 0;
+    set_hurry(ds);
     list_push_back(&ds->waits, &w->link);
     while (w->pending > left && in_time) {
-        if (!ds->ticking)
-            set_arm(ds);
         fiber_cond_wait(&w->cond);
         in_time = deadline == ENV_FOREVER || env_now(ds->env) < deadline;
     }
@@ -439,8 +450,7 @@ static void drive_forsake(struct drive *d)
 {
     bool any = !list_empty(&d->unanswered);
 
-    for (struct list *it = list_pop_front(&d->unanswered); it;
-         it = list_pop_front(&d->unanswered))
+    for (struct list *it = list_pop_front(&d->unanswered); it; it = list_pop_front(&d->unanswered))
         LIST_ENTRY(it, struct drive_op, link)->drive = NULL;
     if (any)
         env_forsake(d->file);

@@ -69,7 +69,8 @@ void drive_io_run(struct drive_io *ios, unsigned n);
 
 /* The same in steps. drive_wait_init; any number of drive_io_start; drive_wait_all (all are done)
  * or drive_wait_some (one more is, or none is left) until they return false since it is `deadline`;
- * drive_io_leave for everything that was started. Waiting suspends. */
+ * drive_io_leave for everything that was started. What is `done` before it is started is not.
+ * Waiting suspends. */
 void drive_wait_init(struct drive_wait *w, struct driveset *ds);
 void drive_io_start(struct drive_wait *w, struct drive_io *ios, unsigned n);
 bool drive_wait_all(struct drive_wait *w, uint64_t deadline);

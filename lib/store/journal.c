@@ -338,8 +338,8 @@ static int journal_copy(struct journal *j, struct drive *to, bool *ret_target_fa
 
 /* Brings one more drive in as a mirror; puts it out when it fails. ERR_LOST when a live batch
  * cannot be had from anywhere: to go on would mean fewer copies than promised. Suspends. */
-static int journal_add_mirror(struct journal *j, unsigned i, struct buf *extra,
-                              size_t extra_span, uint64_t extra_off)
+static int journal_add_mirror(struct journal *j, unsigned i, struct buf *extra, size_t extra_span,
+                              uint64_t extra_off)
 {
     struct drive *to = &j->ds->drives[i];
     bool target_failed = true;
@@ -374,8 +374,7 @@ static void journal_set_mirrors(struct format_super *super, void *arg)
     super->fence_epoch = super->epoch + 1;
 }
 
-int journal_remirror(struct journal *j, struct buf *extra, size_t extra_span,
-                     uint64_t extra_off)
+int journal_remirror(struct journal *j, struct buf *extra, size_t extra_span, uint64_t extra_off)
 {
     for (;;) {
         unsigned have = 0;

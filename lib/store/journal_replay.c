@@ -153,8 +153,8 @@ static const uint8_t *replay_batch_at(struct replay *r, struct replay_mirror *m,
 }
 
 /* Writes the accepted batch to the mirrors that lack it. */
-static void replay_repair(struct replay *r, const uint8_t *has, struct buf *batch,
-                          uint64_t off, size_t span)
+static void replay_repair(struct replay *r, const uint8_t *has, struct buf *batch, uint64_t off,
+                          size_t span)
 {
     for (unsigned i = 0; i < r->count; i++) {
         struct replay_mirror *m = &r->mirrors[i];

@@ -43,8 +43,7 @@ struct read_extent {
     uint32_t from, to; /* positions in the stripe, whole units */
     struct buf *buf;
     struct drive_io *ios;
-    unsigned io_count;
-    bool failed;
+    unsigned io_count; /* one for each column touched */
 };
 
 static uint32_t unit_down(uint32_t n)
@@ -104,8 +103,8 @@ static bool segment_sure(const struct segments *ss, const struct segment *s)
     return sure >= s->k;
 }
 
-/* Prepares the extent's I/Os, one per column touched. None and `failed` when a drive is out, or
- * better not asked. */
+/* Prepares the extent's I/Os, one per column touched. Those of drives that are out, or better not
+ * asked, have failed already. */
 static unsigned extent_prepare(struct segments *ss, const struct segment_read *reads,
                                struct read_extent *e, struct drive_io *ios)
 {
@@ -118,25 +117,31 @@ static unsigned extent_prepare(struct segments *ss, const struct segment_read *r
         uint32_t len = e->to - at < column - inner ? e->to - at : column - inner;
         struct drive *d = &ss->ds->drives[e->segment->drive[c]];
 
-        if (!drive_usable(d) || (drive_doubtful(d) && segment_sure(ss, e->segment))) {
-            e->failed = true;
-            return 0;
-        }
-        drive_io_prepare(d, &ios[n++], ENV_READ, e->buf, e->buf->data + (at - e->from), len,
-                         segment_column_off(ss, e->segment, c) +
-                             (uint64_t)st->offset * FORMAT_UNIT + inner);
+        if (!drive_usable(d) || (drive_doubtful(d) && segment_sure(ss, e->segment)))
+            ios[n++] = (struct drive_io){.drive = d, .len = len, .done = true, .result = ERR_IO};
+        else
+            drive_io_prepare(d, &ios[n++], ENV_READ, e->buf, e->buf->data + (at - e->from), len,
+                             segment_column_off(ss, e->segment, c) +
+                                 (uint64_t)st->offset * FORMAT_UNIT + inner);
         at += len;
     }
     return n;
 }
 
-/* Have all its I/Os come to an end? Then `failed` is settled. */
-static bool extent_settled(struct read_extent *e)
+/* Is it known whether this chunk's bytes could be read into the extent? If so, *ret_read tells. */
+static bool extent_knows(const struct read_extent *e, const struct segment_loc *l, bool *ret_read)
 {
-    for (unsigned i = 0; i < e->io_count; i++) {
-        if (!e->ios[i].done)
+    uint64_t at = e->from;
+
+    *ret_read = true;
+    for (unsigned i = 0; i < e->io_count; at += e->ios[i++].len) {
+        const struct drive_io *io = &e->ios[i];
+
+        if (at + io->len <= l->position || at >= (uint64_t)l->position + l->stored)
+            continue;
+        if (!io->done)
             return false;
-        e->failed |= e->ios[i].result != (int64_t)e->ios[i].len;
+        *ret_read &= io->result == (int64_t)io->len;
     }
     return true;
 }
@@ -326,6 +331,7 @@ static int careful_work(struct careful *c, uint8_t *out, struct buf *scratch)
 {
     struct env *env = c->ss->ds->env;
     uint64_t patience = env_now(env) + (c->direct ? 0 : c->ss->ds->hedge_delay);
+    bool read;
 
     careful_ask(c, true);
     if (c->asked < c->segment->k)
@@ -337,7 +343,7 @@ static int careful_work(struct careful *c, uint8_t *out, struct buf *scratch)
         if (c->have_count > tried && careful_fit(c, out, scratch))
             return 0;
         tried = c->have_count;
-        if (c->direct && extent_settled(c->direct))
+        if (c->direct && extent_knows(c->direct, c->loc, &read))
             return READ_DIRECT;
         if (open == 0 && c->asked_all && !c->direct)
             return ERR_LOST;
@@ -406,12 +412,14 @@ static int careful_read(struct segments *ss, struct read_extent *e, struct segme
 
 /* ---- The direct way ---- */
 
-/* Gives a chunk its bytes from its finished extent; false when they are not right. */
+/* Gives a chunk its bytes as they were read; false when that failed or they are not right. */
 static bool extent_serve(struct read_extent *e, struct segment_read *r)
 {
     const uint8_t *p = e->buf->data + (r->loc.position - e->from);
+    bool read;
 
-    if (e->failed || (!PLANTED(READ_UNVERIFIED) && crc32c(0, p, r->loc.stored) != r->loc.crc))
+    if (!extent_knows(e, &r->loc, &read) || !read ||
+        (!PLANTED(READ_UNVERIFIED) && crc32c(0, p, r->loc.stored) != r->loc.crc))
         return false;
     r->buf = buf_ref(e->buf);
     r->data = p;
@@ -426,8 +434,9 @@ static void extent_deliver(struct segments *ss, struct segment_read *reads, stru
     for (size_t i = e->first; i < e->first + e->count; i++) {
         struct segment_read *r = &reads[i];
         int rc = READ_DIRECT;
+        bool read;
 
-        if (!extent_settled(e)) {
+        if (!extent_knows(e, &r->loc, &read)) {
             ss->ds->hedged++;
             rc = careful_read(ss, e, r, wait);
             ss->ds->hedges_won += rc == 0;
@@ -441,22 +450,28 @@ static void extent_deliver(struct segments *ss, struct segment_read *reads, stru
 
 /* ---- Hedging ---- */
 
-/* May the reads that are late be hedged? Notes it with their drives if so. */
+/* May the reads that are late be hedged? If so it is noted with their drives; but when most drives
+ * are late none of them is the slow one. */
 static bool hedge_allowed(struct driveset *ds, const struct drive_io *ios, unsigned n)
 {
     uint64_t late = 0, cost = 0;
+    unsigned sure = 0;
 
+    for (unsigned i = 0; i < ds->count; i++)
+        sure += !drive_doubtful(&ds->drives[i]);
     for (unsigned i = 0; i < n; i++) {
+        bool others = drive_doubtful(ios[i].drive) && sure >= ds->super.data_columns;
+
         if (ios[i].done)
             continue;
         late |= 1ull << ios[i].drive->index;
-        cost += drive_doubtful(ios[i].drive) ? 0 : DRIVE_HEDGE_SHARE;
+        cost += others ? 0 : DRIVE_HEDGE_SHARE;
     }
     if (cost > ds->hedge_credit)
         return false;
     ds->hedge_credit -= cost;
     for (unsigned i = 0; i < ds->count; i++)
-        if (late >> i & 1)
+        if (late >> i & 1 && __builtin_popcountll(late) <= ds->super.parity_columns)
             drive_hedged(&ds->drives[i]);
     return true;
 }

@@ -26,7 +26,7 @@ struct verify {
     const struct segment *segment;
     const struct segment_loc *locs;
     size_t count;
-    size_t column;                  /* bytes */
+    size_t column; /* bytes */
     struct buf *bufs[FORMAT_COLS_MAX];
     uint8_t *cols[FORMAT_COLS_MAX]; /* as read */
     uint8_t *made[FORMAT_COLS_MAX]; /* as the columns in use say */

@@ -11,7 +11,6 @@
  */
 #include "tests/sim/hang.h"
 
-
 #define HANG_STALL (2 * ENV_NS_PER_S)
 
 void hang_choose(struct run *r)

@@ -65,8 +65,8 @@ struct run {
     uint32_t faulty_in_life; /* had some in this life */
     unsigned damage_max;     /* drives */
     uint64_t slow_io_ns;
-    bool storm; /* one kill soon after the other */
-    bool churn; /* much is written over, again and again */
+    bool storm;       /* one kill soon after the other */
+    bool churn;       /* much is written over, again and again */
     bool hangs_only;  /* drives hang, and nothing else happens to them */
     uint32_t hanging; /* bit per drive: now */
     uint64_t hangs;   /* how many have begun */

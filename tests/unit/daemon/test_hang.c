@@ -1,6 +1,6 @@
 /* Drives that hang under the whole engine: no client waits for more than two seconds, nothing that
- * was acknowledged is lost, a start and an end do not wait for long; and where more drives hang than
- * the profile bears, everybody waits and no drive is put out for it. */
+ * was acknowledged is lost, a start and an end do not wait for long; and where more drives hang
+ * than the profile bears, everybody waits and no drive is put out for it. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -24,8 +24,8 @@ enum act { ACT_READ, ACT_SMALL, ACT_BULK, ACT_PUT, ACT_SETTLE, ACT_CREATE, ACT_C
 static struct partition_case pc;
 static unsigned hanging; /* bit per drive: what this run hangs */
 static enum act act;
-static unsigned lost; /* drives that are gone when it is checked */
-static unsigned runs; /* acts done */
+static unsigned lost;                 /* drives that are gone when it is checked */
+static unsigned runs;                 /* acts done */
 static uint64_t given_up, hedges_won; /* over all runs */
 
 static int setup(void **state)
@@ -426,6 +426,171 @@ static void test_only_drive(void **state)
     sim_case_run(&pc.c, too_many_main, NULL);
 }
 
+/* ---- Drives that are slow, or lie ---- */
+
+static void set_slow(unsigned mask, uint32_t times)
+{
+    struct sim_faults slow = {.slow = times};
+
+    for (unsigned i = 0; i < pc.drives; i++)
+        if (mask >> i & 1)
+            sim_set_file_faults(pc.c.sim, store_case_paths(pc.drives)[i], &slow);
+}
+
+/* A drive that holds a part of the volume's data: one that is read. */
+static struct drive *data_drive(struct block_volume *v)
+{
+    struct driveset *ds = partition_drives(pc.p);
+    uint64_t before[6];
+
+    for (unsigned i = 0; i < 6; i++)
+        before[i] = ds->drives[i].reads;
+    expect_seed(v, 0, MIB, 1);
+    for (unsigned i = 0; i < 6; i++)
+        if (ds->drives[i].reads > before[i])
+            return &ds->drives[i];
+    return NULL;
+}
+
+static void slow_main(void *arg)
+{
+    struct block_volume *v = start();
+    struct drive *d = data_drive(v);
+    uint64_t began, reads;
+
+    (void)arg;
+    for (unsigned i = 0; i < 100; i++) /* it is learnt how long reads take */
+        expect_seed(v, 0, MIB, 1);
+    set_slow(1u << d->index, 10000); /* 0.2 to 2 s */
+    for (unsigned i = 0; i < 10; i++) {
+        began = now();
+        expect_seed(v, 0, MIB, 1);
+        assert_true(now() - began <= ENV_NS_PER_S / 20);
+    }
+    assert_int_equal(d->state, DRIVE_OK);
+    assert_int_equal(d->health.state, HEALTH_SUSPECT);
+    assert_true(partition_drives(pc.p)->hedges_won >= 8);
+    reads = d->reads;
+    began = now();
+    expect_seed(v, 0, MIB, 1); /* it is not asked any more */
+    assert_true(now() - began <= 15 * ENV_NS_PER_MS);
+    env_sleep(pc.c.env, 3 * ENV_NS_PER_S); /* what was asked before has been answered */
+    assert_true(d->reads - reads <= 11 * 16);
+    reads = d->reads;
+    expect_seed(v, 0, MIB, 1);
+    assert_int_equal(d->reads, reads);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_slow_drive(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, slow_main, NULL);
+}
+
+/* Hedging does not help when all drives are slow, and is not done much then. */
+static void all_slow_main(void *arg)
+{
+    struct block_volume *v = start();
+    struct driveset *ds = partition_drives(pc.p);
+    uint64_t reads = 0;
+
+    (void)arg;
+    for (unsigned i = 0; i < 100; i++)
+        expect_seed(v, 0, MIB, 1);
+    set_slow(0x3f, 3000); /* 60 to 600 ms */
+    for (unsigned i = 0; i < 6; i++)
+        reads -= ds->drives[i].reads;
+    for (unsigned i = 0; i < 100; i++)
+        expect_seed(v, 0, MIB, 1);
+    for (unsigned i = 0; i < 6; i++) {
+        assert_int_equal(ds->drives[i].state, DRIVE_OK);
+        reads += ds->drives[i].reads;
+    }
+    assert_true(ds->hedged > 0);
+    assert_true(ds->hedged * DRIVE_HEDGE_SHARE <= reads + DRIVE_HEDGE_CREDIT);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_all_slow(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, all_slow_main, NULL);
+}
+
+static void liar_main(void *arg)
+{
+    static const struct sim_faults lies = {.bit_flip = 1000000};
+    struct block_volume *v = start();
+    struct driveset *ds = partition_drives(pc.p);
+    struct drive *d = data_drive(v);
+    uint64_t reads;
+
+    (void)arg;
+    sim_set_file_faults(pc.c.sim, d->path, &lies);
+    for (unsigned i = 0; i < 8 && d->health.state == HEALTH_OK; i++)
+        expect_seed(v, 0, MIB, 1);
+    assert_int_equal(d->health.state, HEALTH_SUSPECT);
+    assert_true(d->corruptions >= HEALTH_FAULTS_SUSPECT);
+    reads = d->reads;
+    expect_seed(v, 0, MIB, 1);
+    assert_int_equal(d->reads, reads);
+    for (unsigned i = 0; i < HEALTH_FAULTS_OUT; i++)
+        drive_corrupt(d);
+    assert_int_equal(d->state, DRIVE_FAILED);
+    env_sleep(pc.c.env, ENV_NS_PER_S);
+    assert_false(ds->uncommitted); /* the other drives know */
+    /* One more can be spared, a third one cannot. */
+    for (unsigned n = 1; n <= 2; n++) {
+        struct drive *o = &ds->drives[(d->index + n) % 6];
+
+        for (unsigned i = 0; i < HEALTH_FAULTS_OUT; i++)
+            drive_corrupt(o);
+        assert_int_equal(o->state, n == 1 ? DRIVE_FAILED : DRIVE_OK);
+        assert_int_equal(o->health.kept, n == 2);
+    }
+    write_seed(v, MIB, MIB, 2);
+    expect_seed(v, MIB, MIB, 2);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_liar(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, liar_main, NULL);
+}
+
+/* When what a lost drive had has been written anew, one more can be spared. */
+static void made_up_main(void *arg)
+{
+    struct block_volume *v = start();
+    struct driveset *ds = partition_drives(pc.p);
+
+    (void)arg;
+    for (unsigned i = 0; i < 2; i++)
+        driveset_put_out(ds, i, "test");
+    env_sleep(pc.c.env, 60 * ENV_NS_PER_S);
+    assert_int_equal(partition_case_status(&pc).thin_segments, 0);
+    assert_int_equal(ds->made_up, 2);
+    hang(0x4, true);
+    write_seed(v, MIB, MIB, 2);
+    expect_seed(v, MIB, MIB, 2);
+    assert_int_equal(ds->drives[2].state, DRIVE_FAILED);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_made_up(void **state)
+{
+    (void)state;
+    pc.options.rebuild_delay_ns = ENV_NS_PER_S;
+    pc.slots = 60;
+    sim_case_run(&pc.c, made_up_main, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -436,6 +601,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_too_many, setup, teardown),
         cmocka_unit_test_setup_teardown(test_all_pause, setup, teardown),
         cmocka_unit_test_setup_teardown(test_only_drive, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_slow_drive, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_all_slow, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_liar, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_made_up, setup, teardown),
     };
 
     return dcm_init() < 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

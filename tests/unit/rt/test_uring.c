@@ -725,11 +725,8 @@ static struct env_file *never_start(const char *name, unsigned first)
     assert_int_equal(mkfifo(path(name), 0600), 0);
     assert_int_equal(env_open(env, path(name), 0, &f), 0);
     for (unsigned i = first; i < first + NEVER; i++) {
-        never[i] = (struct env_io){.kind = ENV_READ,
-                                   .file = f,
-                                   .buf = never_bytes[i],
-                                   .len = 1,
-                                   .done = never_answered};
+        never[i] = (struct env_io){
+            .kind = ENV_READ, .file = f, .buf = never_bytes[i], .len = 1, .done = never_answered};
         env_io_start(&never[i], 1);
     }
     return f;

@@ -161,9 +161,9 @@ static void test_hedge_delay(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_faults), cmocka_unit_test(test_faults_fade),
-        cmocka_unit_test(test_silence), cmocka_unit_test(test_kept),
-        cmocka_unit_test(test_slow),   cmocka_unit_test(test_p99),
+        cmocka_unit_test(test_faults),      cmocka_unit_test(test_faults_fade),
+        cmocka_unit_test(test_silence),     cmocka_unit_test(test_kept),
+        cmocka_unit_test(test_slow),        cmocka_unit_test(test_p99),
         cmocka_unit_test(test_hedge_delay),
     };
 
