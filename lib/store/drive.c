@@ -14,6 +14,7 @@
 #include "lib/store/drive_io.h"
 
 #define DRIVE_WIPE_PIECE (1u << 20)
+#define DRIVE_WIPE_DEPTH 8u /* pieces at once: somebody may wait for it */
 #define DRIVE_OPEN_WAIT  (3 * ENV_NS_PER_S)  /* for drives that others can do without */
 #define DRIVE_OPEN_MAX   (60 * ENV_NS_PER_S) /* for any */
 #define DRIVE_SLOTS_MAX  (1u << 28)          /* a petabyte: bounds the table of slots taken */
@@ -227,11 +228,21 @@ int drive_wipe_journal(struct driveset *ds, struct drive *d)
 
     memset(zero->data, 0, DRIVE_WIPE_PIECE);
     while (rc == 0 && at < ds->super.journal_len) {
-        uint64_t left = ds->super.journal_len - at;
-        size_t n = left < DRIVE_WIPE_PIECE ? (size_t)left : DRIVE_WIPE_PIECE;
+        struct drive_io ios[DRIVE_WIPE_DEPTH];
+        unsigned n = 0;
 
-        rc = drive_pwrite(d, zero, n, ds->super.journal_off + at, false);
-        at += n;
+        for (; n < DRIVE_WIPE_DEPTH && at < ds->super.journal_len; n++) {
+            uint64_t left = ds->super.journal_len - at;
+            size_t len = left < DRIVE_WIPE_PIECE ? (size_t)left : DRIVE_WIPE_PIECE;
+
+            drive_io_prepare(d, &ios[n], ENV_WRITE, zero, zero->data, len,
+                             ds->super.journal_off + at);
+            ios[n].dsync = false;
+            at += len;
+        }
+        drive_io_run(ios, n);
+        for (unsigned i = 0; i < n && rc == 0; i++)
+            rc = ios[i].result < 0 ? (int)ios[i].result : 0;
     }
     if (rc == 0)
         rc = drive_sync(d);

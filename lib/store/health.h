@@ -29,11 +29,12 @@
 #define HEALTH_MS_ 1000000ull
 #define HEALTH_S_  1000000000ull
 
-/* Silence. */
-#define HEALTH_PROBE      (250 * HEALTH_MS_)  /* other drives are asked whether they answer */
-#define HEALTH_LATE       (500 * HEALTH_MS_)  /* counted as gone when others are to be spared */
-#define HEALTH_SILENT     (1000 * HEALTH_MS_) /* suspect */
-#define HEALTH_GIVE_UP    (1500 * HEALTH_MS_) /* not waited for; out when a write waits */
+/* Silence. No client is to wait for more than two seconds: one second is left for what follows when
+ * a drive is given up, such as bringing another mirror of the journal level. */
+#define HEALTH_PROBE      (200 * HEALTH_MS_)  /* other drives are asked whether they answer */
+#define HEALTH_LATE       (400 * HEALTH_MS_)  /* counted as gone when others are to be spared */
+#define HEALTH_SILENT     (750 * HEALTH_MS_)  /* suspect */
+#define HEALTH_GIVE_UP    (1000 * HEALTH_MS_) /* not waited for; out when a write waits */
 #define HEALTH_SILENT_OUT (10 * HEALTH_S_)    /* out */
 #define HEALTH_CALM       (30 * HEALTH_S_)    /* suspect for so long after it answered again */
 

@@ -74,8 +74,8 @@ static void test_silence(void **state)
 
     (void)state;
     health_init(&h);
-    assert_int_equal(judged(&h, 100 * S, 999 * MS, true), HEALTH_OK);
-    assert_int_equal(judged(&h, 100 * S, 1000 * MS, true), HEALTH_SUSPECT);
+    assert_int_equal(judged(&h, 100 * S, 749 * MS, true), HEALTH_OK);
+    assert_int_equal(judged(&h, 100 * S, 750 * MS, true), HEALTH_SUSPECT);
     assert_string_equal(h.reason, "does not answer");
     /* It has answered: nothing is sent to it for a while, where others can serve. */
     assert_int_equal(judged(&h, 101 * S, 0, false), HEALTH_SUSPECT);
@@ -84,8 +84,8 @@ static void test_silence(void **state)
     assert_int_equal(judged(&h, 130 * S, 0, false), HEALTH_OK);
     /* A disk may take its time to read; who writes cannot wait for that. */
     assert_int_equal(judged(&h, 200 * S, 9999 * MS, false), HEALTH_SUSPECT);
-    assert_int_equal(judged(&h, 200 * S, 1499 * MS, true), HEALTH_SUSPECT);
-    assert_int_equal(judged(&h, 200 * S, 1500 * MS, true), HEALTH_OUT);
+    assert_int_equal(judged(&h, 200 * S, 999 * MS, true), HEALTH_SUSPECT);
+    assert_int_equal(judged(&h, 200 * S, 1000 * MS, true), HEALTH_OUT);
     health_init(&h);
     assert_int_equal(judged(&h, 200 * S, 10 * S, false), HEALTH_OUT);
     assert_string_equal(h.reason, "does not answer");
