@@ -321,6 +321,16 @@ static void uring_enable(struct uring *u)
     u->ring_disabled = false;
 }
 
+/* What the kernel cannot start without blocking goes to threads of its own, by default four to a
+ * core: a drive that hangs would keep them all, and with them everybody else. They are made only
+ * when needed. Where that cannot be set it stays as it is. */
+static void uring_widen(struct uring *u)
+{
+    unsigned most[2] = {(u->depth + 1) / 2, 0}; /* for files; for the rest: as it is */
+
+    (void)io_uring_register_iowq_max_workers(&u->ring, most);
+}
+
 static void uring_run(struct env *env, fiber_fn main, void *arg)
 {
     struct uring *u = uring_of(env);
@@ -329,6 +339,7 @@ static void uring_run(struct env *env, fiber_fn main, void *arg)
     u->running = true;
     u->loop_thread = pthread_self();
     uring_enable(u);
+    uring_widen(u);
     uring_inbox_reopen(u);
     uring_arm_standing(u);
     env->main = fiber_make(env, "main", main, arg);
