@@ -14,7 +14,7 @@
 #include "lib/store/drive_io.h"
 
 #define DRIVE_WIPE_PIECE (1u << 20)
-#define DRIVE_WIPE_DEPTH 8u /* pieces at once: somebody may wait for it */
+#define DRIVE_WIPE_DEPTH 8u                  /* pieces at once: somebody may wait for it */
 #define DRIVE_OPEN_WAIT  (3 * ENV_NS_PER_S)  /* for drives that others can do without */
 #define DRIVE_OPEN_MAX   (60 * ENV_NS_PER_S) /* for any */
 #define DRIVE_SLOTS_MAX  (1u << 28)          /* a petabyte: bounds the table of slots taken */

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""Files that can be made to hang: a file system in user space that speaks the kernel's FUSE protocol
-itself (include/uapi/linux/fuse.h), so that nothing needs to be installed.
+"""Files that can be made to hang: a file system in user space that speaks the kernel's FUSE
+protocol itself (include/uapi/linux/fuse.h), so that nothing needs to be installed.
 
   hangfs.py MOUNTPOINT BACKING...    shows each backing file as MOUNTPOINT/0, /1, ...
 
@@ -18,8 +18,8 @@ import sys
 import time
 
 LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, STATFS = 1, 2, 3, 4, 14, 15, 16, 17
-RELEASE, FSYNC, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, INTERRUPT = 18, 20, 25, 26, 27, 28, 29, 36
-BATCH_FORGET = 42
+RELEASE, FSYNC, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR = 18, 20, 25, 26, 27, 28, 29
+INTERRUPT, BATCH_FORGET = 36, 42
 
 ASYNC_READ, BIG_WRITES, ASYNC_DIO = 1 << 0, 1 << 5, 1 << 15
 MAX_WRITE = 128 << 10
