@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 """Files that can be made to hang: a file system in user space that speaks the kernel's FUSE
 protocol itself (include/uapi/linux/fuse.h), so that nothing needs to be installed.
 
