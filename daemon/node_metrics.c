@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "daemon/drive_watch.h"
 #include "daemon/scrubber.h"
 #include "lib/base/log.h"
 
@@ -38,8 +39,10 @@ static void gauges_copy(void *arg)
                                    .scrub_lost = scrub.lost,
                                    .step_max =
                                        atomic_load_explicit(&pm->steps.max, memory_order_relaxed)};
-    for (unsigned i = 0; i < ds->count; i++)
+    for (unsigned i = 0; i < ds->count; i++) {
         pm->now.drive_ok[i] = drive_usable(&ds->drives[i]);
+        pm->now.drive_suspect[i] = drive_watch_suspect(&ds->drives[i]);
+    }
 }
 
 static void gauges_refresh(void *arg)
@@ -90,6 +93,9 @@ static void gauges_register(struct metrics *m, const struct node_part_metrics *p
         metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_ok",
                           "1 while the drive is in service", METRIC_LABELS("drive", index),
                           &g->drive_ok[i]);
+        metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_suspect",
+                          "1 while the drive is in service and read around",
+                          METRIC_LABELS("drive", index), &g->drive_suspect[i]);
     }
 }
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/drive_watch.h"
 #include "daemon/scrubber.h"
 
 #include "lib/base/err.h"
@@ -59,6 +60,12 @@ static void status_health(const struct looking *l, const struct partition_status
 
         st->drives_ok += drive_usable(d);
         st->repaired += d->corruptions;
+        if (drive_watch_suspect(d))
+            add_reason(l, ADMIN_DEGRADED,
+                       d->health.kept
+                           ? "drive %u would be put out, but the store cannot spare it: %s"
+                           : "drive %u is suspect and read around: %s",
+                       i, d->health.reason);
         if (drive_usable(d))
             continue;
         out++;
@@ -174,9 +181,12 @@ static void drives_add(void *arg)
         (void)snprintf(o->path, sizeof(o->path), "%s", d->path);
         (void)snprintf(o->media, sizeof(o->media), "%s",
                        ds->super.members[i].class_ ? "nvme" : "disk");
-        o->state = d->state == DRIVE_OK        ? ADMIN_DRIVE_OK
+        o->state = drive_watch_suspect(d)      ? ADMIN_DRIVE_SUSPECT
+                   : d->state == DRIVE_OK      ? ADMIN_DRIVE_OK
                    : d->state == DRIVE_MISSING ? ADMIN_DRIVE_MISSING
                                                : ADMIN_DRIVE_FAILED;
+        o->reason = drive_watch_reason(d);
+        o->timeouts = d->timeouts;
         o->size = drive_slot_off(ds, (uint32_t)d->slot_count);
         o->used = partition_drive_used(l->part->partition, i);
         o->read_errors = d->read_errors;

@@ -15,6 +15,7 @@
 #define PARTITION_TICK          (100 * ENV_NS_PER_MS) /* background work looks around this often */
 #define PARTITION_PRESSURE      40u /* percent of the journal used at which a checkpoint is made */
 #define PARTITION_REBUILD_DELAY (600 * ENV_NS_PER_S)
+#define PARTITION_MADE_UP       (10 * ENV_NS_PER_S)
 #define COMPACTOR_QUIET         8u /* records between two steps that count as other work */
 #define COMPACTOR_RETRY         (100 * ENV_NS_PER_MS)
 #define PARTITION_SEGMENT_PAGE  4096u
@@ -316,6 +317,23 @@ static void partition_watch_drives(struct partition *p)
     }
 }
 
+/* Tells of drives that were put out or are suspect, has the others know of those put out for their
+ * health, and finds out when what drives had that are given up has been written anew: from then on
+ * as many more can be spared. */
+static void partition_watch_health(struct partition *p)
+{
+    uint64_t now = env_now(p->env);
+
+    drive_watch_tell(&p->drive_watch, p->ds);
+    if (p->ds->uncommitted)
+        (void)driveset_commit(p->ds, true, NULL, NULL); /* or whoever writes next */
+    if (!p->given_up || now - p->made_up_at < PARTITION_MADE_UP)
+        return;
+    p->made_up_at = now;
+    if (segment_count_thin(p->segments) == 0)
+        p->ds->made_up = p->ds->count - driveset_healthy(p->ds);
+}
+
 static void partition_maintain(void *arg)
 {
     struct partition *p = arg;
@@ -327,6 +345,7 @@ static void partition_maintain(void *arg)
         if (p->stopping || p->broken)
             continue;
         partition_watch_drives(p);
+        partition_watch_health(p);
         if (journal_pressure(p->journal) >= PARTITION_PRESSURE) {
             volumes_hurry(p->volumes, p->processed_lsn);
             rc = partition_checkpoint(p);
@@ -689,6 +708,7 @@ int partition_open(struct env *env, struct kv *kv, const char *const *drive_path
         partition_free(p);
         return rc;
     }
+    drive_watch_init(&p->drive_watch, p->ds);
     partition_spawn(p, "applier", partition_applier);
     partition_spawn(p, "maintenance", partition_maintain);
     partition_spawn(p, "compactor", partition_compactor);

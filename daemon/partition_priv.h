@@ -2,6 +2,7 @@
  * and studies (study*.c). */
 #pragma once
 
+#include "daemon/drive_watch.h"
 #include "daemon/partition.h"
 #include "daemon/scrubber.h"
 #include "lib/base/metric.h"
@@ -28,8 +29,10 @@ struct partition {
     uint64_t trim_lsn;      /* at start: the KV store needs no record before this one */
     uint64_t out_since[FORMAT_DRIVES_MAX]; /* when a drive was first seen out; 0: it is not */
     uint64_t given_up;                     /* bit per drive */
-    uint64_t segments_freed;               /* since start */
-    uint64_t compactor_lsn;                /* last record when compaction last looked */
+    uint64_t made_up_at; /* when it was last looked whether they are made up for */
+    struct drive_watch drive_watch;
+    uint64_t segments_freed; /* since start */
+    uint64_t compactor_lsn;  /* last record when compaction last looked */
     int broken;
 
     struct list apply_queue; /* durable batches */

@@ -184,8 +184,9 @@ static void cli_drive_name(struct cli_table *t, json_t *drive)
 int cli_drive_list(struct cli *cli)
 {
     static const char *const headings[] = {
-        ">DRIVE",        "STATE",     "CLASS",     ">SIZE",        ">USED",       ">READ ERRORS",
-        ">WRITE ERRORS", ">REPAIRED", ">SCRUBBED", ">SCRUB FOUND", ">UNREPAIRED", "PATH"};
+        ">DRIVE",       "STATE",         "CLASS",     ">SIZE",     ">USED",
+        ">READ ERRORS", ">WRITE ERRORS", ">TIMEOUTS", ">REPAIRED", ">SCRUBBED",
+        ">SCRUB FOUND", ">UNREPAIRED",   "PATH",      "REASON"};
     json_t *json = cli_get(cli, "/v1/drives"), *drive;
     struct cli_table *t;
     size_t i;
@@ -207,11 +208,13 @@ int cli_drive_list(struct cli *cli)
         cli_table_size(t, cli_number(drive, "used"));
         cli_table_number(t, cli_number(drive, "read_errors"));
         cli_table_number(t, cli_number(drive, "write_errors"));
+        cli_table_number(t, cli_number(drive, "timeouts"));
         cli_table_number(t, cli_number(drive, "repaired"));
         cli_table_size(t, cli_number(json_object_get(drive, "scrub"), "bytes"));
         cli_table_number(t, cli_number(json_object_get(drive, "scrub"), "found"));
         cli_table_number(t, cli_number(json_object_get(drive, "scrub"), "unrepaired"));
         cli_table_cell(t, cli_text(drive, "path"));
+        cli_table_cell(t, cli_text(drive, "reason"));
     }
     cli_table_print(t);
     cli_table_free(t);

@@ -26,7 +26,8 @@ enum admin_state {
 enum admin_drive_state {
     ADMIN_DRIVE_OK,
     ADMIN_DRIVE_MISSING, /* not there, or not ours, when it was looked for */
-    ADMIN_DRIVE_FAILED,  /* taken out after errors */
+    ADMIN_DRIVE_FAILED,  /* taken out after errors, or because it did not answer */
+    ADMIN_DRIVE_SUSPECT, /* in service, but read around where others can serve */
 };
 
 struct admin_drive {
@@ -36,7 +37,9 @@ struct admin_drive {
     char media[16]; /* the drive's class: "nvme" or "disk" */
     enum admin_drive_state state;
     uint64_t size, used; /* bytes */
+    const char *reason;  /* constant text: why it is not OK; NULL or "" otherwise */
     uint64_t read_errors, write_errors;
+    uint64_t timeouts; /* operations that were not answered in time and given up */
     uint64_t repaired; /* corruptions found on it and mended from redundancy */
     /* By scrub, since start: bytes verified; columns, headers and superblocks that were wrong, of
      * them those that are right again and those that are not. */

@@ -43,7 +43,9 @@
     X(FULL_PUTS_OUT, "a drive is put out because the file system under it is full")         \
     X(OLDEST_ELECTED, "of the drives' superblocks the oldest is believed")                  \
     X(SCRUB_TRUSTS_DATA, "scrub makes parity fit the data columns, whatever they hold")     \
-    X(SCRUB_WRONG_COLUMN, "scrub writes a column over the one beside it")
+    X(SCRUB_WRONG_COLUMN, "scrub writes a column over the one beside it")                   \
+    X(STUCK_BUF_REUSED, "the buffer of a write that hangs is used again")                   \
+    X(HANG_WAITED, "a drive that hangs is waited for")
 
 enum plant {
     PLANT_NONE,

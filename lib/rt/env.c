@@ -48,6 +48,12 @@ void env_close(struct env_file *f)
         f->ops->close(f);
 }
 
+void env_forsake(struct env_file *f)
+{
+    CHECK(f->ops->forsake != NULL);
+    f->ops->forsake(f);
+}
+
 int env_file_size(struct env_file *f, uint64_t *ret_size)
 {
     return f->ops->size(f, ret_size);

@@ -62,6 +62,12 @@ enum env_open_flags {
 
 int env_open(struct env *env, const char *path, unsigned flags, struct env_file **ret_file);
 void env_close(struct env_file *f); /* NULL is fine; no operation may be in flight */
+/* Closes a file with operations in flight that may never be answered: nobody can take a buffer back
+ * that the system may still write to. `done` is called for those that are answered while the env
+ * runs, and the last one closes the file. The env does not wait for the others: their structs and
+ * buffers stay as they are until the process ends. (In the simulator the end of the process takes
+ * them: done is called with ERR_CANCELED.) Does not suspend. */
+void env_forsake(struct env_file *f);
 int env_file_size(struct env_file *f, uint64_t *ret_size); /* of a block device too */
 /* Files with the same id, if it is not 0, lie behind one write cache: a SYNC of one of them makes
  * the WRITEs done on the others durable as well, where they went to space that had been written and

@@ -14,6 +14,8 @@ struct env_file_ops {
     void (*start)(struct env_file *f, struct env_io *io);
     int (*size)(struct env_file *f, uint64_t *ret_size);
     void (*close)(struct env_file *f);
+    void (*forsake)(
+        struct env_file *f); /* see env_forsake; NULL: never called with any in flight */
     uint64_t (*cache)(struct env_file *f); /* see env_file_cache; NULL: 0 */
 };
 

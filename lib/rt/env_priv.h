@@ -146,6 +146,12 @@ struct uring_ops {
     struct uring_op *head, **tail;
 };
 
+/* A file's share of the ring: a drive that answers nothing must not fill all of it. */
+struct uring_share {
+    unsigned taken;
+    struct uring_ops waiting;
+};
+
 struct uring_lane {
     pthread_mutex_t lock;
     pthread_cond_t more;
@@ -167,6 +173,8 @@ struct uring {
     bool ring_disabled; /* until env_run, whose thread becomes the only one to submit */
     unsigned depth;
     unsigned file_ops;         /* in the ring, at most `depth` */
+    unsigned asked;            /* operations started and not ended, in the ring or waiting */
+    unsigned forsaken;         /* of these, on forsaken files: nobody waits for them */
     struct uring_ops waiting;  /* file operations beyond that */
     struct uring_ops deferred; /* found the submission queue full: they go first next turn */
 
@@ -200,9 +208,11 @@ static inline struct uring *uring_of(struct env *env)
     return LIST_ENTRY(env, struct uring, env);
 }
 
-/* A file operation: counted against the depth, may wait for room. */
-void uring_submit_file(struct uring *u, struct uring_op *op);
-void uring_file_done(struct uring *u); /* one has completed: its place is free */
+/* A file operation: counted against the file's share and the depth, may wait for room. */
+void uring_submit_file(struct uring *u, struct uring_share *share, struct uring_op *op);
+/* One has completed: its place is free. */
+void uring_file_done(struct uring *u, struct uring_share *share);
+void uring_ops_init(struct uring_ops *ops);
 /* Any other operation: enters the ring with the next submission. */
 void uring_submit(struct uring *u, struct uring_op *op);
 void uring_cancel(struct uring *u, struct uring_op *op);
@@ -264,6 +274,7 @@ struct sim_env {
     const char *name;
     uint32_t id;
     struct list handles, socks, listeners; /* open now; the nodes are in the process's memory */
+    bool ended;                            /* cleanly: what it did not wait for is dropped */
 };
 
 static inline struct sim_env *sim_env_of(struct env *env)
@@ -272,6 +283,9 @@ static inline struct sim_env *sim_env_of(struct env *env)
 }
 
 void sim_schedule(struct sim *sim, struct sim_event *e, uint64_t time);
+/* Takes out the events that match and has each dropped. */
+void sim_events_drop(struct sim *sim, bool (*match)(const struct sim_event *e, const void *arg),
+                     const void *arg);
 uint64_t sim_between(struct sim *sim, uint64_t min, uint64_t max); /* both included */
 bool sim_chance(struct sim *sim, uint32_t per_million);
 
@@ -285,6 +299,7 @@ struct sim_image {
 
 struct sim_file {
     struct list link;
+    struct list held; /* operations that are not answered while the file hangs, oldest first */
     struct sim *sim;
     char *path;
     uint32_t id;
@@ -331,6 +346,7 @@ void sim_media_restore(struct sim_file *f);
 int sim_open(struct env *env, const char *path, unsigned flags, struct env_file **ret_file);
 int sim_mkdir(struct env *env, const char *path);
 int sim_unlink(struct env *env, const char *path);
+void sim_files_end(struct sim_env *p); /* its last fiber has ended: forsaken files go */
 void sim_files_kill(struct sim_env *p, bool power);
 void sim_files_free(struct sim *sim);
 

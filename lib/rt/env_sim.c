@@ -109,15 +109,15 @@ static struct sim_event *event_pop(struct sim *sim)
     return top;
 }
 
-/* Drops the events of one process, or of all that is left. */
-static void events_drop(struct sim *sim, const struct sim_env *owner, bool all)
+void sim_events_drop(struct sim *sim, bool (*match)(const struct sim_event *e, const void *arg),
+                     const void *arg)
 {
     size_t n = sim->event_count, dropped = 0;
     struct sim_event **drop = mem_calloc(n + 1, sizeof(drop[0]));
 
     sim->event_count = 0;
     for (size_t i = 1; i <= n; i++) {
-        if (all || sim->events[i]->owner == owner)
+        if (match(sim->events[i], arg))
             drop[dropped++] = sim->events[i];
         else
             event_up(sim, ++sim->event_count, sim->events[i]);
@@ -125,6 +125,17 @@ static void events_drop(struct sim *sim, const struct sim_env *owner, bool all)
     for (size_t i = 0; i < dropped; i++)
         drop[i]->drop(drop[i]);
     mem_free(drop);
+}
+
+static bool event_owned(const struct sim_event *e, const void *owner)
+{
+    return e->owner == owner;
+}
+
+static bool event_any(const struct sim_event *e, const void *arg)
+{
+    (void)e, (void)arg;
+    return true;
 }
 
 /* ---- The env's vtable
@@ -285,7 +296,7 @@ void sim_free(struct sim *sim)
     CHECK(!sim->running);
     while (!list_empty(&sim->processes))
         sim_kill(&LIST_ENTRY(sim->processes.next, struct sim_env, link)->env, false);
-    events_drop(sim, NULL, true);
+    sim_events_drop(sim, event_any, NULL);
     sim_files_free(sim);
     fiber_pool_free(&sim->pool);
     mem_free(sim->events);
@@ -354,7 +365,10 @@ static bool sim_step_fiber(struct sim *sim)
         return false;
     CHECK(++sim->steps < SIM_STEPS_MAX);
     sim->last_stepped = next->id;
-    return fiber_step(&next->env);
+    (void)fiber_step(&next->env); /* one is ready */
+    if (next->env.fiber_count == 0)
+        sim_files_end(next);
+    return true;
 }
 
 static struct sim_env *sim_next_timer(struct sim *sim, uint64_t *ret_time)
@@ -479,7 +493,7 @@ void sim_kill(struct env *env, bool power)
     sim_digest_add(sim, (uint64_t)p->id << 1 | power);
     if (ended)
         CHECK(mem_domain_count(env->domain) == 0); /* it leaked memory, or an open handle */
-    events_drop(sim, p, false);
+    sim_events_drop(sim, event_owned, p);
     sim_socks_kill(p, power);
     sim_files_kill(p, power);
     fiber_drop_all(env);

@@ -33,6 +33,8 @@ struct sim_faults {
     bool no_reserve;               /* RESERVE is not supported */
     uint64_t io_min_ns, io_max_ns; /* latency of one operation, uniform */
     uint64_t net_min_ns, net_max_ns;
+    bool hang;     /* operations, those in flight too, are not answered as long as this is set */
+    uint32_t slow; /* operations take so many times as long; 0 is 1 */
 };
 
 struct sim *sim_new(uint64_t seed);

@@ -30,6 +30,7 @@
 
 #define URING_DEPTH_DEFAULT 1024u
 #define URING_DEPTH_MAX     16384u
+#define URING_SHARE         4u /* of the depth, a file gets one part in so many */
 
 /* ---- Time and randomness ------------------------------------------------------------------------
  */
@@ -73,7 +74,7 @@ static void uring_random(struct env *env, void *buf, size_t n)
 /* ---- Operations ---------------------------------------------------------------------------------
  */
 
-static void ops_init(struct uring_ops *ops)
+void uring_ops_init(struct uring_ops *ops)
 {
     ops->head = NULL;
     ops->tail = &ops->head;
@@ -121,7 +122,8 @@ void uring_submit(struct uring *u, struct uring_op *op)
         ops_push(&u->deferred, op);
 }
 
-void uring_submit_file(struct uring *u, struct uring_op *op)
+/* Something has its place in the file's share: now for the ring's. */
+static void uring_enter_ring(struct uring *u, struct uring_op *op)
 {
     if (u->file_ops >= u->depth) {
         ops_push(&u->waiting, op);
@@ -131,14 +133,28 @@ void uring_submit_file(struct uring *u, struct uring_op *op)
     uring_submit(u, op);
 }
 
-void uring_file_done(struct uring *u)
+void uring_submit_file(struct uring *u, struct uring_share *share, struct uring_op *op)
+{
+    if (share->taken >= (u->depth + URING_SHARE - 1) / URING_SHARE) {
+        ops_push(&share->waiting, op);
+        return;
+    }
+    share->taken++;
+    uring_enter_ring(u, op);
+}
+
+void uring_file_done(struct uring *u, struct uring_share *share)
 {
     struct uring_op *op;
 
     u->file_ops--;
     op = ops_pop(&u->waiting);
     if (op)
-        uring_submit_file(u, op);
+        uring_enter_ring(u, op);
+    share->taken--;
+    op = ops_pop(&share->waiting);
+    if (op)
+        uring_submit_file(u, share, op);
 }
 
 static void uring_submit_deferred(struct uring *u)
@@ -263,7 +279,7 @@ static void uring_reap(struct uring *u)
 
 static bool uring_idle(const struct uring *u)
 {
-    return u->env.fiber_count == 0 && u->file_ops == 0 && u->tasks == 0;
+    return u->env.fiber_count == 0 && u->asked == u->forsaken && u->tasks == 0;
 }
 
 static void uring_turn(struct uring *u)
@@ -305,6 +321,16 @@ static void uring_enable(struct uring *u)
     u->ring_disabled = false;
 }
 
+/* What the kernel cannot start without blocking goes to threads of its own, by default four to a
+ * core: a drive that hangs would keep them all, and with them everybody else. They are made only
+ * when needed. Where that cannot be set it stays as it is. */
+static void uring_widen(struct uring *u)
+{
+    unsigned most[2] = {(u->depth + 1) / 2, 0}; /* for files; for the rest: as it is */
+
+    (void)io_uring_register_iowq_max_workers(&u->ring, most);
+}
+
 static void uring_run(struct env *env, fiber_fn main, void *arg)
 {
     struct uring *u = uring_of(env);
@@ -313,6 +339,7 @@ static void uring_run(struct env *env, fiber_fn main, void *arg)
     u->running = true;
     u->loop_thread = pthread_self();
     uring_enable(u);
+    uring_widen(u);
     uring_inbox_reopen(u);
     uring_arm_standing(u);
     env->main = fiber_make(env, "main", main, arg);
@@ -418,8 +445,8 @@ int env_uring_new(const struct env_uring_options *options, struct env **ret_env)
     u = mem_zalloc(sizeof(*u));
     fiber_pool_init(&u->pool);
     env_init(&u->env, &uring_ops, &u->pool, NULL);
-    ops_init(&u->waiting);
-    ops_init(&u->deferred);
+    uring_ops_init(&u->waiting);
+    uring_ops_init(&u->deferred);
     pthread_mutex_init(&u->life, NULL);
     u->depth = o.queue_depth ? o.queue_depth : URING_DEPTH_DEFAULT;
     u->keep_signals = o.keep_signals;

@@ -5,6 +5,8 @@
  * happened, not, or in part. Writes whose buffer changed while in flight stop the run: on a real
  * drive either content may be on the medium, and a checksum taken before is wrong half of the time.
  *
+ * A file that hangs holds what is due on it until it does not hang any more: then it happens, late.
+ *
  * Names are flat and durable at once; directories exist as soon as somebody names them.
  */
 #include <string.h>
@@ -20,11 +22,13 @@ struct sim_handle {
     struct sim_file *file;
     struct list link;
     bool direct, readonly, lock;
+    bool forsaken; /* its last operation closes it */
     unsigned in_flight;
 };
 
 struct sim_op {
     struct sim_event event;
+    struct list held; /* on the file's list, while it hangs */
     struct env_io *io;
     uint64_t sync_upto;
     uint32_t crc; /* of what is to be written */
@@ -64,6 +68,21 @@ static void faults_free(struct sim_path_faults *p)
     mem_free(p);
 }
 
+/* What waited for the file to answer is done now, in any order. */
+static void faults_release(struct sim *sim, const char *path)
+{
+    list_for_each (it, &sim->files) {
+        struct sim_file *f = LIST_ENTRY(it, struct sim_file, link);
+        const struct sim_faults *faults = faults_of(f);
+
+        if (strcmp(f->path, path) != 0 || faults->hang)
+            continue;
+        for (struct list *op = list_pop_front(&f->held); op; op = list_pop_front(&f->held))
+            sim_schedule(sim, &LIST_ENTRY(op, struct sim_op, held)->event,
+                         sim->now + sim_between(sim, faults->io_min_ns, faults->io_max_ns));
+    }
+}
+
 void sim_set_file_faults(struct sim *sim, const char *path, const struct sim_faults *faults)
 {
     struct mem_domain *before = env_outside_enter();
@@ -81,6 +100,7 @@ void sim_set_file_faults(struct sim *sim, const char *path, const struct sim_fau
         }
         list_push_back(&sim->file_faults, &p->link);
     }
+    faults_release(sim, path);
     env_outside_leave(before);
 }
 
@@ -108,6 +128,7 @@ static struct sim_file *file_new(struct sim *sim, const char *path)
     f->id = ++sim->next_file;
     f->linked = true;
     f->refs = 1;
+    list_init(&f->held);
     sim_media_init(f);
     list_push_back(&sim->files, &f->link);
     env_outside_leave(before);
@@ -263,13 +284,39 @@ static int64_t op_result(struct sim_file *f, const struct sim_op *op)
     return op_other(f, op);
 }
 
+static void handle_detach(struct sim_handle *h)
+{
+    if (h->lock)
+        h->file->locked = false;
+    list_del(&h->link);
+    file_unref(h->file);
+}
+
+/* The operation is answered; on a forsaken file the last one is the end of that. */
+static void op_done(struct env_io *io)
+{
+    struct sim_handle *h = handle_of(io);
+    bool last = --h->in_flight == 0 && h->forsaken;
+
+    io->done(io);
+    if (last) {
+        handle_detach(h);
+        mem_free(h);
+    }
+}
+
 static void op_happens(struct sim_event *e)
 {
     struct sim_op *op = (struct sim_op *)e;
     struct env_io *io = op->io;
     struct sim_file *f = handle_of(io)->file;
-    struct mem_domain *before = env_outside_enter();
+    struct mem_domain *before;
 
+    if (faults_of(f)->hang) {
+        list_push_back(&f->held, &op->held);
+        return;
+    }
+    before = env_outside_enter();
     io->result = op_result(f, op);
     sim_digest_add(f->sim, (uint64_t)f->id << 8 | io->kind);
     sim_digest_add(f->sim, io->off ^ (uint64_t)io->result << 40);
@@ -277,13 +324,21 @@ static void op_happens(struct sim_event *e)
         sim_digest_add(f->sim, crc32c(0, io->buf, (size_t)io->result));
     else
         sim_digest_add(f->sim, op->crc);
-    handle_of(io)->in_flight--;
     mem_free(op);
     env_outside_leave(before);
-    io->done(io);
+    op_done(io);
 }
 
-/* Its process is being killed. */
+/* Ends as the process does: what it has left with us is its memory, and must be accounted for. */
+static void op_forsaken(struct env_io *io)
+{
+    struct mem_domain *before = mem_domain_enter(io->file->env->domain);
+
+    op_done(io);
+    mem_domain_enter(before);
+}
+
+/* Its process goes, by a kill or after a clean end that did not wait for it. */
 static void op_dropped(struct sim_event *e)
 {
     struct sim_op *op = (struct sim_op *)e;
@@ -295,6 +350,9 @@ static void op_dropped(struct sim_event *e)
 
         sim_media_change_torn(h->file, &c);
     }
+    op->io->result = ERR_CANCELED;
+    if (sim_env_of(h->base.env)->ended)
+        op_forsaken(op->io);
     mem_free(op);
 }
 
@@ -312,9 +370,11 @@ static void handle_start(struct env_file *file, struct env_io *io)
     op->sync_upto = f->last_seq;
     if (io->kind == ENV_WRITE)
         op->crc = crc32c(0, io->buf, io->len);
+    list_init(&op->held);
     h->in_flight++;
     sim_schedule(f->sim, &op->event,
-                 f->sim->now + sim_between(f->sim, faults->io_min_ns, faults->io_max_ns));
+                 f->sim->now + sim_between(f->sim, faults->io_min_ns, faults->io_max_ns) *
+                                   (faults->slow ? faults->slow : 1));
     env_outside_leave(before);
 }
 
@@ -327,14 +387,6 @@ static int handle_size(struct env_file *file, uint64_t *ret_size)
     return 0;
 }
 
-static void handle_detach(struct sim_handle *h)
-{
-    if (h->lock)
-        h->file->locked = false;
-    list_del(&h->link);
-    file_unref(h->file);
-}
-
 static void handle_close(struct env_file *file)
 {
     struct sim_handle *h = (struct sim_handle *)file;
@@ -344,8 +396,18 @@ static void handle_close(struct env_file *file)
     mem_free(h);
 }
 
+static void handle_forsake(struct env_file *file)
+{
+    struct sim_handle *h = (struct sim_handle *)file;
+
+    if (h->in_flight == 0)
+        handle_close(file);
+    else
+        h->forsaken = true;
+}
+
 static const struct env_file_ops handle_ops = {
-    .start = handle_start, .size = handle_size, .close = handle_close};
+    .start = handle_start, .size = handle_size, .close = handle_close, .forsake = handle_forsake};
 
 static void file_delay(struct env *env)
 {
@@ -416,8 +478,46 @@ static void files_power_cut(struct sim_env *p)
     }
 }
 
+/* Drops what the process has in flight on files that hang; on forsaken ones only, if it ended. */
+static void files_drop_held(struct sim_env *p)
+{
+    list_for_each_safe (it, &p->sim->files) {
+        struct sim_file *f = LIST_ENTRY(it, struct sim_file, link);
+
+        f->refs++; /* the last operation may close the last handle */
+        list_for_each_safe (at, &f->held) {
+            struct sim_op *op = LIST_ENTRY(at, struct sim_op, held);
+
+            if (op->event.owner != p || (p->ended && !handle_of(op->io)->forsaken))
+                continue;
+            list_del(&op->held);
+            op_dropped(&op->event);
+        }
+        file_unref(f);
+    }
+}
+
+static bool op_is_forsaken(const struct sim_event *e, const void *owner)
+{
+    return e->owner == owner && e->fn == op_happens &&
+           handle_of(((const struct sim_op *)e)->io)->forsaken;
+}
+
+/* As in a kill, each of them may have happened, not, or in part. */
+void sim_files_end(struct sim_env *p)
+{
+    struct mem_domain *before = env_outside_enter();
+
+    p->ended = true;
+    sim_events_drop(p->sim, op_is_forsaken, p);
+    files_drop_held(p);
+    env_outside_leave(before);
+}
+
 void sim_files_kill(struct sim_env *p, bool power)
 {
+    p->ended = false;
+    files_drop_held(p);
     if (power)
         files_power_cut(p);
     list_for_each_safe (it, &p->handles)

@@ -35,6 +35,9 @@ struct uring_file {
     bool direct;  /* the file system does it */
     bool aligned; /* it was asked for */
     bool readonly;
+    bool forsaken;  /* its last operation closes it */
+    unsigned asked; /* operations started and not ended */
+    struct uring_share share;
 };
 
 struct uring_io {
@@ -103,13 +106,25 @@ static void file_nop_prep(struct uring_op *op, struct io_uring_sqe *sqe)
     io_uring_prep_nop(sqe);
 }
 
+static void file_free(struct uring_file *f)
+{
+    close(f->fd);
+    mem_free(f);
+}
+
 static void file_end(struct env_io *io, int64_t result)
 {
-    struct uring *u = uring_file_of(io)->uring;
+    struct uring_file *f = uring_file_of(io);
+    struct uring *u = f->uring;
+    bool last = --f->asked == 0 && f->forsaken;
 
     io->result = result;
-    uring_file_done(u);
+    u->asked--;
+    u->forsaken -= f->forsaken;
+    uring_file_done(u, &f->share);
     io->done(io);
+    if (last)
+        file_free(f);
 }
 
 static void file_nop_done(struct uring_op *op, int res)
@@ -259,20 +274,24 @@ static void file_start(struct env_file *file, struct env_io *io)
     struct uring_io *p = uring_io_of(io);
     int r = env_io_check(io, f->aligned, f->readonly);
 
+    f->asked++;
+    f->uring->asked++;
     p->moved = 0;
     if (r < 0 || (io->len == 0 && io->kind != ENV_SYNC && io->kind != ENV_RESIZE)) {
         io->result = r;
         p->u.op = (struct uring_op){.prep = file_nop_prep, .fn = file_nop_done};
-        uring_submit_file(f->uring, &p->u.op);
+        uring_submit_file(f->uring, &f->share, &p->u.op);
         return;
     }
     if (io->kind == ENV_RESIZE) {
-        f->uring->file_ops++; /* the lane has a queue of its own; only file_end counts it back */
+        /* The lane has a queue of its own; only file_end counts these back. */
+        f->uring->file_ops++;
+        f->share.taken++;
         file_to_lane(io, file_resize_fn);
         return;
     }
     p->u.op = (struct uring_op){.prep = file_prep, .fn = file_done};
-    uring_submit_file(f->uring, &p->u.op);
+    uring_submit_file(f->uring, &f->share, &p->u.op);
 }
 
 static int file_size(struct env_file *file, uint64_t *ret_size)
@@ -314,12 +333,29 @@ static void file_close(struct env_file *file)
 {
     struct uring_file *f = (struct uring_file *)file;
 
-    close(f->fd);
-    mem_free(f);
+    CHECK(f->asked == 0);
+    file_free(f);
 }
 
-static const struct env_file_ops file_ops = {
-    .start = file_start, .size = file_size, .close = file_close, .cache = file_cache};
+/* The lock on the file stays as well until the last operation is answered, even when the process is
+ * gone by then: it belongs to the open file, which a request in the kernel keeps. */
+static void file_forsake(struct env_file *file)
+{
+    struct uring_file *f = (struct uring_file *)file;
+
+    if (f->asked == 0) {
+        file_free(f);
+        return;
+    }
+    f->forsaken = true;
+    f->uring->forsaken += f->asked;
+}
+
+static const struct env_file_ops file_ops = {.start = file_start,
+                                             .size = file_size,
+                                             .close = file_close,
+                                             .forsake = file_forsake,
+                                             .cache = file_cache};
 
 /* ---- Opening and names, on the lane -------------------------------------------------------------
  */
@@ -412,6 +448,7 @@ int uring_open(struct env *env, const char *path, unsigned flags, struct env_fil
     f->direct = j.direct;
     f->aligned = flags & ENV_OPEN_DIRECT;
     f->readonly = flags & ENV_OPEN_RDONLY;
+    uring_ops_init(&f->share.waiting);
     *ret_file = &f->base;
     return 0;
 }

@@ -11,9 +11,13 @@
 #include "lib/base/mem.h"
 #include "lib/base/metric.h"
 #include "lib/base/plant.h"
+#include "lib/store/drive_io.h"
 
 #define DRIVE_WIPE_PIECE (1u << 20)
-#define DRIVE_SLOTS_MAX  (1u << 28) /* a petabyte: bounds the table of slots taken */
+#define DRIVE_WIPE_DEPTH 8u                  /* pieces at once: somebody may wait for it */
+#define DRIVE_OPEN_WAIT  (3 * ENV_NS_PER_S)  /* for drives that others can do without */
+#define DRIVE_OPEN_MAX   (60 * ENV_NS_PER_S) /* for any */
+#define DRIVE_SLOTS_MAX  (1u << 28)          /* a petabyte: bounds the table of slots taken */
 
 void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m)
 {
@@ -31,7 +35,12 @@ bool drive_usable(const struct drive *d)
 
 bool drive_readable(const struct drive *d)
 {
-    return d->file != NULL;
+    return d->file != NULL && !d->hung;
+}
+
+bool drive_doubtful(const struct drive *d)
+{
+    return !drive_usable(d) || d->health.state != HEALTH_OK;
 }
 
 unsigned driveset_healthy(const struct driveset *ds)
@@ -83,24 +92,29 @@ bool drive_super_valid(const struct format_super *s)
            s->slots_off % FORMAT_UNIT == 0 && s->slots_off <= INT64_MAX && super_members_valid(s);
 }
 
-/* The better of a drive's two superblocks; ERR_FORMAT when neither is valid. */
-static int super_read(struct env_file *file, struct format_super *ret_super)
+static const uint64_t super_offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
+
+/* Takes the superblock in `data` if it is valid and newer than what there is (`*rc` is 0 then). */
+static void super_take(const void *data, struct format_super *super, int *rc)
 {
-    static const uint64_t offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
+    struct format_super s;
+
+    memcpy(&s, data, sizeof(s));
+    if (!drive_super_valid(&s) || (*rc == 0 && s.generation <= super->generation))
+        return;
+    *super = s;
+    *rc = 0;
+}
+
+/* The better of a drive's two superblocks; ERR_FORMAT when neither is valid. */
+static int super_read(struct drive *d, struct format_super *ret_super)
+{
     struct buf *b = buf_new(FORMAT_UNIT);
     int rc = ERR_FORMAT;
 
-    for (unsigned i = 0; i < 2; i++) {
-        struct format_super s;
-
-        if (env_pread(file, b->data, FORMAT_UNIT, offs[i]) < 0)
-            continue;
-        memcpy(&s, b->data, sizeof(s));
-        if (!drive_super_valid(&s) || (rc == 0 && s.generation <= ret_super->generation))
-            continue;
-        *ret_super = s;
-        rc = 0;
-    }
+    for (unsigned i = 0; i < 2; i++)
+        if (drive_pread(d, &b, FORMAT_UNIT, super_offs[i]) == 0)
+            super_take(b->data, ret_super, &rc);
     buf_unref(b);
     return rc;
 }
@@ -109,21 +123,20 @@ static int super_read(struct env_file *file, struct format_super *ret_super)
  */
 static bool super_write_copy(struct driveset *ds, struct buf **blocks, uint64_t off)
 {
-    struct env_io ios[FORMAT_DRIVES_MAX];
+    struct drive_io ios[FORMAT_DRIVES_MAX];
     unsigned at[FORMAT_DRIVES_MAX], n = 0;
     bool all = true;
 
     for (unsigned i = 0; i < ds->count; i++) {
         if (!drive_usable(&ds->drives[i]))
             continue;
-        drive_io_prepare(&ds->drives[i], &ios[n], ENV_WRITE, blocks[i]->data, FORMAT_UNIT, off);
+        drive_io_prepare(&ds->drives[i], &ios[n], ENV_WRITE, blocks[i], blocks[i]->data,
+                         FORMAT_UNIT, off);
         ios[n].dsync = !PLANTED(SUPER_NOT_SYNCED);
         at[n++] = i;
     }
-    if (n)
-        (void)env_io_run(ios, n); /* each result is looked at */
+    drive_io_run(ios, n);
     for (unsigned j = 0; j < n; j++) {
-        drive_io_done(&ds->drives[at[j]], &ios[j]);
         if (ios[j].result < 0) {
             driveset_put_out(ds, at[j], "superblock write failed");
             all = false;
@@ -132,14 +145,33 @@ static bool super_write_copy(struct driveset *ds, struct buf **blocks, uint64_t 
     return all;
 }
 
-static void super_sign(const struct driveset *ds, unsigned i, struct buf *b)
+/* A new block each time: the one of the round before may still be on its way to the drive. */
+static struct buf *super_sign(const struct driveset *ds, unsigned i)
 {
+    struct buf *b = buf_new(FORMAT_UNIT);
     struct format_super s = ds->super;
 
     s.drive_index = i;
     memcpy(s.drive_uuid, ds->drives[i].uuid, 16);
     s.crc = super_crc(&s);
+    memset(b->data, 0, FORMAT_UNIT);
     memcpy(b->data, &s, sizeof(s));
+    return b;
+}
+
+/* Writes both copies, one after the other: one of them is whole at any time. */
+static bool super_write(struct driveset *ds)
+{
+    struct buf *blocks[FORMAT_DRIVES_MAX];
+    bool all;
+
+    for (unsigned i = 0; i < ds->count; i++)
+        blocks[i] = super_sign(ds, i);
+    all = super_write_copy(ds, blocks, FORMAT_SUPER_OFF_A);
+    all &= super_write_copy(ds, blocks, FORMAT_SUPER_OFF_B);
+    for (unsigned i = 0; i < ds->count; i++)
+        buf_unref(blocks[i]);
+    return all;
 }
 
 static void super_members(struct driveset *ds)
@@ -156,46 +188,35 @@ static void super_members(struct driveset *ds)
 int driveset_commit(struct driveset *ds, bool membership,
                     void (*change)(struct format_super *super, void *arg), void *arg)
 {
-    struct buf *blocks[FORMAT_DRIVES_MAX];
     bool again = true;
     int rc = ERR_LOST;
 
     fiber_mutex_lock(&ds->super_lock);
     if (change)
         change(&ds->super, arg);
-    for (unsigned i = 0; i < ds->count; i++)
-        blocks[i] = buf_new(FORMAT_UNIT);
     while (again && driveset_healthy(ds) > 0) {
         ds->super.generation++;
         if (membership) {
             ds->super.epoch++;
+            ds->uncommitted = false;
             super_members(ds);
         }
-        for (unsigned i = 0; i < ds->count; i++)
-            super_sign(ds, i, blocks[i]);
-        again = !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_A);
-        again |= !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_B);
+        again = !super_write(ds);
         membership |= again; /* a drive was put out: that must be told too */
         rc = again ? ERR_LOST : 0;
     }
-    for (unsigned i = 0; i < ds->count; i++)
-        buf_unref(blocks[i]);
     fiber_mutex_unlock(&ds->super_lock);
     return rc;
 }
 
 /* Is a copy of drive i's superblock the one that was written last? super_lock is held. */
-static bool super_is_current(struct driveset *ds, unsigned i, uint64_t off, struct buf *b)
+static bool super_is_current(struct driveset *ds, unsigned i, uint64_t off, struct buf **b)
 {
-    struct env_io io;
     struct format_super s;
 
-    drive_io_prepare(&ds->drives[i], &io, ENV_READ, b->data, FORMAT_UNIT, off);
-    (void)env_io_run(&io, 1);
-    drive_io_done(&ds->drives[i], &io);
-    if (io.result != FORMAT_UNIT)
+    if (drive_pread(&ds->drives[i], b, FORMAT_UNIT, off) < 0)
         return false;
-    memcpy(&s, b->data, sizeof(s));
+    memcpy(&s, (*b)->data, sizeof(s));
     return drive_super_valid(&s) && s.generation == ds->super.generation && s.drive_index == i &&
            memcmp(s.store_uuid, ds->super.store_uuid, 16) == 0 &&
            memcmp(s.drive_uuid, ds->drives[i].uuid, 16) == 0;
@@ -215,43 +236,16 @@ void driveset_mend_supers(struct driveset *ds, uint64_t *ret_bad, uint64_t *ret_
         if (!drive_usable(d))
             continue;
         d->scrub.bytes += FORMAT_UNIT;
-        if (super_is_current(ds, i / 2, offs[i % 2], b))
+        if (super_is_current(ds, i / 2, offs[i % 2], &b))
             continue;
-        super_sign(ds, i / 2, b);
+        buf_unref(b);
+        b = super_sign(ds, i / 2);
         ++*ret_bad;
-        *ret_mended += drive_mend(ds, d, offs[i % 2], b->data, FORMAT_UNIT);
+        *ret_mended += drive_mend(ds, d, offs[i % 2], b, b->data, FORMAT_UNIT);
         *ret_failed |= !drive_usable(d);
     }
     fiber_mutex_unlock(&ds->super_lock);
     buf_unref(b);
-}
-
-/* ---- I/O with counters ---- */
-
-void drive_io_prepare(struct drive *d, struct env_io *io, enum env_io_kind kind, void *buf,
-                      size_t len, uint64_t off)
-{
-    CHECK(len % FORMAT_UNIT == 0 && off % FORMAT_UNIT == 0);
-    CHECK(d->file != NULL);
-    *io = (struct env_io){.kind = kind,
-                          .dsync = kind == ENV_WRITE,
-                          .file = d->file,
-                          .buf = buf,
-                          .len = len,
-                          .off = off};
-}
-
-void drive_io_done(struct drive *d, const struct env_io *io)
-{
-    if (io->kind == ENV_WRITE) {
-        d->writes++;
-        d->write_bytes += io->len;
-        d->write_errors += io->result < 0;
-    } else if (io->kind == ENV_READ) {
-        d->reads++;
-        d->read_bytes += io->len;
-        d->read_errors += io->result != (int64_t)io->len;
-    }
 }
 
 void driveset_put_out(struct driveset *ds, unsigned index, const char *reason)
@@ -261,26 +255,23 @@ void driveset_put_out(struct driveset *ds, unsigned index, const char *reason)
     if (d->state != DRIVE_OK)
         return;
     d->state = DRIVE_FAILED;
-    d->reason = reason;
+    d->reason = d->hung ? "does not answer" : reason; /* rather than what that led to */
+    ds->uncommitted = true;
 }
 
-bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, void *bytes, size_t len)
+bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *b, void *bytes,
+                size_t len)
 {
     struct buf *again = buf_new(len);
-    struct env_io io;
+    struct drive_io io;
     bool right = false;
 
-    drive_io_prepare(d, &io, ENV_WRITE, bytes, len, off);
-    (void)env_io_run(&io, 1);
-    drive_io_done(d, &io);
-    if (io.result < 0) {
+    drive_io_prepare(d, &io, ENV_WRITE, b, bytes, len, off);
+    drive_io_run(&io, 1);
+    if (io.result < 0)
         driveset_put_out(ds, d->index, "repair by scrub failed");
-    } else {
-        drive_io_prepare(d, &io, ENV_READ, again->data, len, off);
-        (void)env_io_run(&io, 1);
-        drive_io_done(d, &io);
-        right = io.result == (int64_t)len && memcmp(again->data, bytes, len) == 0;
-    }
+    else
+        right = drive_pread(d, &again, len, off) == 0 && memcmp(again->data, bytes, len) == 0;
     d->scrub.bad++;
     d->scrub.mended += right;
     d->scrub.unmended += !right;
@@ -296,14 +287,24 @@ int drive_wipe_journal(struct driveset *ds, struct drive *d)
 
     memset(zero->data, 0, DRIVE_WIPE_PIECE);
     while (rc == 0 && at < ds->super.journal_len) {
-        uint64_t left = ds->super.journal_len - at;
-        size_t n = left < DRIVE_WIPE_PIECE ? (size_t)left : DRIVE_WIPE_PIECE;
+        struct drive_io ios[DRIVE_WIPE_DEPTH];
+        unsigned n = 0;
 
-        rc = env_pwrite(d->file, zero->data, n, ds->super.journal_off + at, false);
-        at += n;
+        for (; n < DRIVE_WIPE_DEPTH && at < ds->super.journal_len; n++) {
+            uint64_t left = ds->super.journal_len - at;
+            size_t len = left < DRIVE_WIPE_PIECE ? (size_t)left : DRIVE_WIPE_PIECE;
+
+            drive_io_prepare(d, &ios[n], ENV_WRITE, zero, zero->data, len,
+                             ds->super.journal_off + at);
+            ios[n].dsync = false;
+            at += len;
+        }
+        drive_io_run(ios, n);
+        for (unsigned i = 0; i < n && rc == 0; i++)
+            rc = ios[i].result < 0 ? (int)ios[i].result : 0;
     }
     if (rc == 0)
-        rc = env_sync(d->file);
+        rc = drive_sync(d);
     buf_unref(zero);
     return rc;
 }
@@ -320,7 +321,7 @@ static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
     if (rc < 0)
         return rc;
     rc = env_file_size(d->file, &have);
-    if (rc == 0 && !overwrite && have >= FORMAT_JOURNAL_OFF && super_read(d->file, &found) == 0)
+    if (rc == 0 && !overwrite && have >= FORMAT_JOURNAL_OFF && super_read(d, &found) == 0)
         return ERR_EXIST;
     if (rc == 0 && have < size)
         rc = env_resize(d->file, size); /* a block device too small says so here */
@@ -344,6 +345,8 @@ static struct driveset *driveset_alloc(struct env *env, const char *const *paths
         ds->drives[i].path = mem_strdup(paths[i]);
         ds->drives[i].reason = "";
     }
+    driveset_io_init(ds);
+    ds->patient = true;
     return ds;
 }
 
@@ -388,8 +391,8 @@ int driveset_format(struct env *env, const struct driveset_params *p)
 
 /* ---- Opening a store ---- */
 
-/* Opens one drive's file and reads its superblock; a drive without either stays missing. */
-static int open_one(struct driveset *ds, struct drive *d, struct format_super *ret_super)
+/* Opens one drive's file; a drive without stays missing. */
+static int open_one(struct driveset *ds, struct drive *d)
 {
     int rc = env_open(ds->env, d->path, ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &d->file);
 
@@ -401,9 +404,88 @@ static int open_one(struct driveset *ds, struct drive *d, struct format_super *r
         return rc == ERR_NOENT ? 0 : (d->reason = "cannot be opened", 0);
     d->cache = env_file_cache(d->file);
     d->reason = "its superblock is damaged or not Filmroom's";
-    if (super_read(d->file, ret_super) == 0)
-        d->reason = "";
     return 0;
+}
+
+/* Both superblocks of all drives, on their way. */
+struct supers_read {
+    struct driveset *ds;
+    struct format_super *supers;
+    struct drive_wait wait;
+    uint64_t start, last; /* when we began, when a drive answered last */
+    unsigned n;
+    struct drive_io ios[2 * FORMAT_DRIVES_MAX];
+};
+
+static void supers_start(struct supers_read *r)
+{
+    drive_wait_init(&r->wait, r->ds);
+    r->start = r->last = env_now(r->ds->env);
+    for (unsigned i = 0; i < 2 * r->ds->count; i++) {
+        struct drive *d = &r->ds->drives[i / 2];
+        struct buf *b;
+
+        if (!d->file)
+            continue;
+        b = buf_new(FORMAT_UNIT);
+        drive_io_prepare(d, &r->ios[r->n++], ENV_READ, b, b->data, FORMAT_UNIT, super_offs[i % 2]);
+    }
+    drive_io_start(&r->wait, r->ios, r->n);
+}
+
+/* Takes what has been answered; returns whether the store can do without the rest. */
+static bool supers_enough(struct supers_read *r)
+{
+    uint64_t silent = 0;
+    unsigned most = 0;
+
+    for (unsigned i = 0; i < r->n; i++) {
+        const struct drive_io *io = &r->ios[i];
+        struct format_super *s = &r->supers[io->drive->index];
+        int rc = s->magic ? 0 : ERR_FORMAT;
+
+        if (!io->done)
+            silent |= 1ull << io->drive->index;
+        else if (io->result == (int64_t)FORMAT_UNIT)
+            super_take(io->data, s, &rc);
+        if (rc == 0)
+            io->drive->reason = "";
+        if (rc == 0 && s->parity_columns > most)
+            most = s->parity_columns;
+    }
+    return (unsigned)__builtin_popcountll(silent) <= most;
+}
+
+/* Reads all superblocks. Drives that start slowly do so together: so those that answer late set
+ * the time that is given to the others. */
+static void supers_read(struct driveset *ds, struct format_super *supers)
+{
+    struct supers_read *r = mem_zalloc(sizeof(*r));
+
+    r->ds = ds;
+    r->supers = supers;
+    supers_start(r);
+    while (r->wait.pending) {
+        uint64_t took = 2 * (r->last - r->start), now;
+        uint64_t until = r->start + (took > DRIVE_OPEN_WAIT ? took : DRIVE_OPEN_WAIT);
+
+        if (env_now(ds->env) >= until)
+            until = r->start + DRIVE_OPEN_MAX;
+        if (drive_wait_some(&r->wait, until))
+            r->last = env_now(ds->env);
+        now = env_now(ds->env);
+        if (now >= r->start + DRIVE_OPEN_MAX || (now >= until && supers_enough(r)))
+            break;
+    }
+    (void)supers_enough(r); /* takes all */
+    for (unsigned i = 0; i < r->n; i++) {
+        if (!r->ios[i].done) {
+            r->ios[i].drive->reason = "does not answer";
+            drive_give_up(r->ios[i].drive);
+        }
+        buf_unref(r->ios[i].buf);
+    }
+    mem_free(r);
 }
 
 /* Is this superblock's drive the member that the store's best superblock expects here? */
@@ -477,6 +559,8 @@ static void admit(struct driveset *ds, const struct format_super *supers)
 
         memcpy(d->uuid, ds->super.members[i].uuid, 16);
         d->slot_count = ds->super.members[i].slot_count;
+        if (d->hung)
+            continue;
         if (supers[i].magic && member_matches(ds, i, &supers[i])) {
             if (drive_large_enough(ds, d))
                 d->state = DRIVE_OK;
@@ -502,11 +586,14 @@ int driveset_open(struct env *env, const char *const *paths, unsigned count,
     ds = driveset_alloc(env, paths, count);
     supers = mem_calloc(count, sizeof(*supers));
     for (unsigned i = 0; rc == 0 && i < count; i++)
-        rc = open_one(ds, &ds->drives[i], &supers[i]);
-    if (rc == 0)
+        rc = open_one(ds, &ds->drives[i]);
+    if (rc == 0) {
+        supers_read(ds, supers);
         rc = elect(ds, supers);
+    }
     if (rc == 0)
         admit(ds, supers);
+    ds->patient = false;
     mem_free(supers);
     if (rc < 0) {
         driveset_close(ds);
@@ -520,10 +607,9 @@ void driveset_close(struct driveset *ds)
 {
     if (!ds)
         return;
-    for (unsigned i = 0; i < ds->count; i++) {
-        env_close(ds->drives[i].file);
+    driveset_io_close(ds);
+    for (unsigned i = 0; i < ds->count; i++)
         mem_free(ds->drives[i].path);
-    }
     mem_free(ds);
 }
 
@@ -541,6 +627,8 @@ static void drive_observe(const struct drive *d, struct metrics *m)
         {"filmroom_drive_written_bytes_total", "Bytes written to a drive", &d->write_bytes},
         {"filmroom_drive_read_errors_total", "Reads from a drive that failed", &d->read_errors},
         {"filmroom_drive_write_errors_total", "Writes to a drive that failed", &d->write_errors},
+        {"filmroom_drive_timeouts_total",
+         "Operations that a drive did not answer in time and that were given up", &d->timeouts},
         {"filmroom_drive_corruptions_total",
          "Reads of a drive that gave wrong bytes, found by their checksum and mended",
          &d->corruptions},
@@ -560,10 +648,18 @@ static void drive_observe(const struct drive *d, struct metrics *m)
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
         metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, rows[i].name, rows[i].help,
                           METRIC_LABELS("drive", index), rows[i].value);
+    metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_stuck",
+                      "Operations given up that the drive has still not answered",
+                      METRIC_LABELS("drive", index), &d->stuck);
 }
 
 void driveset_observe(const struct driveset *ds, struct metrics *m)
 {
     for (unsigned i = 0; i < ds->count; i++)
         drive_observe(&ds->drives[i], m);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_hedged_reads_total",
+                      "Reads that other drives were asked for as well, because one was late", NULL,
+                      &ds->hedged);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_hedged_reads_won_total",
+                      "Hedged reads that the other drives answered first", NULL, &ds->hedges_won);
 }

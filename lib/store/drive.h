@@ -3,7 +3,8 @@
  * The set knows for each drive whether it counts (DRIVE_OK) or not, keeps that knowledge on all
  * drives that count (F1, F2 in format.h), and does all I/O on drives, with counters. What is on a
  * drive that does not count may still be read where its file opens: everything read is verified by
- * the caller.
+ * the caller. How drives are doing is judged in health.h; I/O on them, which may not be answered,
+ * is in drive_io.h.
  */
 #pragma once
 
@@ -13,8 +14,14 @@
 #include "lib/rt/env.h"
 #include "lib/rt/sync.h"
 #include "lib/store/format.h"
+#include "lib/store/health.h"
 
+struct buf;
 struct metrics;
+
+/* Hedged reads: a twentieth of all reads, 256 at once; see segment_read.c. */
+#define DRIVE_HEDGE_CREDIT (256u * DRIVE_HEDGE_SHARE)
+#define DRIVE_HEDGE_SHARE  20u
 
 enum drive_state {
     DRIVE_OK,
@@ -45,6 +52,14 @@ struct drive {
     uint64_t writes, write_bytes, write_errors;
     uint64_t corruptions; /* bytes read that failed their checksum, by event */
     struct drive_scrub scrub;
+    uint64_t timeouts; /* operations that were given up */
+    /* drive_io.c's: */
+    struct driveset *set;
+    struct health health;   /* what is held against it while it counts */
+    struct list unanswered; /* operations, oldest first */
+    uint64_t stuck;         /* of these: given up */
+    bool hung;              /* it is not waited for: everything on it ends with ERR_TIMEDOUT */
+    uint64_t probed_at;
 };
 
 struct driveset {
@@ -53,7 +68,17 @@ struct driveset {
     struct drive drives[FORMAT_DRIVES_MAX];
     struct format_super super; /* the store-wide part, as last written */
     struct fiber_mutex super_lock;
-    unsigned cursor_; /* private */
+    bool uncommitted; /* a drive was put out, and no superblock says so yet */
+    unsigned made_up; /* of the drives that are out: what they had has been written anew */
+    /* drive_io.c's: */
+    struct env_timer tick;
+    bool ticking;
+    bool patient; /* no drive is given up: what the store needs is not known yet */
+    struct list waits, ops_kept;
+    unsigned ops_kept_count;
+    uint64_t hedge_delay;        /* ns, after which a read asks other drives as well */
+    uint64_t hedge_credit;       /* one read is worth 1, a hedge costs DRIVE_HEDGE_SHARE */
+    uint64_t hedged, hedges_won; /* since start */
 };
 
 struct driveset_params {
@@ -79,12 +104,14 @@ int driveset_format(struct env *env, const struct driveset_params *params);
  * count again (every fragment on them was complete when they left; see segment.h). The set is
  * locked against other daemons drive by drive. ERR_LOST when no superblock can be read, ERR_CONFIG
  * when the paths are not the store's drives in their order (a single foreign or misplaced one is
- * just missing), ERR_LOCKED. Membership changes found are in memory until driveset_commit.
- * Suspends. */
+ * just missing), ERR_LOCKED. A drive that does not answer is just missing as well, once three
+ * seconds have passed and the others can do without it. Membership changes found are in memory
+ * until driveset_commit. Suspends. */
 int driveset_open(struct env *env, const char *const *paths, unsigned count,
                   struct driveset **ret_set);
 
-/* Closes; no I/O may be in flight. NULL is fine. */
+/* Closes; nobody waits for I/O any more. NULL is fine. What drives have not answered is waited for
+ * for half a second, then left to the env with its file. Suspends. */
 void driveset_close(struct driveset *ds);
 
 /* Takes a drive out, in memory: no more writes go to it. Idempotent. The caller then commits. Does
@@ -112,17 +139,15 @@ bool drive_super_valid(const struct format_super *s);
 /* Number of drives that count, and of those that do not. */
 unsigned driveset_healthy(const struct driveset *ds);
 bool drive_usable(const struct drive *d);   /* counts */
-bool drive_readable(const struct drive *d); /* may be read: has an open file */
-
-/* Prepares an I/O on a drive for env_io_run; drive_io_done counts its result afterwards. */
-void drive_io_prepare(struct drive *d, struct env_io *io, enum env_io_kind kind, void *buf,
-                      size_t len, uint64_t off);
-void drive_io_done(struct drive *d, const struct env_io *io);
+bool drive_readable(const struct drive *d); /* may be read: has an open file, and answers */
+/* Is better not read while others serve: it is suspect, or does not count. */
+bool drive_doubtful(const struct drive *d);
 
 /* Writes what a drive should hold at a place where it was found to be wrong, durable, and reads it
- * back: true when it is right now. A drive that fails under the write is put out. `bytes` is
+ * back: true when it is right now. A drive that fails under the write is put out. `bytes` lie in b,
  * aligned as for direct I/O. Counts the repair for the drive. Suspends. */
-bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, void *bytes, size_t len);
+bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *b, void *bytes,
+                size_t len);
 
 /* Fills the journal area of a drive with zeroes, durable, so that later writes allocate nothing.
  * Suspends. */

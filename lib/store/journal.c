@@ -9,6 +9,7 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
+#include "lib/store/drive_io.h"
 #include "lib/store/journal_priv.h"
 
 #define JOURNAL_SOFT_BATCH (1u << 20) /* a pending batch does not grow over this (or batch_max) */
@@ -231,9 +232,8 @@ static unsigned journal_targets(struct journal *j, struct journal_target *t)
 }
 
 static void journal_target_done(struct journal *j, struct journal_target *t,
-                                const struct env_io *io)
+                                const struct drive_io *io)
 {
-    drive_io_done(t->drive, io);
     t->good = io->result >= 0;
     if (!t->good)
         driveset_put_out(j->ds, t->drive->index, "journal write failed");
@@ -244,11 +244,12 @@ static void journal_target_done(struct journal *j, struct journal_target *t,
 static void journal_flush_shared(struct journal *j, struct journal_target *t, unsigned n)
 {
     for (unsigned i = 0; i < n; i++) {
-        struct env_io io = {.kind = ENV_SYNC, .file = t[i].drive->file};
+        struct drive_io io;
 
         if (!t[i].shared || !t[i].good)
             continue;
-        (void)env_io_run(&io, 1); /* the result is looked at */
+        drive_io_prepare(t[i].drive, &io, ENV_SYNC, NULL, NULL, 0, 0);
+        drive_io_run(&io, 1);
         journal_target_done(j, &t[i], &io);
         for (unsigned k = i + 1; t[i].good && k < n; k++)
             if (t[k].drive->cache == t[i].drive->cache)
@@ -257,19 +258,18 @@ static void journal_flush_shared(struct journal *j, struct journal_target *t, un
 }
 
 /* Writes a batch to every mirror, durable; puts out those that fail. */
-static void journal_write_mirrors(struct journal *j, const struct buf *b, size_t span, uint64_t off)
+static void journal_write_mirrors(struct journal *j, struct buf *b, size_t span, uint64_t off)
 {
-    struct env_io ios[FORMAT_DRIVES_MAX];
+    struct drive_io ios[FORMAT_DRIVES_MAX];
     struct journal_target t[FORMAT_DRIVES_MAX];
     unsigned n = journal_targets(j, t);
 
     for (unsigned i = 0; i < n; i++) {
-        drive_io_prepare(t[i].drive, &ios[i], ENV_WRITE, b->data, span,
+        drive_io_prepare(t[i].drive, &ios[i], ENV_WRITE, b, b->data, span,
                          j->ds->super.journal_off + off);
         ios[i].dsync = !t[i].shared && !PLANTED(JOURNAL_NOT_SYNCED);
     }
-    if (n)
-        (void)env_io_run(ios, n); /* each result is looked at */
+    drive_io_run(ios, n);
     for (unsigned i = 0; i < n; i++)
         journal_target_done(j, &t[i], &ios[i]);
     journal_flush_shared(j, t, n);
@@ -296,7 +296,7 @@ static bool journal_mirrors_whole(const struct journal *j)
 }
 
 /* A live batch, whole, from a mirror, or from whatever other drive happens to have it. Suspends. */
-static int journal_fetch(struct journal *j, const struct journal_extent *e, struct buf *b)
+static int journal_fetch(struct journal *j, const struct journal_extent *e, struct buf **b)
 {
     for (int mirror = 1; mirror >= 0; mirror--) {
         for (unsigned i = 0; i < j->ds->count; i++) {
@@ -304,9 +304,8 @@ static int journal_fetch(struct journal *j, const struct journal_extent *e, stru
 
             if (!drive_readable(d) || (int)(j->mirrors >> i & 1) != mirror)
                 continue;
-            if (env_pread(d->file, b->data, e->span, j->ds->super.journal_off + e->off) < 0)
-                d->read_errors++;
-            else if (journal_batch_whole(j, b->data, e->span, e->seq))
+            if (drive_pread(d, b, e->span, j->ds->super.journal_off + e->off) == 0 &&
+                journal_batch_whole(j, (*b)->data, e->span, e->seq))
                 return 0;
         }
     }
@@ -324,10 +323,10 @@ static int journal_copy(struct journal *j, struct drive *to, bool *ret_target_fa
     list_for_each (it, &j->extents) {
         struct journal_extent *e = LIST_ENTRY(it, struct journal_extent, link);
 
-        rc = journal_fetch(j, e, b);
+        rc = journal_fetch(j, e, &b);
         if (rc < 0)
             break;
-        rc = env_pwrite(to->file, b->data, e->span, j->ds->super.journal_off + e->off, false);
+        rc = drive_pwrite(to, b, e->span, j->ds->super.journal_off + e->off, false);
         *ret_target_failed = rc < 0;
         if (rc < 0)
             break;
@@ -339,8 +338,8 @@ static int journal_copy(struct journal *j, struct drive *to, bool *ret_target_fa
 
 /* Brings one more drive in as a mirror; puts it out when it fails. ERR_LOST when a live batch
  * cannot be had from anywhere: to go on would mean fewer copies than promised. Suspends. */
-static int journal_add_mirror(struct journal *j, unsigned i, const struct buf *extra,
-                              size_t extra_span, uint64_t extra_off)
+static int journal_add_mirror(struct journal *j, unsigned i, struct buf *extra, size_t extra_span,
+                              uint64_t extra_off)
 {
     struct drive *to = &j->ds->drives[i];
     bool target_failed = true;
@@ -353,10 +352,9 @@ static int journal_add_mirror(struct journal *j, unsigned i, const struct buf *e
     if (rc < 0 && !target_failed)
         return rc;
     if (rc == 0 && extra)
-        rc = env_pwrite(to->file, extra->data, extra_span, j->ds->super.journal_off + extra_off,
-                        true);
+        rc = drive_pwrite(to, extra, extra_span, j->ds->super.journal_off + extra_off, true);
     if (rc == 0)
-        rc = env_sync(to->file);
+        rc = drive_sync(to);
     if (rc == 0)
         j->mirrors |= 1ull << i;
     else
@@ -376,8 +374,7 @@ static void journal_set_mirrors(struct format_super *super, void *arg)
     super->fence_epoch = super->epoch + 1;
 }
 
-int journal_remirror(struct journal *j, const struct buf *extra, size_t extra_span,
-                     uint64_t extra_off)
+int journal_remirror(struct journal *j, struct buf *extra, size_t extra_span, uint64_t extra_off)
 {
     for (;;) {
         unsigned have = 0;

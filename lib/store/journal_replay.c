@@ -22,6 +22,7 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
+#include "lib/store/drive_io.h"
 #include "lib/store/journal_priv.h"
 
 #define REPLAY_WINDOW (1u << 20)
@@ -77,10 +78,8 @@ static const uint8_t *replay_fetch(struct replay *r, struct replay_mirror *m,
     }
     w->off = off;
     w->len = 0;
-    if (env_pread(m->drive->file, w->buf->data, want, r->j->ds->super.journal_off + off) < 0) {
-        m->drive->read_errors++;
+    if (drive_pread(m->drive, &w->buf, want, r->j->ds->super.journal_off + off) < 0)
         return NULL;
-    }
     w->len = want;
     return w->buf->data;
 }
@@ -169,8 +168,8 @@ static const uint8_t *replay_batch_at(struct replay *r, struct replay_mirror *m,
 }
 
 /* Writes the accepted batch to the mirrors that lack it. */
-static void replay_repair(struct replay *r, const uint8_t *has, const struct buf *batch,
-                          uint64_t off, size_t span)
+static void replay_repair(struct replay *r, const uint8_t *has, struct buf *batch, uint64_t off,
+                          size_t span)
 {
     for (unsigned i = 0; i < r->count; i++) {
         struct replay_mirror *m = &r->mirrors[i];
@@ -179,8 +178,7 @@ static void replay_repair(struct replay *r, const uint8_t *has, const struct buf
             continue;
         m->repaired = true;
         replay_forget(m);
-        if (env_pwrite(m->drive->file, batch->data, span, r->j->ds->super.journal_off + off, true) <
-            0)
+        if (drive_pwrite(m->drive, batch, span, r->j->ds->super.journal_off + off, true) < 0)
             driveset_put_out(r->j->ds, m->drive->index, "journal repair failed");
     }
 }
@@ -283,7 +281,7 @@ static int replay_all(struct replay *r, int (*apply)(void *arg, const struct jou
 static void replay_sync(struct replay *r)
 {
     for (unsigned i = 0; i < r->count && !PLANTED(REPLAY_NOT_SYNCED); i++)
-        if (env_sync(r->mirrors[i].drive->file) < 0)
+        if (drive_sync(r->mirrors[i].drive) < 0)
             driveset_put_out(r->j->ds, r->mirrors[i].drive->index, "journal sync failed");
 }
 

@@ -6,6 +6,7 @@
 
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/store/drive_io.h"
 #include "lib/store/journal_priv.h"
 
 #define SURVEY_WINDOW (1u << 20)
@@ -17,7 +18,7 @@ struct survey {
 };
 
 /* Reads the batch at `off` of a mirror if it is whole; NULL otherwise. */
-static struct buf *survey_fetch(struct journal *j, const struct drive *d, uint64_t off,
+static struct buf *survey_fetch(struct journal *j, struct drive *d, uint64_t off,
                                 const struct format_batch *h)
 {
     size_t span = journal_span(h->length);
@@ -26,7 +27,7 @@ static struct buf *survey_fetch(struct journal *j, const struct drive *d, uint64
     if (off > j->cap || span > j->cap - off)
         return NULL;
     b = buf_new(span);
-    if (env_pread(d->file, b->data, span, j->ds->super.journal_off + off) == 0 &&
+    if (drive_pread(d, &b, span, j->ds->super.journal_off + off) == 0 &&
         journal_batch_whole(j, b->data, span, h->seq))
         return b;
     buf_unref(b);
@@ -49,7 +50,7 @@ static void survey_note(struct survey *s, const struct drive *d, uint64_t off,
                                                 .mirrors = 1ull << d->index};
 }
 
-static void survey_mirror(struct survey *s, const struct drive *d)
+static void survey_mirror(struct survey *s, struct drive *d)
 {
     struct journal *j = s->j;
     struct buf *window = buf_new(SURVEY_WINDOW);
@@ -58,7 +59,7 @@ static void survey_mirror(struct survey *s, const struct drive *d)
     for (uint64_t at = 0; at < j->cap; at += SURVEY_WINDOW) {
         size_t len = j->cap - at < SURVEY_WINDOW ? (size_t)(j->cap - at) : SURVEY_WINDOW;
 
-        if (env_pread(d->file, window->data, len, j->ds->super.journal_off + at) < 0)
+        if (drive_pread(d, &window, len, j->ds->super.journal_off + at) < 0)
             continue; /* unreadable parts hold nothing to tell of */
         for (size_t i = 0; i + FORMAT_UNIT <= len; i += FORMAT_UNIT) {
             struct format_batch h;

@@ -10,6 +10,7 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
+#include "lib/store/drive_io.h"
 #include "lib/store/journal.h"
 #include "lib/store/segment_priv.h"
 
@@ -667,14 +668,13 @@ void segment_fragment_header(const struct segments *ss, const struct segment *s,
  * would wait for their journals, each time. */
 static int fragments_reserve(struct segments *ss, const struct segment *s)
 {
-    struct env_io ios[FORMAT_COLS_MAX];
+    struct drive_io ios[FORMAT_COLS_MAX];
     unsigned n = s->k + s->m;
 
     for (unsigned i = 0; i < n; i++)
-        drive_io_prepare(&ss->ds->drives[s->drive[i]], &ios[i], ENV_RESERVE, NULL,
+        drive_io_prepare(&ss->ds->drives[s->drive[i]], &ios[i], ENV_RESERVE, NULL, NULL,
                          ss->ds->super.slot_size, segment_column_off(ss, s, i));
-    (void)env_io_run(ios,
-                     n); /* only a lack of space matters here; other errors come back on write */
+    drive_io_run(ios, n); /* only a lack of space matters here; other errors come back on write */
     for (unsigned i = 0; i < n; i++)
         if (ios[i].result == ERR_NOSPC)
             return ERR_NOSPC;
@@ -684,7 +684,7 @@ static int fragments_reserve(struct segments *ss, const struct segment *s)
 /* Writes the headers of all fragments; puts out drives that fail. */
 static int fragments_write(struct segments *ss, const struct segment *s)
 {
-    struct env_io ios[FORMAT_COLS_MAX];
+    struct drive_io ios[FORMAT_COLS_MAX];
     struct buf *bufs[FORMAT_COLS_MAX];
     unsigned n = s->k + s->m;
     int rc = fragments_reserve(ss, s);
@@ -695,10 +695,10 @@ static int fragments_write(struct segments *ss, const struct segment *s)
     for (unsigned i = 0; i < n; i++) {
         bufs[i] = buf_new(FORMAT_UNIT);
         segment_fragment_header(ss, s, i, bufs[i]);
-        drive_io_prepare(&ss->ds->drives[s->drive[i]], &ios[i], ENV_WRITE, bufs[i]->data,
+        drive_io_prepare(&ss->ds->drives[s->drive[i]], &ios[i], ENV_WRITE, bufs[i], bufs[i]->data,
                          FORMAT_UNIT, segment_column_off(ss, s, i));
     }
-    (void)env_io_run(ios, n); /* each result is looked at */
+    drive_io_run(ios, n);
     rc = segment_columns_written(ss, s, ios);
     for (unsigned i = 0; i < n; i++)
         buf_unref(bufs[i]);

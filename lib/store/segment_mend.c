@@ -42,13 +42,13 @@ static uint32_t columns_counting(const struct segments *ss, const struct segment
 
 /* Writes `bytes` over a bad piece of column i, `at` bytes into its slot. */
 static bool column_mend(struct segments *ss, const struct segment *s, unsigned i, uint64_t at,
-                        uint8_t *bytes, size_t len)
+                        struct buf *b, uint8_t *bytes, size_t len)
 {
     unsigned to = PLANTED(SCRUB_WRONG_COLUMN) ? (i + 1) % (s->k + s->m) : i;
     struct drive *d = &ss->ds->drives[s->drive[to]];
 
     if (drive_usable(d))
-        return drive_mend(ss->ds, d, segment_column_off(ss, s, to) + at, bytes, len);
+        return drive_mend(ss->ds, d, segment_column_off(ss, s, to) + at, b, bytes, len);
     d->scrub.bad++;
     d->scrub.unmended++;
     return false;
@@ -89,7 +89,7 @@ int segment_mend(struct segments *ss, const struct segment_loc *locs, size_t n, 
     for (unsigned i = 0; i < e.segment.k + e.segment.m && e.proved; i++)
         if (e.verdict.bad >> i & 1 &&
             column_mend(ss, &e.segment, i, (uint64_t)locs[0].stripe.offset * FORMAT_UNIT,
-                        e.made + i * e.column, e.column))
+                        e.made_buf, e.made + i * e.column, e.column))
             e.verdict.mended |= 1u << i;
     if (!e.proved)
         segment_ails(ss, e.segment.id);
@@ -113,18 +113,18 @@ int segment_mend_headers(struct segments *ss, uint64_t segment, struct segment_v
     todo = v.absent & columns_counting(ss, &s);
     v.bad |= todo;
     v.absent &= ~todo;
-    b = buf_new(FORMAT_UNIT);
     for (unsigned i = 0; i < s.k + s.m; i++) {
         struct drive *d = &ss->ds->drives[s.drive[i]];
 
         d->scrub.bytes += v.absent >> i & 1 ? 0 : FORMAT_UNIT;
         if (!(v.bad >> i & 1))
             continue;
+        b = buf_new(FORMAT_UNIT); /* a new one: a drive that is late keeps its own */
         segment_fragment_header(ss, &s, i, b);
-        if (column_mend(ss, &s, i, 0, b->data, FORMAT_UNIT))
+        if (column_mend(ss, &s, i, 0, b, b->data, FORMAT_UNIT))
             v.mended |= 1u << i;
+        buf_unref(b);
     }
-    buf_unref(b);
     *ret_verdict = v;
     return tell_if_out(ss, counted);
 }

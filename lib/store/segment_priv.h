@@ -7,6 +7,7 @@
 #include "lib/store/ec.h"
 #include "lib/store/segment.h"
 
+struct drive_io;
 struct segments {
     struct driveset *ds;
     struct record_log *log;
@@ -41,7 +42,8 @@ int segment_open_new(struct segments *ss, enum segment_stream stream, struct seg
  * out the drives that failed. Returns 0; ERR_IO when a drive was put out; ERR_NOSPC when none was,
  * and the file system under one is full: that is no fault of the drive, and to put out all drives
  * that share the file system would take the store down. */
-int segment_columns_written(struct segments *ss, const struct segment *s, const struct env_io *ios);
+int segment_columns_written(struct segments *ss, const struct segment *s,
+                            const struct drive_io *ios);
 
 /* Reads loc->stored bytes by trying combinations of k columns until `fits` says so; ERR_LOST when
  * none does. The caller keeps the segment. Suspends. */
@@ -69,8 +71,11 @@ struct segment_exam {
     struct ec *code;
     const struct segment_loc *locs;
     size_t count;
-    size_t column;        /* bytes */
-    uint8_t *read, *made; /* the columns one behind the other: as read; as k of them say */
+    size_t column; /* bytes */
+    /* The columns one behind the other: as read (those in `have`; a drive that is late may write to
+     * the others any time); as k of them say. */
+    struct buf *read_buf, *made_buf;
+    uint8_t *read, *made; /* in them */
     uint8_t have[FORMAT_COLS_MAX];
     unsigned have_count;
     struct segment_verdict verdict;

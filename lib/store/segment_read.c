@@ -6,6 +6,17 @@
  * every column that can be read, then every combination of k columns, until one yields bytes that
  * fit the CRC. With at most m columns bad one combination must fit; when none does, the data is
  * lost and the reader is told so.
+ *
+ * A drive that is slow need not be waited for. Drives that are suspect are not asked where others
+ * can serve. A direct read that has not been answered after a while (driveset.hedge_delay) is
+ * hedged: the careful way begins beside it, without the drives that are late, and whichever has the
+ * right bytes first serves. What is late then is left to the drive (drive_io.h). The careful way
+ * itself waits for all that it has asked for as long as that takes no longer than usual, since only
+ * then it learns who lied; after that, for as many columns as do.
+ *
+ * Hedging costs k reads for one and must not become the load that makes drives slow: it lives on a
+ * twentieth of all reads, with some saved up; without credit a read waits on, at most until the
+ * drive is suspect, which is for free.
  */
 #include "lib/store/segment.h"
 
@@ -16,11 +27,14 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
+#include "lib/store/drive_io.h"
 #include "lib/store/segment_priv.h"
 
 #define READ_EXTENT_MAX (1u << 20)   /* bytes read in one go, at most (one chunk may be more) */
 #define READ_GAP_MAX    (16u * 1024) /* unwanted bytes between neighbours that are read along */
 #define READ_WAVE_IOS   64u          /* I/Os in flight for one call */
+#define READ_HEDGE_POLL (10 * ENV_NS_PER_MS)
+#define READ_DIRECT     1 /* the direct read has been answered first */
 
 /* A contiguous part of a stripe's data that is read at once, for reads [first, first + count). */
 struct read_extent {
@@ -28,8 +42,8 @@ struct read_extent {
     size_t first, count;
     uint32_t from, to; /* positions in the stripe, whole units */
     struct buf *buf;
-    unsigned first_io, ios;
-    bool failed;
+    struct drive_io *ios;
+    unsigned io_count; /* one for each column touched */
 };
 
 static uint32_t unit_down(uint32_t n)
@@ -79,9 +93,20 @@ static void extent_plan(struct segment_read *reads, size_t n, size_t at, struct 
     }
 }
 
-/* Prepares the extent's I/Os, one per column touched. None and `failed` when a drive is out. */
+/* Can k columns be had from drives that nothing speaks against? */
+static bool segment_sure(const struct segments *ss, const struct segment *s)
+{
+    unsigned sure = 0;
+
+    for (unsigned i = 0; i < s->k + s->m; i++)
+        sure += !drive_doubtful(&ss->ds->drives[s->drive[i]]);
+    return sure >= s->k;
+}
+
+/* Prepares the extent's I/Os, one per column touched. Those of drives that are out, or better not
+ * asked, have failed already. */
 static unsigned extent_prepare(struct segments *ss, const struct segment_read *reads,
-                               struct read_extent *e, struct env_io *ios)
+                               struct read_extent *e, struct drive_io *ios)
 {
     const struct segment_stripe *st = &reads[e->first].loc.stripe;
     uint32_t column = st->width * FORMAT_UNIT;
@@ -92,25 +117,33 @@ static unsigned extent_prepare(struct segments *ss, const struct segment_read *r
         uint32_t len = e->to - at < column - inner ? e->to - at : column - inner;
         struct drive *d = &ss->ds->drives[e->segment->drive[c]];
 
-        if (!drive_usable(d)) {
-            e->failed = true;
-            return 0;
-        }
-        drive_io_prepare(d, &ios[n++], ENV_READ, e->buf->data + (at - e->from), len,
-                         segment_column_off(ss, e->segment, c) +
-                             (uint64_t)st->offset * FORMAT_UNIT + inner);
+        if (!drive_usable(d) || (drive_doubtful(d) && segment_sure(ss, e->segment)))
+            ios[n++] = (struct drive_io){.drive = d, .len = len, .done = true, .result = ERR_IO};
+        else
+            drive_io_prepare(d, &ios[n++], ENV_READ, e->buf, e->buf->data + (at - e->from), len,
+                             segment_column_off(ss, e->segment, c) +
+                                 (uint64_t)st->offset * FORMAT_UNIT + inner);
         at += len;
     }
     return n;
 }
 
-/* The drive that an I/O of an extent went to, by its column. */
-static struct drive *extent_drive(struct segments *ss, const struct segment_read *reads,
-                                  const struct read_extent *e, unsigned io)
+/* Is it known whether this chunk's bytes could be read into the extent? If so, *ret_read tells. */
+static bool extent_knows(const struct read_extent *e, const struct segment_loc *l, bool *ret_read)
 {
-    uint32_t column = reads[e->first].loc.stripe.width * FORMAT_UNIT;
+    uint64_t at = e->from;
 
-    return &ss->ds->drives[e->segment->drive[e->from / column + io]];
+    *ret_read = true;
+    for (unsigned i = 0; i < e->io_count; at += e->ios[i++].len) {
+        const struct drive_io *io = &e->ios[i];
+
+        if (at + io->len <= l->position || at >= (uint64_t)l->position + l->stored)
+            continue;
+        if (!io->done)
+            return false;
+        *ret_read &= io->result == (int64_t)io->len;
+    }
+    return true;
 }
 
 /* ---- The careful way ---- */
@@ -120,9 +153,16 @@ struct careful {
     struct segment *segment;
     const struct segment_loc *loc;
     bool (*fits)(const struct segment_loc *loc, const uint8_t *bytes);
-    uint32_t row, rows;                   /* bytes of each column that are looked at */
-    struct buf *columns[FORMAT_COLS_MAX]; /* NULL where it cannot be read */
-    uint8_t have[FORMAT_COLS_MAX];        /* indices of those that could */
+    struct read_extent *direct; /* the direct read that it runs beside, or NULL */
+    struct drive_wait *wait;
+    uint32_t row, rows; /* bytes of each column that are looked at */
+    /* In the order asked: columns of sure drives first. */
+    struct drive_io ios[FORMAT_COLS_MAX];
+    uint8_t at[FORMAT_COLS_MAX]; /* which column it is */
+    unsigned asked;
+    bool asked_all;
+    struct buf *columns[FORMAT_COLS_MAX]; /* NULL where it was not asked for */
+    uint8_t have[FORMAT_COLS_MAX];        /* indices of those that came */
     unsigned have_count;
 };
 
@@ -142,34 +182,50 @@ static void careful_rows(struct careful *c)
     }
 }
 
-/* Reads the rows of every column that has a file, drives that count first in `have`. */
-static void careful_fetch(struct careful *c)
+/* Is this drive late with the direct read? */
+static bool careful_late(const struct careful *c, const struct drive *d)
+{
+    for (unsigned i = 0; c->direct && i < c->direct->io_count; i++)
+        if (c->direct->ios[i].drive == d && !c->direct->ios[i].done)
+            return true;
+    return false;
+}
+
+/* Asks for the rows of the columns on sure drives, or of all others that can be read. */
+static void careful_ask(struct careful *c, bool sure)
 {
     const struct segment *s = c->segment;
-    struct env_io ios[FORMAT_COLS_MAX];
-    uint8_t at[FORMAT_COLS_MAX];
-    unsigned n = 0;
+    unsigned first = c->asked;
 
-    for (int usable = 1; usable >= 0; usable--) {
-        for (unsigned i = 0; i < s->k + s->m; i++) {
-            struct drive *d = &c->ss->ds->drives[s->drive[i]];
+    for (unsigned i = 0; i < s->k + s->m; i++) {
+        struct drive *d = &c->ss->ds->drives[s->drive[i]];
 
-            if (!drive_readable(d) || drive_usable(d) != usable)
-                continue;
-            c->columns[i] = buf_new(c->rows);
-            drive_io_prepare(d, &ios[n], ENV_READ, c->columns[i]->data, c->rows,
-                             segment_column_off(c->ss, s, i) +
-                                 (uint64_t)c->loc->stripe.offset * FORMAT_UNIT + c->row);
-            at[n++] = (uint8_t)i;
-        }
+        if (c->columns[i] || !drive_readable(d) ||
+            (sure && (drive_doubtful(d) || careful_late(c, d))))
+            continue;
+        c->columns[i] = buf_new(c->rows);
+        drive_io_prepare(d, &c->ios[c->asked], ENV_READ, c->columns[i], c->columns[i]->data,
+                         c->rows,
+                         segment_column_off(c->ss, s, i) +
+                             (uint64_t)c->loc->stripe.offset * FORMAT_UNIT + c->row);
+        c->at[c->asked++] = (uint8_t)i;
     }
-    if (n)
-        (void)env_io_run(ios, n); /* each result is looked at */
-    for (unsigned j = 0; j < n; j++) {
-        drive_io_done(&c->ss->ds->drives[s->drive[at[j]]], &ios[j]);
-        if (ios[j].result == (int64_t)c->rows)
-            c->have[c->have_count++] = at[j];
+    c->asked_all = !sure;
+    drive_io_start(c->wait, c->ios + first, c->asked - first);
+}
+
+/* Takes what has come, in the order asked; returns how much is still to come. */
+static unsigned careful_collect(struct careful *c)
+{
+    unsigned open = 0;
+
+    c->have_count = 0;
+    for (unsigned i = 0; i < c->asked; i++) {
+        open += !c->ios[i].done;
+        if (c->ios[i].done && c->ios[i].result == (int64_t)c->rows)
+            c->have[c->have_count++] = c->at[i];
     }
+    return open;
 }
 
 /* Assembles the bytes from the k columns `pick` (indices into have); true when they fit. */
@@ -218,20 +274,20 @@ bool segment_next_combination(unsigned *pick, unsigned k, unsigned n)
     return true;
 }
 
-/* A data column that a combination had to do without, though it was read, held wrong bytes. */
+/* A data column that came, and that combinations with it did not fit for, held wrong bytes. */
 static void careful_blame(struct careful *c, const unsigned *pick)
 {
     uint32_t column = c->loc->stripe.width * FORMAT_UNIT;
     uint32_t first = c->loc->position / column;
     uint32_t last = (c->loc->position + c->loc->stored - 1) / column;
 
-    for (unsigned i = 0; i < c->have_count; i++) {
+    for (unsigned i = 0; i < pick[c->segment->k - 1]; i++) { /* what is behind was not tried */
         bool used = false;
 
         for (unsigned j = 0; j < c->segment->k; j++)
             used |= pick[j] == i;
         if (!used && c->have[i] >= first && c->have[i] <= last)
-            c->ss->ds->drives[c->segment->drive[c->have[i]]].corruptions++;
+            drive_corrupt(&c->ss->ds->drives[c->segment->drive[c->have[i]]]);
     }
 }
 
@@ -240,34 +296,85 @@ static bool crc_fits(const struct segment_loc *loc, const uint8_t *bytes)
     return crc32c(0, bytes, loc->stored) == loc->crc;
 }
 
-int segment_read_careful(struct segments *ss, struct segment *s, const struct segment_loc *loc,
-                         bool (*fits)(const struct segment_loc *loc, const uint8_t *bytes),
-                         struct buf **ret_buf)
+/* Tries all combinations of what has come. */
+static bool careful_fit(struct careful *c, uint8_t *out, struct buf *scratch)
 {
-    struct careful c = {.ss = ss, .segment = s, .loc = loc, .fits = fits};
-    unsigned pick[FORMAT_COLS_MAX];
-    struct buf *out, *scratch;
-    int rc = ERR_LOST;
+    unsigned pick[FORMAT_COLS_MAX], k = c->segment->k;
 
-    careful_rows(&c);
-    careful_fetch(&c);
-    out = buf_new(loc->stored);
-    scratch = buf_new(c.rows);
-    for (unsigned i = 0; i < s->k; i++)
+    if (c->have_count < k)
+        return false;
+    for (unsigned i = 0; i < k; i++)
         pick[i] = i;
-    if (c.have_count >= s->k) {
-        do {
-            if (careful_try(&c, pick, out->data, scratch)) {
-                careful_blame(&c, pick);
-                rc = 0;
-                break;
-            }
-        } while (segment_next_combination(pick, s->k, c.have_count));
-    }
+    do {
+        if (careful_try(c, pick, out, scratch)) {
+            careful_blame(c, pick);
+            return true;
+        }
+    } while (segment_next_combination(pick, k, c->have_count));
+    return false;
+}
+
+/* Is there a column that may be had, once its drive answers again? */
+static bool careful_silent(const struct careful *c)
+{
+    const struct segment *s = c->segment;
+
     for (unsigned i = 0; i < s->k + s->m; i++)
-        buf_unref(c.columns[i]);
+        if (c->ss->ds->drives[s->drive[i]].hung)
+            return true;
+    return false;
+}
+
+/* Asks and tries until the bytes are there, or nobody is left to ask; READ_DIRECT when the direct
+ * read has come to an end first. */
+static int careful_work(struct careful *c, uint8_t *out, struct buf *scratch)
+{
+    struct env *env = c->ss->ds->env;
+    uint64_t patience = env_now(env) + (c->direct ? 0 : c->ss->ds->hedge_delay);
+    bool read;
+
+    careful_ask(c, true);
+    if (c->asked < c->segment->k)
+        careful_ask(c, false);
+    (void)drive_wait_all(c->wait, patience);
+    for (unsigned tried = 0;;) {
+        unsigned open = careful_collect(c);
+
+        if (c->have_count > tried && careful_fit(c, out, scratch))
+            return 0;
+        tried = c->have_count;
+        if (c->direct && extent_knows(c->direct, c->loc, &read))
+            return READ_DIRECT;
+        if (open == 0 && c->asked_all && !c->direct)
+            return ERR_LOST;
+        if (!c->asked_all && (open == 0 || (!c->direct && env_now(env) >= patience))) {
+            careful_ask(c, false);
+            continue;
+        }
+        (void)drive_wait_some(c->wait, ENV_FOREVER);
+    }
+}
+
+/* The careful way, beside a direct read that is waited for by `wait`, or alone. */
+static int careful_run(struct careful *c, struct buf **ret_buf)
+{
+    struct drive_wait alone;
+    struct buf *out, *scratch;
+    int rc;
+
+    if (!c->wait) {
+        drive_wait_init(&alone, c->ss->ds);
+        c->wait = &alone;
+    }
+    careful_rows(c);
+    out = buf_new(c->loc->stored);
+    scratch = buf_new(c->rows);
+    rc = careful_work(c, out->data, scratch);
+    drive_io_leave(c->ios, c->asked);
+    for (unsigned i = 0; i < c->segment->k + c->segment->m; i++)
+        buf_unref(c->columns[i]);
     buf_unref(scratch);
-    if (rc < 0) {
+    if (rc != 0) {
         buf_unref(out);
         return rc;
     }
@@ -275,42 +382,119 @@ int segment_read_careful(struct segments *ss, struct segment *s, const struct se
     return 0;
 }
 
-static int careful_read(struct segments *ss, struct segment *s, struct segment_read *r)
+int segment_read_careful(struct segments *ss, struct segment *s, const struct segment_loc *loc,
+                         bool (*fits)(const struct segment_loc *loc, const uint8_t *bytes),
+                         struct buf **ret_buf)
 {
+    struct careful c = {.ss = ss, .segment = s, .loc = loc, .fits = fits};
+
+    return careful_run(&c, ret_buf);
+}
+
+/* A chunk the careful way: alone, or (with `wait`) beside the direct read of its extent. */
+static int careful_read(struct segments *ss, struct read_extent *e, struct segment_read *r,
+                        struct drive_wait *wait)
+{
+    struct careful c = {.ss = ss,
+                        .segment = e->segment,
+                        .loc = &r->loc,
+                        .fits = crc_fits,
+                        .direct = wait ? e : NULL,
+                        .wait = wait};
     uint64_t start = env_now(ss->ds->env);
-    int rc = segment_read_careful(ss, s, &r->loc, crc_fits, &r->buf);
+    int rc = careful_run(&c, &r->buf);
 
     metric_record(&ss->careful_time, env_now(ss->ds->env) - start);
     if (rc == 0)
         r->data = r->buf->data;
-    return rc;
+    return rc == ERR_LOST && careful_silent(&c) ? ERR_TIMEDOUT : rc;
 }
 
 /* ---- The direct way ---- */
 
-/* Gives every chunk of a finished extent its bytes, or leaves it to the careful way. */
-static void extent_deliver(struct segments *ss, struct segment_read *reads, struct read_extent *e)
+/* Gives a chunk its bytes as they were read; false when that failed or they are not right. */
+static bool extent_serve(struct read_extent *e, struct segment_read *r)
+{
+    const uint8_t *p = e->buf->data + (r->loc.position - e->from);
+    bool read;
+
+    if (!extent_knows(e, &r->loc, &read) || !read ||
+        (!PLANTED(READ_UNVERIFIED) && crc32c(0, p, r->loc.stored) != r->loc.crc))
+        return false;
+    r->buf = buf_ref(e->buf);
+    r->data = p;
+    r->result = 0;
+    return true;
+}
+
+/* Gives every chunk of an extent its bytes, as they come or the careful way. */
+static void extent_deliver(struct segments *ss, struct segment_read *reads, struct read_extent *e,
+                           struct drive_wait *wait)
 {
     for (size_t i = e->first; i < e->first + e->count; i++) {
         struct segment_read *r = &reads[i];
-        const uint8_t *p = e->buf->data + (r->loc.position - e->from);
+        int rc = READ_DIRECT;
+        bool read;
 
-        if (!e->failed && (PLANTED(READ_UNVERIFIED) || crc32c(0, p, r->loc.stored) == r->loc.crc)) {
-            r->buf = buf_ref(e->buf);
-            r->data = p;
-            r->result = 0;
-        } else {
-            r->result = careful_read(ss, e->segment, r);
+        if (!extent_knows(e, &r->loc, &read)) {
+            ss->ds->hedged++;
+            rc = careful_read(ss, e, r, wait);
+            ss->ds->hedges_won += rc == 0;
         }
+        if (rc == READ_DIRECT)
+            rc = extent_serve(e, r) ? 0 : careful_read(ss, e, r, NULL);
+        r->result = rc;
     }
     buf_unref(e->buf);
+}
+
+/* ---- Hedging ---- */
+
+/* May the reads that are late be hedged? If so it is noted with their drives; but when most drives
+ * are late none of them is the slow one. */
+static bool hedge_allowed(struct driveset *ds, const struct drive_io *ios, unsigned n)
+{
+    uint64_t late = 0, cost = 0;
+    unsigned sure = 0;
+
+    for (unsigned i = 0; i < ds->count; i++)
+        sure += !drive_doubtful(&ds->drives[i]);
+    for (unsigned i = 0; i < n; i++) {
+        bool others = drive_doubtful(ios[i].drive) && sure >= ds->super.data_columns;
+
+        if (ios[i].done)
+            continue;
+        late |= 1ull << ios[i].drive->index;
+        cost += others ? 0 : DRIVE_HEDGE_SHARE;
+    }
+    if (cost > ds->hedge_credit)
+        return false;
+    ds->hedge_credit -= cost;
+    for (unsigned i = 0; i < ds->count; i++)
+        if (late >> i & 1 && __builtin_popcountll(late) <= ds->super.parity_columns)
+            drive_hedged(&ds->drives[i]);
+    return true;
+}
+
+/* Waits for the direct reads until all are answered, or what is late may be hedged. */
+static void wave_wait(struct driveset *ds, struct drive_wait *wait, const struct drive_io *ios,
+                      unsigned n)
+{
+    uint64_t until = env_now(ds->env) + ds->hedge_delay;
+
+    ds->hedge_credit += n;
+    if (ds->hedge_credit > DRIVE_HEDGE_CREDIT)
+        ds->hedge_credit = DRIVE_HEDGE_CREDIT;
+    while (!drive_wait_all(wait, until) && !hedge_allowed(ds, ios, n))
+        until = env_now(ds->env) + READ_HEDGE_POLL;
 }
 
 /* Plans and reads a wave of extents from reads[at] on; returns the number of reads served. */
 static size_t read_wave(struct segments *ss, struct segment_read *reads, size_t n, size_t at)
 {
     struct read_extent extents[READ_WAVE_IOS];
-    struct env_io ios[READ_WAVE_IOS + FORMAT_COLS_MAX];
+    struct drive_io ios[READ_WAVE_IOS + FORMAT_COLS_MAX];
+    struct drive_wait wait;
     unsigned extent_count = 0, io_count = 0;
     size_t next = at;
 
@@ -320,28 +504,22 @@ static size_t read_wave(struct segments *ss, struct segment_read *reads, size_t 
         *e = (struct read_extent){.segment = segment_find(ss, reads[next].loc.stripe.segment)};
         extent_plan(reads, n, next, e);
         e->buf = buf_new(e->to - e->from);
-        e->first_io = io_count;
-        e->ios = extent_prepare(ss, reads, e, &ios[io_count]);
-        io_count += e->ios;
+        e->ios = &ios[io_count];
+        e->io_count = extent_prepare(ss, reads, e, e->ios);
+        io_count += e->io_count;
         next += e->count;
     }
+    drive_wait_init(&wait, ss->ds);
     if (io_count) {
         uint64_t start = env_now(ss->ds->env);
 
-        (void)env_io_run(ios, io_count); /* each result is looked at */
+        drive_io_start(&wait, ios, io_count);
+        wave_wait(ss->ds, &wait, ios, io_count);
         metric_record(&ss->direct_time, env_now(ss->ds->env) - start);
     }
-    for (unsigned i = 0; i < extent_count; i++) {
-        struct read_extent *e = &extents[i];
-
-        for (unsigned j = 0; j < e->ios; j++) {
-            const struct env_io *io = &ios[e->first_io + j];
-
-            drive_io_done(extent_drive(ss, reads, e, j), io);
-            e->failed |= io->result != (int64_t)io->len;
-        }
-        extent_deliver(ss, reads, e);
-    }
+    for (unsigned i = 0; i < extent_count; i++)
+        extent_deliver(ss, reads, &extents[i], &wait);
+    drive_io_leave(ios, io_count);
     return next - at;
 }
 

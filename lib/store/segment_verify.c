@@ -28,6 +28,7 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
+#include "lib/store/drive_io.h"
 #include "lib/store/segment.h"
 #include "lib/store/segment_priv.h"
 
@@ -36,7 +37,7 @@
 static void exam_read(struct segment_exam *e)
 {
     const struct segment *s = &e->segment;
-    struct env_io ios[FORMAT_COLS_MAX];
+    struct drive_io ios[FORMAT_COLS_MAX];
     uint8_t at[FORMAT_COLS_MAX];
     unsigned n = 0;
 
@@ -47,15 +48,13 @@ static void exam_read(struct segment_exam *e)
             e->verdict.absent |= 1u << i;
             continue;
         }
-        drive_io_prepare(d, &ios[n], ENV_READ, e->read + i * e->column, e->column,
+        drive_io_prepare(d, &ios[n], ENV_READ, e->read_buf, e->read + i * e->column, e->column,
                          segment_column_off(e->ss, s, i) +
                              (uint64_t)e->locs[0].stripe.offset * FORMAT_UNIT);
         at[n++] = (uint8_t)i;
     }
-    if (n)
-        (void)env_io_run(ios, n); /* each result is looked at */
+    drive_io_run(ios, n);
     for (unsigned j = 0; j < n; j++) {
-        drive_io_done(&e->ss->ds->drives[s->drive[at[j]]], &ios[j]);
         if (ios[j].result == (int64_t)e->column)
             e->have[e->have_count++] = at[j];
         else
@@ -235,8 +234,10 @@ int segment_examine(struct segments *ss, const struct segment_loc *locs, size_t 
     e.segment = *s;
     e.code = segment_code(ss, s->k, s->m);
     e.column = (size_t)locs[0].stripe.width * FORMAT_UNIT;
-    e.read = mem_alloc_aligned(FORMAT_UNIT, e.column * (s->k + s->m));
-    e.made = mem_alloc_aligned(FORMAT_UNIT, e.column * (s->k + s->m));
+    e.read_buf = buf_new(e.column * (s->k + s->m));
+    e.made_buf = buf_new(e.column * (s->k + s->m));
+    e.read = e.read_buf->data;
+    e.made = e.made_buf->data;
     memset(lost, 0, n * sizeof(*lost));
     exam_read(&e);
     env_offload(ss->ds->env, ENV_LANE_CPU, exam_judge, &e);
@@ -248,8 +249,8 @@ int segment_examine(struct segments *ss, const struct segment_loc *locs, size_t 
 
 void segment_exam_free(struct segment_exam *e)
 {
-    mem_free(e->read);
-    mem_free(e->made);
+    buf_unref(e->read_buf);
+    buf_unref(e->made_buf);
 }
 
 int segment_verify(struct segments *ss, const struct segment_loc *locs, size_t n, bool *lost,
@@ -305,7 +306,7 @@ int segment_verify_headers(struct segments *ss, uint64_t segment, uint32_t *ret_
         struct format_fragment f;
 
         if (!drive_readable(d) ||
-            env_pread(d->file, b->data, FORMAT_UNIT, segment_column_off(ss, s, i)) < 0) {
+            drive_pread(d, &b, FORMAT_UNIT, segment_column_off(ss, s, i)) < 0) {
             absent |= 1u << i;
             continue;
         }

@@ -14,6 +14,7 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
+#include "lib/store/drive_io.h"
 #include "lib/store/segment_priv.h"
 
 #define SEGMENT_SMALL (64u * 1024)  /* chunks up to this stay within one column */
@@ -146,12 +147,12 @@ static int stripe_reserve(struct segments *ss, enum segment_stream stream,
     return rc;
 }
 
-int segment_columns_written(struct segments *ss, const struct segment *s, const struct env_io *ios)
+int segment_columns_written(struct segments *ss, const struct segment *s,
+                            const struct drive_io *ios)
 {
     int rc = 0;
 
     for (unsigned i = 0; i < s->k + s->m; i++) {
-        drive_io_done(&ss->ds->drives[s->drive[i]], &ios[i]);
         if (ios[i].result >= 0)
             continue;
         if (ios[i].result == ERR_NOSPC && !PLANTED(FULL_PUTS_OUT)) {
@@ -166,9 +167,9 @@ int segment_columns_written(struct segments *ss, const struct segment *s, const 
 
 /* Writes all columns; puts out the drives that fail. */
 static int stripe_write_columns(struct segments *ss, const struct segment *s,
-                                const struct segment_stripe *where, uint8_t *bytes)
+                                const struct segment_stripe *where, struct buf *b)
 {
-    struct env_io ios[FORMAT_COLS_MAX];
+    struct drive_io ios[FORMAT_COLS_MAX];
     unsigned n = s->k + s->m;
     size_t column = (size_t)where->width * FORMAT_UNIT;
 
@@ -177,12 +178,12 @@ static int stripe_write_columns(struct segments *ss, const struct segment *s,
 
         if (!drive_usable(d))
             return ERR_IO;
-        drive_io_prepare(d, &ios[i], ENV_WRITE, bytes + i * column, column,
+        drive_io_prepare(d, &ios[i], ENV_WRITE, b, b->data + i * column, column,
                          segment_column_off(ss, s, i) + (uint64_t)where->offset * FORMAT_UNIT);
         ios[i].dsync = !PLANTED(STRIPE_NOT_SYNCED) &&
                        !(PLANTED(COMPACT_NOT_SYNCED) && s->stream >= SEGMENT_VOLUMES_KEPT);
     }
-    (void)env_io_run(ios, n); /* each result is looked at */
+    drive_io_run(ios, n);
     return segment_columns_written(ss, s, ios);
 }
 
@@ -230,7 +231,7 @@ static int stripe_write(struct segments *ss, const struct segment *s,
         env_offload(ss->ds->env, ENV_LANE_CPU, stripe_make, &work);
     else
         stripe_make(&work);
-    rc = stripe_write_columns(ss, s, where, b->data);
+    rc = stripe_write_columns(ss, s, where, b);
     metric_record(&ss->stripe_time, env_now(ss->ds->env) - start);
     buf_unref(b);
     return rc;

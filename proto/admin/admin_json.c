@@ -84,9 +84,9 @@ static const char *admin_state_name(enum admin_state s)
 
 static const char *admin_drive_state_name(enum admin_drive_state s)
 {
-    static const char *const names[] = {"ok", "missing", "failed"};
+    static const char *const names[] = {"ok", "missing", "failed", "suspect"};
 
-    CHECK((unsigned)s < 3);
+    CHECK((unsigned)s < 4);
     return names[s];
 }
 
@@ -200,10 +200,12 @@ static json_t *admin_json_drives(const struct admin_drive *drives, size_t count)
         admin_set_text(d, "path", drives[i].path);
         admin_set_text(d, "class", drives[i].media);
         admin_set_text(d, "state", admin_drive_state_name(drives[i].state));
+        admin_set_text(d, "reason", drives[i].reason ? drives[i].reason : "");
         admin_set_number(d, "size", drives[i].size);
         admin_set_number(d, "used", drives[i].used);
         admin_set_number(d, "read_errors", drives[i].read_errors);
         admin_set_number(d, "write_errors", drives[i].write_errors);
+        admin_set_number(d, "timeouts", drives[i].timeouts);
         admin_set_number(d, "repaired", drives[i].repaired);
         admin_set(d, "scrub", admin_json_drive_scrub(&drives[i]));
         admin_append(array, d);

@@ -1,4 +1,5 @@
 /* The clients: fibers that do random operations and tell the model of each before and after. */
+#include "tests/sim/hang.h"
 #include "tests/sim/run.h"
 
 #include <string.h>
@@ -956,7 +957,7 @@ void client_main(void *arg)
 
     while (r->ops_left) {
         r->ops_left--;
-        client_step(r);
+        hang_timed(r, client_step);
         if (r->think_ns)
             env_sleep(r->env, run_random(r, r->think_ns));
     }

@@ -10,6 +10,7 @@
 #include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "tests/sim/hang.h"
 #include "tests/sim/run.h"
 
 #define LIFE_MAX_NS (3600 * ENV_NS_PER_S) /* nothing takes that long, unless it hangs */
@@ -88,6 +89,7 @@ static void choose_geometry(struct run *r)
     r->block_span = run_chance(r, 50) && !r->churn ? 64 : 8 + run_random(r, MODEL_BLOCKS - 8);
     r->slow_io_ns = run_chance(r, 80) ? 0 : 1 + run_random(r, 5 * ENV_NS_PER_MS);
     scrub_choose(r);
+    hang_choose(r);
 }
 
 /* What clients do is chosen for every life anew. */
@@ -323,6 +325,7 @@ static void damage(struct run *r)
     if (r->faulty & bit && run_chance(r, 50)) {
         run_trace(r, "no more faults on %s", r->paths[d]);
         sim_set_file_faults(r->sim, r->paths[d], NULL);
+        hang_over(r, d);
         r->faulty &= ~bit;
         return;
     }
@@ -330,7 +333,10 @@ static void damage(struct run *r)
         r->passing |= bit;
     r->damaged |= bit;
     r->ever_damaged |= bit;
-    if (r->options.lost || run_chance(r, 15)) {
+    if (!r->options.lost && hang_damage(r, d)) {
+        r->faulty |= bit;
+        r->faulty_in_life |= bit;
+    } else if (r->options.lost || run_chance(r, 15)) {
         run_trace(r, "lost %s", r->paths[d]);
         (void)sim_file_delete(r->sim, r->paths[d]);
         r->deleted |= bit;
@@ -345,6 +351,7 @@ static void damage(struct run *r)
     } else {
         bool passing = (r->passing & bit) && run_chance(r, 60);
 
+        hang_over(r, d);
         lie(r, r->paths[d], passing);
         r->faulty |= bit;
         r->faulty_in_life |= bit;
@@ -378,6 +385,7 @@ static void heal(struct run *r)
         sim_set_file_faults(r->sim, r->paths[d], NULL);
     r->faulty = 0;
     host_set_full(r, false);
+    r->faulty = r->hanging = 0;
 }
 
 /* ---- Lives ---- */
@@ -454,7 +462,7 @@ static void live(struct run *r, bool to_the_end)
 {
     choose_work(r);
     life_started(r, "engine", life_main);
-    life_run(r, to_the_end ? LIFE_MAX_NS : kill_time(r));
+    life_run(r, to_the_end ? LIFE_MAX_NS : kill_time(r) + hang_time(r));
     if (to_the_end && !sim_process_ended(r->env))
         life_hangs(r);
     life_over(r, run_chance(r, 50));

@@ -79,8 +79,11 @@ struct run {
     unsigned damages, damage_life; /* how often, and in which life last */
     uint32_t ever_damaged;         /* bit per drive: in this run */
     uint64_t slow_io_ns;
-    bool storm; /* one kill soon after the other */
-    bool churn; /* much is written over, again and again */
+    bool storm;       /* one kill soon after the other */
+    bool churn;       /* much is written over, again and again */
+    bool hangs_only;  /* drives hang, and nothing else happens to them */
+    uint32_t hanging; /* bit per drive: now */
+    uint64_t hangs;   /* how many have begun */
 
     /* This life. */
     unsigned life;

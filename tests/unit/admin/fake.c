@@ -58,7 +58,9 @@ static int fake_drives(struct admin_source *a, struct admin_drive **ret_drives, 
         d[i].index = i;
         snprintf(d[i].path, sizeof(d[i].path), "/data/drive%u", i);
         snprintf(d[i].media, sizeof(d[i].media), "nvme");
-        d[i].state = i == 1 ? ADMIN_DRIVE_MISSING : ADMIN_DRIVE_OK;
+        d[i].state = i == 1 ? ADMIN_DRIVE_MISSING : i == 2 ? ADMIN_DRIVE_SUSPECT : ADMIN_DRIVE_OK;
+        d[i].reason = i == 2 ? "does not answer" : "";
+        d[i].timeouts = i == 2 ? 5 : 0;
         d[i].size = 20ull << 30;
         d[i].used = (uint64_t)i << 30;
         d[i].read_errors = i == 1 ? 7 : 0;

@@ -134,6 +134,9 @@ static void test_drives(void **state)
     assert_int_equal(number_of(array, "found"), 4);
     assert_int_equal(number_of(array, "repaired"), 3);
     assert_int_equal(number_of(array, "unrepaired"), 1);
+    assert_string_equal(text_of(json_array_get(array, 2), "state"), "suspect");
+    assert_string_equal(text_of(json_array_get(array, 2), "reason"), "does not answer");
+    assert_int_equal(number_of(json_array_get(array, 2), "timeouts"), 5);
     json_decref(json);
 }
 

@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -702,6 +703,67 @@ static void test_keep_signals(void **state)
                      ERR_INVAL);
 }
 
+/* ---- What is never answered ---- */
+
+#define NEVER 6u
+
+static struct env_io never[2 * NEVER];
+static uint8_t never_bytes[2 * NEVER][16];
+static unsigned never_done;
+
+static void never_answered(struct env_io *io)
+{
+    (void)io;
+    never_done++;
+}
+
+/* Reads of a pipe that nobody writes to. */
+static struct env_file *never_start(const char *name, unsigned first)
+{
+    struct env_file *f;
+
+    assert_int_equal(mkfifo(path(name), 0600), 0);
+    assert_int_equal(env_open(env, path(name), 0, &f), 0);
+    for (unsigned i = first; i < first + NEVER; i++) {
+        never[i] = (struct env_io){
+            .kind = ENV_READ, .file = f, .buf = never_bytes[i], .len = 1, .done = never_answered};
+        env_io_start(&never[i], 1);
+    }
+    return f;
+}
+
+static void forsake_main(void *arg)
+{
+    struct env_file *a = never_start("a", 0), *b = never_start("b", NEVER), *f;
+    uint8_t *buf = unit(3);
+    int fd = open(path("a"), O_RDWR | O_CLOEXEC);
+
+    (void)arg;
+    /* More than the ring takes is asked of these two: others still get through. */
+    assert_int_equal(env_open(env, path("file"), ENV_OPEN_CREATE, &f), 0);
+    assert_int_equal(env_pwrite(f, buf, UNIT, 0, true), 0);
+    env_forsake(a);
+    env_forsake(b);
+    assert_int_equal(env_pread(f, buf, UNIT, 0), 0);
+    env_sleep(env, 20 * ENV_NS_PER_MS);
+    assert_int_equal(never_done, 0);
+    assert_int_equal(write(fd, "123456", NEVER), NEVER); /* at last */
+    while (never_done < NEVER)
+        env_sleep(env, ENV_NS_PER_MS);
+    env_close(f);
+    close(fd);
+    mem_free(buf);
+}
+
+/* The end waits for neither; that the file of the first was closed shows in the sanitizer's. */
+static void test_forsake(void **state)
+{
+    (void)state;
+    never_done = 0;
+    run(forsake_main, NULL);
+    assert_int_equal(never_done, NEVER);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -728,7 +790,7 @@ int main(void)
         cmocka_unit_test(test_addresses),    cmocka_unit_test(test_offload),
         cmocka_unit_test(test_threads),      cmocka_unit_test(test_end_sleeps),
         cmocka_unit_test(test_posts),        cmocka_unit_test(test_stop),
-        cmocka_unit_test(test_keep_signals),
+        cmocka_unit_test(test_keep_signals), cmocka_unit_test(test_forsake),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

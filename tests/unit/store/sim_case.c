@@ -15,6 +15,8 @@ struct hooked_file {
     struct env_file *under;
     struct sim_case *c;
     char *path;
+    unsigned in_flight;
+    bool forsaken;
 };
 
 struct hooked_io {
@@ -23,14 +25,24 @@ struct hooked_io {
     int error;
 };
 
+static void hooked_free(struct hooked_file *f)
+{
+    mem_free(f->path);
+    mem_free(f);
+}
+
 static void hooked_done(struct env_io *inner)
 {
     struct hooked_io *h = inner->owner;
     struct env_io *outer = h->outer;
+    struct hooked_file *f = (struct hooked_file *)outer->file;
+    bool last = --f->in_flight == 0 && f->forsaken;
 
     outer->result = h->error ? h->error : inner->result;
     mem_free(h);
     outer->done(outer);
+    if (last)
+        hooked_free(f);
 }
 
 static void hooked_start(struct env_file *file, struct env_io *io)
@@ -38,6 +50,7 @@ static void hooked_start(struct env_file *file, struct env_io *io)
     struct hooked_file *f = (struct hooked_file *)file;
     struct hooked_io *h = mem_zalloc(sizeof(*h));
 
+    f->in_flight++;
     h->outer = io;
     h->error = f->c->hook ? f->c->hook(f->c->hook_arg, f->path, io) : 0;
     h->inner = *io;
@@ -65,8 +78,18 @@ static void hooked_close(struct env_file *file)
     struct hooked_file *f = (struct hooked_file *)file;
 
     f->under->ops->close(f->under);
-    mem_free(f->path);
-    mem_free(f);
+    hooked_free(f);
+}
+
+static void hooked_forsake(struct env_file *file)
+{
+    struct hooked_file *f = (struct hooked_file *)file;
+
+    f->under->ops->forsake(f->under);
+    if (f->in_flight)
+        f->forsaken = true;
+    else
+        hooked_free(f);
 }
 
 static uint64_t hooked_cache(struct env_file *file)
@@ -78,6 +101,7 @@ static const struct env_file_ops hooked_ops = {
     .start = hooked_start,
     .size = hooked_size,
     .close = hooked_close,
+    .forsake = hooked_forsake,
     .cache = hooked_cache,
 };
 
