@@ -119,28 +119,57 @@ static int node_format(struct node *n)
     return rc;
 }
 
+/* A drive has left, or was found elsewhere. */
+static void node_drives_changed(void *arg)
+{
+    struct node *n = arg;
+    int rc = 0;
+
+    if (n->partition) /* else it is about to be open, and this follows */
+        rc = place_save_paths(n->env, n->config, partition_drives(n->partition), NULL);
+    if (rc < 0)
+        log_warn("node", "cannot write the list of drives' paths error=%s dir=%s", err_name(rc),
+                 log_q(n->config->store.data));
+}
+
+struct node_opening {
+    struct node *n;
+    const struct partition_options *options;
+    struct partition_start start;
+};
+
+static int node_open_try(void *arg)
+{
+    struct node_opening *o = arg;
+    struct node *n = o->n;
+
+    return partition_open(n->env, n->kv, (const char *const *)n->place.drives, n->place.count,
+                          o->options, &o->start, &n->partition);
+}
+
 static int node_open_partition(struct node *n)
 {
     struct partition_options options = {
+        .drives_changed = node_drives_changed,
+        .drives_arg = n,
         .cache_bytes = n->config->store.cache_size / 2,
         .rebuild_delay_ns = n->config->store.rebuild_after * ENV_NS_PER_S,
         .on_conflict =
             n->config->on_conflict == CONFIG_REPLACE ? PARTITION_REPLACE : PARTITION_REFUSE};
-    struct partition_start start;
-    int rc = ERR_LOCKED;
+    struct node_opening o = {.n = n, .options = &options};
+    const struct partition_start *start = &o.start;
+    int rc;
 
-    for (unsigned i = 0; rc == ERR_LOCKED && i < PLACE_LOCK_TRIES; i++) {
-        if (i)
-            env_sleep(n->env, PLACE_LOCK_WAIT);
-        rc = partition_open(n->env, n->kv, (const char *const *)n->place.drives,
-                            n->config->store.drives, &options, &start, &n->partition);
-    }
+    place_load_paths(n->env, n->config, &n->place);
+    rc = place_await_lock(n->env, node_open_try, &o);
+    if (rc == 0)
+        node_drives_changed(n);
     if (rc == 0)
         log_info("node",
                  "store open ms=%llu replayed_records=%llu replayed_bytes=%llu replay_ms=%llu",
-                 (unsigned long long)(start.total_ns / ENV_NS_PER_MS),
-                 (unsigned long long)start.replay.records, (unsigned long long)start.replay.bytes,
-                 (unsigned long long)(start.replay.ns / ENV_NS_PER_MS));
+                 (unsigned long long)(start->total_ns / ENV_NS_PER_MS),
+                 (unsigned long long)start->replay.records, (unsigned long long)start->replay.bytes,
+                 (unsigned long long)(start->replay.ns / ENV_NS_PER_MS));
     return rc;
 }
 

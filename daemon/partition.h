@@ -39,6 +39,9 @@ struct partition_options {
     uint64_t ingest_bytes;     /* instance bytes in flight; 0: 128 MiB */
     uint64_t rebuild_delay_ns; /* a drive that is out for so long is given up; 0: ten minutes */
     enum partition_conflict on_conflict; /* same SOP Instance UID, other content */
+    /* Called when the set of drives has changed by itself: one has left. May suspend. NULL: no. */
+    void (*drives_changed)(void *arg);
+    void *drives_arg;
 };
 
 struct partition_start {
@@ -76,6 +79,20 @@ struct partition_study_counts {
     uint64_t stored, replaced, identical, refused; /* puts by outcome, since start */
 };
 
+/* What is being written anew because of drives that came, go or are gone; in this order. */
+struct partition_work {
+    uint64_t bytes; /* stored bytes to go; 0: nothing to do */
+    uint64_t eta_s; /* until it is done, with what comes before it; 0: not known */
+};
+struct partition_moves {
+    struct partition_work rebuild, leaving, rebalance;
+    struct partition_work drives[FORMAT_DRIVES_MAX]; /* of those that leave */
+    uint64_t rate;  /* bytes a second, of late */
+    uint64_t moved; /* bytes, since start */
+    uint64_t stuck; /* segments that cannot be read, and so stay where they are */
+    uint64_t given_up; /* drives that are not waited for any more (bit per drive) */
+};
+
 struct partition_status {
     int broken;              /* 0, or the error that stopped all writes */
     uint64_t capacity, free; /* bytes for chunks: all, and what users may still write */
@@ -90,6 +107,7 @@ struct partition_status {
     unsigned k, m; /* the profile; new segments get at present ... */
     unsigned current_k, current_m;
     uint64_t thin_segments; /* with less parity than the profile wants */
+    struct partition_moves moves;
     struct journal_stats journal;
     struct chunkstore_stats chunks;
 };

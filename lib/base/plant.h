@@ -33,7 +33,12 @@
     X(MOVE_COUNTED_TWICE, "a moved chunk is still counted where it was")                    \
     X(HOLE_INHERITS, "a block zeroed after a snapshot shows what the snapshot has")         \
     X(MERGE_OVERRIDES, "a deleted snapshot's blocks replace those written after it")        \
-    X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")
+    X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")    \
+    X(LEAVES_WITH_DATA, "a leaving drive is let go with data on it")                        \
+    X(LEAVES_UNFLUSHED, "a leaving drive is let go before the KV store has forgotten it")   \
+    X(LEAVING_TAKES, "new segments are put on a drive that is leaving")                     \
+    X(MIRROR_NOT_COPIED, "the journal goes to another mirror without what it holds")        \
+    X(REBUILD_FORGETS, "a rebuild takes a segment for done that has a column on a lost drive")
 
 enum plant {
     PLANT_NONE,

@@ -11,6 +11,7 @@
 #include "lib/base/mem.h"
 #include "lib/base/metric.h"
 #include "lib/base/plant.h"
+#include "lib/store/drive_priv.h"
 
 #define DRIVE_WIPE_PIECE (1u << 20)
 #define DRIVE_SLOTS_MAX  (1u << 28) /* a petabyte: bounds the table of slots taken */
@@ -27,6 +28,11 @@ void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m)
 bool drive_usable(const struct drive *d)
 {
     return d->state == DRIVE_OK;
+}
+
+bool drive_takes(const struct drive *d)
+{
+    return drive_usable(d) && !d->joining && (!d->leaving || PLANTED(LEAVING_TAKES));
 }
 
 bool drive_readable(const struct drive *d)
@@ -56,7 +62,8 @@ static uint32_t super_crc(const struct format_super *s)
 static bool super_members_valid(const struct format_super *s)
 {
     for (uint32_t i = 0; i < s->drive_count; i++)
-        if (s->members[i].slot_count < 1 || s->members[i].slot_count > DRIVE_SLOTS_MAX)
+        if (s->members[i].state != FORMAT_DRIVE_NONE &&
+            (s->members[i].slot_count < 1 || s->members[i].slot_count > DRIVE_SLOTS_MAX))
             return false;
     return true;
 }
@@ -70,7 +77,8 @@ bool drive_super_valid(const struct format_super *s)
 {
     uint64_t end;
 
-    return s->magic == FORMAT_SUPER_MAGIC && s->version == FORMAT_VERSION &&
+    return s->magic == FORMAT_SUPER_MAGIC &&
+           (s->version == FORMAT_VERSION || s->version == FORMAT_VERSION_MEMBERS) &&
            s->crc == super_crc(s) && s->drive_count >= 1 && s->drive_count <= FORMAT_DRIVES_MAX &&
            s->drive_index < s->drive_count && s->data_columns >= 1 &&
            s->data_columns + s->parity_columns <= FORMAT_COLS_MAX &&
@@ -83,8 +91,7 @@ bool drive_super_valid(const struct format_super *s)
            s->slots_off % FORMAT_UNIT == 0 && s->slots_off <= INT64_MAX && super_members_valid(s);
 }
 
-/* The better of a drive's two superblocks; ERR_FORMAT when neither is valid. */
-static int super_read(struct env_file *file, struct format_super *ret_super)
+int drive_super_read(struct env_file *file, struct format_super *ret_super)
 {
     static const uint64_t offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
     struct buf *b = buf_new(FORMAT_UNIT);
@@ -132,47 +139,50 @@ static bool super_write_copy(struct driveset *ds, struct buf **blocks, uint64_t 
     return all;
 }
 
-static void super_sign(const struct driveset *ds, unsigned i, struct buf *b)
+void drive_super_sign(const struct format_super *super, unsigned index, const uint8_t *uuid,
+                      struct buf *b)
 {
-    struct format_super s = ds->super;
+    struct format_super s = *super;
 
-    s.drive_index = i;
-    memcpy(s.drive_uuid, ds->drives[i].uuid, 16);
+    s.drive_index = index;
+    memcpy(s.drive_uuid, uuid, 16);
     s.crc = super_crc(&s);
     memcpy(b->data, &s, sizeof(s));
 }
 
-static void super_members(struct driveset *ds)
+void driveset_set_members(struct driveset *ds)
 {
+    ds->super.drive_count = ds->count;
     for (unsigned i = 0; i < ds->count; i++) {
+        const struct drive *d = &ds->drives[i];
         struct format_member *mb = &ds->super.members[i];
 
-        memcpy(mb->uuid, ds->drives[i].uuid, 16);
-        mb->slot_count = ds->drives[i].slot_count;
-        mb->state = drive_usable(&ds->drives[i]) ? FORMAT_DRIVE_OK : FORMAT_DRIVE_OUT;
+        *mb = (struct format_member){.state = d->state == DRIVE_NONE ? FORMAT_DRIVE_NONE
+                                              : d->leaving           ? FORMAT_DRIVE_LEAVING
+                                              : drive_usable(d)      ? FORMAT_DRIVE_OK
+                                                                     : FORMAT_DRIVE_OUT,
+                                     .class_ = d->class_,
+                                     .slot_count = d->slot_count};
+        memcpy(mb->uuid, d->uuid, 16);
     }
 }
 
-int driveset_commit(struct driveset *ds, bool membership,
-                    void (*change)(struct format_super *super, void *arg), void *arg)
+int driveset_commit_locked(struct driveset *ds, bool membership)
 {
     struct buf *blocks[FORMAT_DRIVES_MAX];
     bool again = true;
     int rc = ERR_LOST;
 
-    fiber_mutex_lock(&ds->super_lock);
-    if (change)
-        change(&ds->super, arg);
     for (unsigned i = 0; i < ds->count; i++)
         blocks[i] = buf_new(FORMAT_UNIT);
     while (again && driveset_healthy(ds) > 0) {
         ds->super.generation++;
         if (membership) {
             ds->super.epoch++;
-            super_members(ds);
+            driveset_set_members(ds);
         }
         for (unsigned i = 0; i < ds->count; i++)
-            super_sign(ds, i, blocks[i]);
+            drive_super_sign(&ds->super, i, ds->drives[i].uuid, blocks[i]);
         again = !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_A);
         again |= !super_write_copy(ds, blocks, FORMAT_SUPER_OFF_B);
         membership |= again; /* a drive was put out: that must be told too */
@@ -180,6 +190,18 @@ int driveset_commit(struct driveset *ds, bool membership,
     }
     for (unsigned i = 0; i < ds->count; i++)
         buf_unref(blocks[i]);
+    return rc;
+}
+
+int driveset_commit(struct driveset *ds, bool membership,
+                    void (*change)(struct format_super *super, void *arg), void *arg)
+{
+    int rc;
+
+    fiber_mutex_lock(&ds->super_lock);
+    if (change)
+        change(&ds->super, arg);
+    rc = driveset_commit_locked(ds, membership);
     fiber_mutex_unlock(&ds->super_lock);
     return rc;
 }
@@ -254,7 +276,7 @@ static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
     if (rc < 0)
         return rc;
     rc = env_file_size(d->file, &have);
-    if (rc == 0 && !overwrite && have >= FORMAT_JOURNAL_OFF && super_read(d->file, &found) == 0)
+    if (rc == 0 && !overwrite && have >= FORMAT_JOURNAL_OFF && drive_super_read(d->file, &found) == 0)
         return ERR_EXIST;
     if (rc == 0 && have < size)
         rc = env_resize(d->file, size); /* a block device too small says so here */
@@ -319,62 +341,90 @@ int driveset_format(struct env *env, const struct driveset_params *p)
 
 /* ---- Opening a store ---- */
 
-/* Opens one drive's file and reads its superblock; a drive without either stays missing. */
-static int open_one(struct driveset *ds, struct drive *d, struct format_super *ret_super)
-{
-    int rc = env_open(ds->env, d->path, ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &d->file);
+/* What is found under a path. */
+struct candidate {
+    const char *path;
+    struct env_file *file;     /* ours, locked; NULL when it cannot be had */
+    struct format_super super; /* magic 0: none that is whole */
+    bool locked;               /* by another daemon; or by ourselves, under another path */
+    bool taken;                /* a drive of ours */
+    const char *reason;
+};
 
-    d->state = DRIVE_MISSING;
-    d->reason = "no such file or device";
-    if (rc == ERR_LOCKED)
-        return rc;
-    if (rc < 0)
-        return rc == ERR_NOENT ? 0 : (d->reason = "cannot be opened", 0);
-    d->cache = env_file_cache(d->file);
-    d->reason = "its superblock is damaged or not Filmroom's";
-    if (super_read(d->file, ret_super) == 0)
-        d->reason = "";
-    return 0;
+/* Who has a lock may be told by the superblock, which can be read all the same. */
+static void candidate_look(struct driveset *ds, struct candidate *c)
+{
+    struct env_file *file;
+
+    c->locked = true;
+    if (env_open(ds->env, c->path, ENV_OPEN_DIRECT | ENV_OPEN_RDONLY, &file) < 0)
+        return;
+    if (drive_super_read(file, &c->super) < 0)
+        c->super.magic = 0;
+    env_close(file);
 }
 
-/* Is this superblock's drive the member that the store's best superblock expects here? */
-static bool member_matches(const struct driveset *ds, unsigned i, const struct format_super *s)
+static void candidate_open(struct driveset *ds, struct candidate *c)
 {
-    return memcmp(s->store_uuid, ds->super.store_uuid, 16) == 0 && s->drive_index == i &&
-           memcmp(s->drive_uuid, ds->super.members[i].uuid, 16) == 0;
+    int rc = env_open(ds->env, c->path, ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &c->file);
+
+    c->reason = rc == ERR_NOENT ? "no such file or device" : "cannot be opened";
+    if (rc < 0) {
+        c->file = NULL;
+        if (rc == ERR_LOCKED)
+            candidate_look(ds, c);
+        return;
+    }
+    c->reason = "its superblock is damaged or not Filmroom's";
+    if (drive_super_read(c->file, &c->super) < 0)
+        c->super.magic = 0;
+    else
+        c->reason = "belongs to another store or place";
 }
 
-/* How many drives stand where this superblock's store put them. */
-static unsigned elect_votes(const struct driveset *ds, const struct format_super *supers,
-                            const struct format_super *of)
+static bool same_drive(const struct format_super *a, const struct format_super *b)
 {
-    unsigned n = 0;
+    return a->magic && b->magic && memcmp(a->store_uuid, b->store_uuid, 16) == 0 &&
+           memcmp(a->drive_uuid, b->drive_uuid, 16) == 0;
+}
 
-    for (unsigned i = 0; i < ds->count; i++)
-        n += supers[i].magic && supers[i].drive_index == i &&
-             memcmp(supers[i].store_uuid, of->store_uuid, 16) == 0;
-    return n;
+/* Of two paths to one drive, or a drive and its copy, the first with the newest state counts. */
+static void candidates_single(struct candidate *c, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        for (unsigned j = 0; j < n; j++)
+            if (i != j && same_drive(&c[i].super, &c[j].super) && !c[i].locked &&
+                (c[j].locked || c[j].super.generation < c[i].super.generation ||
+                 (c[j].super.generation == c[i].super.generation && j > i))) {
+                c[j].super.magic = 0;
+                c[j].locked = false;
+                c[j].reason = "the same drive is under another path too";
+            }
+}
+
+static bool newer(const struct format_super *a, const struct format_super *b)
+{
+    return a->epoch != b->epoch ? a->epoch > b->epoch : a->generation > b->generation;
 }
 
 /* Which store this is: the one that most drives belong to, in its newest state (F2). A drive of
  * another store may have seen more epochs than ours. */
-static int elect(struct driveset *ds, const struct format_super *supers)
+static int elect(struct driveset *ds, const struct candidate *c, unsigned n)
 {
     const struct format_super *best = NULL;
     unsigned best_votes = 0;
-    bool any = false, tie = false;
+    bool tie = false;
 
-    for (unsigned i = 0; i < ds->count; i++) {
-        const struct format_super *s = &supers[i];
-        unsigned votes;
+    for (unsigned i = 0; i < n; i++) {
+        const struct format_super *s = &c[i].super;
+        unsigned votes = 0;
 
-        any |= s->magic != 0;
-        if (!s->magic || s->drive_index != i || s->drive_count != ds->count)
+        if (!s->magic)
             continue;
-        votes = elect_votes(ds, supers, s);
-        if (best && votes == best_votes && memcmp(s->store_uuid, best->store_uuid, 16) == 0) {
-            if (s->epoch > best->epoch ||
-                (s->epoch == best->epoch && s->generation > best->generation))
+        for (unsigned j = 0; j < n; j++)
+            votes += c[j].super.magic && memcmp(c[j].super.store_uuid, s->store_uuid, 16) == 0;
+        if (best && memcmp(s->store_uuid, best->store_uuid, 16) == 0) {
+            if (newer(s, best))
                 best = s;
         } else if (!best || votes >= best_votes) {
             tie = best && votes == best_votes;
@@ -382,11 +432,10 @@ static int elect(struct driveset *ds, const struct format_super *supers)
             best_votes = votes;
         }
     }
-    if (!any)
+    if (!best)
         return ERR_LOST;
-    if (!best || tie)
-        return ERR_CONFIG; /* not as the store knows its drives, or as many of one store as of
-                              another */
+    if (tie)
+        return ERR_CONFIG;
     ds->super = *best;
     return 0;
 }
@@ -399,44 +448,115 @@ static bool drive_large_enough(const struct driveset *ds, const struct drive *d)
            size >= drive_slot_off(ds, (uint32_t)d->slot_count);
 }
 
-static void admit(struct driveset *ds, const struct format_super *supers)
+/* Is this superblock's drive the member that the store's best superblock expects there? */
+static bool member_matches(const struct driveset *ds, unsigned i, const struct format_super *s)
+{
+    return s->magic && s->drive_index == i &&
+           memcmp(s->store_uuid, ds->super.store_uuid, 16) == 0 &&
+           memcmp(s->drive_uuid, ds->super.members[i].uuid, 16) == 0;
+}
+
+static void drive_attach(struct driveset *ds, struct drive *d, struct candidate *c)
+{
+    c->taken = true;
+    mem_free(d->path);
+    d->path = mem_strdup(c->path);
+    d->file = c->file;
+    d->reason = c->reason;
+    if (d->file)
+        d->cache = env_file_cache(d->file);
+    if (!c->super.magic)
+        return; /* fragments on it may still be read */
+    d->reason = "is smaller than it was";
+    if (drive_large_enough(ds, d)) {
+        d->state = DRIVE_OK;
+        d->reason = "";
+    }
+}
+
+/* Finds each member's drive. */
+static int admit(struct driveset *ds, struct candidate *c, unsigned n)
 {
     for (unsigned i = 0; i < ds->count; i++) {
+        const struct format_member *mb = &ds->super.members[i];
         struct drive *d = &ds->drives[i];
 
-        memcpy(d->uuid, ds->super.members[i].uuid, 16);
-        d->slot_count = ds->super.members[i].slot_count;
-        if (supers[i].magic && member_matches(ds, i, &supers[i])) {
-            if (drive_large_enough(ds, d))
-                d->state = DRIVE_OK;
-            else
-                d->reason = "is smaller than it was";
-        } else if (supers[i].magic) {
-            d->reason = "belongs to another store or place";
-            env_close(d->file);
-            d->file = NULL;
+        memcpy(d->uuid, mb->uuid, 16);
+        d->slot_count = mb->slot_count;
+        d->class_ = mb->class_;
+        d->leaving = mb->state == FORMAT_DRIVE_LEAVING;
+        d->state = mb->state == FORMAT_DRIVE_NONE ? DRIVE_NONE : DRIVE_MISSING;
+        d->reason = d->state == DRIVE_NONE ? "" : "not found under any path known";
+        for (unsigned j = 0; j < n && d->state == DRIVE_MISSING && !d->file; j++) {
+            if (!member_matches(ds, i, &c[j].super))
+                continue;
+            if (c[j].locked)
+                return ERR_LOCKED;
+            drive_attach(ds, d, &c[j]);
         }
     }
+    return 0;
+}
+
+/* What is said of members that were not found is what is under the path where they were expected;
+ * what has no superblock there is kept open, as it may be the drive, with that damaged. */
+static void admit_missing(struct driveset *ds, struct candidate *c, unsigned n)
+{
+    for (unsigned i = 0; i < ds->count && i < n; i++) {
+        struct drive *d = &ds->drives[i];
+
+        if (d->state != DRIVE_MISSING || d->file || c[i].taken)
+            continue;
+        if (!c[i].super.magic) {
+            drive_attach(ds, d, &c[i]);
+        } else {
+            d->reason = c[i].reason;
+            mem_free(d->path);
+            d->path = mem_strdup(c[i].path);
+        }
+    }
+}
+
+static int open_drives(struct driveset *ds, struct candidate *c, unsigned n)
+{
+    int rc;
+
+    for (unsigned i = 0; i < n; i++)
+        candidate_open(ds, &c[i]);
+    candidates_single(c, n);
+    rc = elect(ds, c, n);
+    for (unsigned i = 0; rc == ERR_LOST && i < n; i++)
+        if (c[i].locked)
+            rc = ERR_LOCKED;
+    if (rc < 0)
+        return rc;
+    ds->count = ds->super.drive_count;
+    for (unsigned i = 0; i < ds->count; i++)
+        ds->drives[i] = (struct drive){.index = i, .path = mem_strdup("")};
+    rc = admit(ds, c, n);
+    if (rc == 0)
+        admit_missing(ds, c, n);
+    return rc;
 }
 
 int driveset_open(struct env *env, const char *const *paths, unsigned count,
                   struct driveset **ret_set)
 {
     struct driveset *ds;
-    struct format_super *supers;
-    int rc = 0;
+    struct candidate *c;
+    int rc;
 
-    if (count < 1 || count > FORMAT_DRIVES_MAX)
+    if (count < 1 || count > DRIVESET_PATHS_MAX)
         return ERR_INVAL;
-    ds = driveset_alloc(env, paths, count);
-    supers = mem_calloc(count, sizeof(*supers));
-    for (unsigned i = 0; rc == 0 && i < count; i++)
-        rc = open_one(ds, &ds->drives[i], &supers[i]);
-    if (rc == 0)
-        rc = elect(ds, supers);
-    if (rc == 0)
-        admit(ds, supers);
-    mem_free(supers);
+    ds = driveset_alloc(env, NULL, 0);
+    c = mem_calloc(count, sizeof(*c));
+    for (unsigned i = 0; i < count; i++)
+        c[i].path = paths[i];
+    rc = open_drives(ds, c, count);
+    for (unsigned i = 0; i < count; i++)
+        if (!c[i].taken)
+            env_close(c[i].file);
+    mem_free(c);
     if (rc < 0) {
         driveset_close(ds);
         return rc;

@@ -20,13 +20,16 @@ enum drive_state {
     DRIVE_OK,
     DRIVE_MISSING, /* no such file or device, too small, or its superblock is not this store's */
     DRIVE_FAILED,  /* put out after an I/O error */
+    DRIVE_NONE,    /* no drive has this place; path "" */
 };
 
 struct drive {
     unsigned index;
-    char *path;
+    char *path; /* where it is, or was looked for; "" where nothing is known */
     enum drive_state state;
     const char *reason;    /* constant text: why it is not OK; "" otherwise */
+    bool leaving, joining; /* takes nothing new: see member.h */
+    uint8_t class_;        /* as in struct format_member */
     struct env_file *file; /* NULL when it cannot be opened */
     uint8_t uuid[16];
     uint64_t slot_count;
@@ -39,7 +42,7 @@ struct drive {
 
 struct driveset {
     struct env *env;
-    unsigned count;
+    unsigned count; /* places, DRIVE_NONE ones too; grows */
     struct drive drives[FORMAT_DRIVES_MAX];
     struct format_super super; /* the store-wide part, as last written */
     struct fiber_mutex super_lock;
@@ -65,12 +68,15 @@ void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m);
  * Filmroom superblock already. Suspends. */
 int driveset_format(struct env *env, const struct driveset_params *params);
 
-/* Opens the drives of a store, whichever are there. Drives that were put out and are back and whole
+#define DRIVESET_PATHS_MAX (2 * FORMAT_DRIVES_MAX)
+
+/* Opens the drives of a store, whichever are there. Each is known by its superblock, whichever path
+ * it is found under; the order of the paths says only where a drive that is not found was expected.
+ * What is under the other paths is left alone. Drives that were put out and are back and whole
  * count again (every fragment on them was complete when they left; see segment.h). The set is
  * locked against other daemons drive by drive. ERR_LOST when no superblock can be read, ERR_CONFIG
- * when the paths are not the store's drives in their order (a single foreign or misplaced one is
- * just missing), ERR_LOCKED. Membership changes found are in memory until driveset_commit.
- * Suspends. */
+ * when as many drives are of one store as of another, ERR_LOCKED. Membership changes found are in
+ * memory until driveset_commit. Suspends. */
 int driveset_open(struct env *env, const char *const *paths, unsigned count,
                   struct driveset **ret_set);
 
@@ -94,6 +100,7 @@ bool drive_super_valid(const struct format_super *s);
 /* Number of drives that count, and of those that do not. */
 unsigned driveset_healthy(const struct driveset *ds);
 bool drive_usable(const struct drive *d);   /* counts */
+bool drive_takes(const struct drive *d);    /* counts, and new data may be put on it */
 bool drive_readable(const struct drive *d); /* may be read: has an open file */
 
 /* Prepares an I/O on a drive for env_io_run; drive_io_done counts its result afterwards. */
