@@ -8,12 +8,31 @@
 
 /* ---- Gauges of the whole ---- */
 
+/* Drives that were added since somebody last looked. Those that left stay, as drives in service do:
+ * an empty place is nothing to be alarmed about. */
+static void drives_register(struct node_metrics *nm)
+{
+    const struct driveset *ds = partition_drives(nm->partition);
+
+    for (; nm->drives < ds->count; nm->drives++) {
+        char index[12];
+
+        (void)snprintf(index, sizeof(index), "%u", nm->drives);
+        metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_ok",
+                          "1 while the drive is in service", METRIC_LABELS("drive", index),
+                          &nm->now.drive_ok[nm->drives]);
+        if (nm->drives >= nm->drives_at_start)
+            drive_observe(&ds->drives[nm->drives], nm->registry);
+    }
+}
+
 static void gauges_refresh(void *arg)
 {
     struct node_metrics *nm = arg;
     const struct driveset *ds = partition_drives(nm->partition);
     struct partition_status st;
 
+    drives_register(nm);
     partition_get_status(nm->partition, &st);
     nm->now = (struct node_gauges){.uptime = env_now(nm->env) - nm->start_ns,
                                    .writes_stopped = st.broken != 0,
@@ -26,13 +45,18 @@ static void gauges_refresh(void *arg)
                                    .journal_size = st.journal.size,
                                    .journal_used = st.journal.used,
                                    .overlay = st.overlay_bytes,
+                                   .rebuild = st.moves.rebuild.bytes,
+                                   .leaving = st.moves.leaving.bytes,
+                                   .rebalance = st.moves.rebalance.bytes,
+                                   .moved = st.moves.moved,
                                    .volumes = st.volumes,
                                    .studies = st.studies.studies,
                                    .instances = st.studies.instances,
                                    .step_max =
                                        atomic_load_explicit(&nm->steps.max, memory_order_relaxed)};
-    for (unsigned i = 0; i < ds->count; i++)
-        nm->now.drive_ok[i] = drive_usable(&ds->drives[i]);
+    for (unsigned i = 0; i < FORMAT_DRIVES_MAX; i++)
+        nm->now.drive_ok[i] = i >= ds->count || ds->drives[i].state == DRIVE_NONE ||
+                              drive_usable(&ds->drives[i]);
 }
 
 static void gauges_register(struct node_metrics *nm)
@@ -52,6 +76,10 @@ static void gauges_register(struct node_metrics *nm)
         {"filmroom_journal_size_bytes", "Size of the journal", &g->journal_size},
         {"filmroom_journal_used_bytes", "Bytes of the journal in use", &g->journal_used},
         {"filmroom_overlay_bytes", "Small writes in memory, to be moved into stripes", &g->overlay},
+        {"filmroom_rebuild_bytes", "Stored bytes that lack parity and are written anew", &g->rebuild},
+        {"filmroom_leaving_bytes", "Stored bytes on drives that are leaving", &g->leaving},
+        {"filmroom_rebalance_bytes", "Stored bytes to be moved to fill drives evenly, about",
+         &g->rebalance},
         {"filmroom_volumes", "Volumes", &g->volumes},
         {"filmroom_studies", "Studies", &g->studies},
         {"filmroom_instances", "Instances", &g->instances},
@@ -60,16 +88,13 @@ static void gauges_register(struct node_metrics *nm)
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
         metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_COUNT, rows[i].name, rows[i].help,
                           NULL, rows[i].value);
+    metrics_add_plain(nm->registry, METRIC_COUNTER, METRIC_COUNT, "filmroom_rehomed_bytes_total",
+                      "Stored bytes written anew to restore parity, empty drives, fill them evenly",
+                      NULL, &g->moved);
     metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_TIME, "filmroom_uptime_seconds",
                       "Time since the store was opened", NULL, &g->uptime);
-    for (unsigned i = 0; i < partition_drives(nm->partition)->count; i++) {
-        char index[12];
-
-        (void)snprintf(index, sizeof(index), "%u", i);
-        metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_ok",
-                          "1 while the drive is in service", METRIC_LABELS("drive", index),
-                          &g->drive_ok[i]);
-    }
+    nm->drives_at_start = partition_drives(nm->partition)->count; /* partition_observe has them */
+    drives_register(nm);
 }
 
 /* ---- The watch on the loop ---- */

@@ -15,6 +15,7 @@ struct node_gauges {
     uint64_t journal_size, journal_used, overlay, volumes, studies, instances;
     uint64_t step_max;
     uint64_t drive_ok[FORMAT_DRIVES_MAX];
+    uint64_t rebuild, leaving, rebalance, moved;
 };
 
 struct node_metrics {
@@ -22,6 +23,7 @@ struct node_metrics {
     struct env *env;
     struct partition *partition;
     uint64_t start_ns;
+    unsigned drives, drives_at_start; /* registered */
     struct node_gauges now;
     struct slow_log slow;
     struct env_watch watch;

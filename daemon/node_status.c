@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/node_drives.h"
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -36,14 +37,19 @@ static void status_health(struct node_status *s, const struct partition_status *
     for (unsigned i = 0; i < ds->count; i++) {
         const struct drive *d = &ds->drives[i];
 
+        if (d->state == DRIVE_NONE)
+            continue;
+        st->drives++;
         st->drives_ok += drive_usable(d);
         st->repaired += d->corruptions;
         if (drive_usable(d))
             continue;
+        /* One that is given up counts as lost for as long as something is only there. */
         out++;
-        add_reason(st, ADMIN_DEGRADED, "drive %u is out: %s", i, d->reason);
+        add_reason(st, ADMIN_DEGRADED, "drive %u is out: %s%s", i, d->reason,
+                   d->leaving ? "; its removal is under way" : "");
     }
-    if (out > ps->m)
+    if (out > ps->m && ps->thin_segments)
         add_reason(st, ADMIN_FAILED,
                    "%u drives are out, more than the profile's %u: bring drives back, some data "
                    "cannot be read",
@@ -57,6 +63,11 @@ static void status_health(struct node_status *s, const struct partition_status *
                    ps->thin_segments,
                    out ? ": bring drives back; what can be is written again to the others"
                        : "; they are being written again");
+    if (ps->moves.stuck)
+        add_reason(st, ADMIN_DEGRADED,
+                   "%" PRIu64 " segments cannot be read to be written again: bring drives back and "
+                   "restart the daemon",
+                   ps->moves.stuck);
     if (ps->m == 0)
         add_reason(st, ADMIN_DEGRADED,
                    "one drive, no redundancy: its loss is the loss of all data");
@@ -65,6 +76,11 @@ static void status_health(struct node_status *s, const struct partition_status *
                    err_text(ps->broken));
     else if (ps->free == 0)
         add_reason(st, ADMIN_DEGRADED, "no space left for new data: delete data");
+}
+
+static struct admin_work status_work(const struct partition_work *w)
+{
+    return (struct admin_work){w->bytes, w->eta_s};
 }
 
 static int status_get(struct admin_source *a, struct admin_status *ret_status)
@@ -79,7 +95,10 @@ static int status_get(struct admin_source *a, struct admin_status *ret_status)
     st->uptime_ns = env_now(s->env) - s->start_ns;
     st->data_columns = ps.k;
     st->parity_columns = ps.m;
-    st->drives = partition_drives(s->partition)->count;
+    st->rebuild = status_work(&ps.moves.rebuild);
+    st->leaving = status_work(&ps.moves.leaving);
+    st->rebalance = status_work(&ps.moves.rebalance);
+    st->work_rate = ps.moves.rate;
     memcpy(st->listeners, s->listeners, sizeof(s->listeners));
     st->listener_count = s->listener_count;
     st->capacity = (struct admin_capacity){.limit = ps.capacity,
@@ -102,38 +121,51 @@ static int status_get(struct admin_source *a, struct admin_status *ret_status)
     return 0;
 }
 
+static void status_drive(struct node_status *s, const struct drive *d,
+                         const struct partition_moves *moves, struct admin_drive *o)
+{
+    const struct driveset *ds = partition_drives(s->partition);
+
+    o->index = d->index;
+    (void)snprintf(o->path, sizeof(o->path), "%s", d->path);
+    (void)snprintf(o->media, sizeof(o->media), "%s", d->class_ ? "nvme" : "disk");
+    o->state = d->state == DRIVE_OK        ? ADMIN_DRIVE_OK
+               : d->state == DRIVE_MISSING ? ADMIN_DRIVE_MISSING
+                                           : ADMIN_DRIVE_FAILED;
+    o->size = drive_slot_off(ds, (uint32_t)d->slot_count);
+    o->used = partition_drive_used(s->partition, d->index);
+    o->read_errors = d->read_errors;
+    o->write_errors = d->write_errors;
+    o->repaired = d->corruptions;
+    o->leaving = d->leaving;
+    o->given_up = moves->given_up >> d->index & 1;
+    o->journal = ds->super.journal_mirrors >> d->index & 1;
+    o->work = status_work(&moves->drives[d->index]);
+}
+
 static int status_drives(struct admin_source *a, struct admin_drive **ret_drives, size_t *ret_count)
 {
     struct node_status *s = (struct node_status *)a;
     const struct driveset *ds = partition_drives(s->partition);
     struct admin_drive *drives = mem_calloc(ds->count, sizeof(*drives));
+    struct partition_status ps;
+    size_t n = 0;
 
-    for (unsigned i = 0; i < ds->count; i++) {
-        const struct drive *d = &ds->drives[i];
-        struct admin_drive *o = &drives[i];
-
-        o->index = i;
-        (void)snprintf(o->path, sizeof(o->path), "%s", d->path);
-        (void)snprintf(o->media, sizeof(o->media), "%s",
-                       ds->super.members[i].class_ ? "nvme" : "disk");
-        o->state = d->state == DRIVE_OK        ? ADMIN_DRIVE_OK
-                   : d->state == DRIVE_MISSING ? ADMIN_DRIVE_MISSING
-                                               : ADMIN_DRIVE_FAILED;
-        o->size = drive_slot_off(ds, (uint32_t)d->slot_count);
-        o->used = partition_drive_used(s->partition, i);
-        o->read_errors = d->read_errors;
-        o->write_errors = d->write_errors;
-        o->repaired = d->corruptions;
-    }
+    partition_get_status(s->partition, &ps);
+    for (unsigned i = 0; i < ds->count; i++)
+        if (ds->drives[i].state != DRIVE_NONE)
+            status_drive(s, &ds->drives[i], &ps.moves, &drives[n++]);
     *ret_drives = drives;
-    *ret_count = ds->count;
+    *ret_count = n;
     return 0;
 }
 
 void node_status_init(struct node_status *s, struct env *env, const struct config *config,
                       struct partition *partition)
 {
-    static const struct admin_ops ops = {.status = status_get, .drives = status_drives};
+    static const struct admin_ops ops = {.status = status_get,
+                                         .drives = status_drives,
+                                         .drive_order = node_drive_order};
 
     s->face.ops = &ops;
     s->env = env;

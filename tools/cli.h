@@ -1,5 +1,5 @@
 /* What the parts of the `filmroom` command share: its options, the requests to the daemon, tables.
- * The commands are cli_status.c, cli_stats.c, cli_volume.c, cli_patient.c and cli_study.c;
+ * The commands are cli_status.c, cli_stats.c, cli_drive.c, cli_volume.c, cli_patient.c and cli_study.c;
  * filmroom.c finds and runs them. */
 #pragma once
 
@@ -28,6 +28,8 @@ enum cli_option {
     CLI_ACCESSION,
     CLI_LIMIT,
     CLI_OFFSET,
+    CLI_CLASS,
+    CLI_SIZE,
     CLI_OPTIONS
 };
 #define CLI_MASK(option) (1u << (option))
@@ -52,6 +54,12 @@ struct cli_command {
 int cli_status(struct cli *cli);
 int cli_stats(struct cli *cli);
 int cli_drive_list(struct cli *cli);
+int cli_drive_add(struct cli *cli);
+int cli_drive_remove(struct cli *cli);
+int cli_drive_keep(struct cli *cli);
+int cli_drive_replace(struct cli *cli);
+int cli_drive_rebuild(struct cli *cli);
+int cli_drive_set_class(struct cli *cli);
 int cli_volume_create(struct cli *cli);
 int cli_volume_list(struct cli *cli);
 int cli_volume_show(struct cli *cli);

@@ -96,6 +96,44 @@ static void cli_print_capacity(const json_t *status)
     cli_print_share("Journal", cli_number(j, "used"), cli_number(j, "size"));
 }
 
+/* "3 GiB to go, 4 min", empty when there is nothing to do. */
+static void cli_add_work(struct strbuf *s, const json_t *work)
+{
+    uint64_t eta = cli_number(work, "eta_seconds");
+    char text[SIZE_TEXT_MAX];
+
+    if (cli_number(work, "bytes") == 0)
+        return;
+    strbuf_addf(s, "%s to go", size_format(cli_number(work, "bytes"), text));
+    if (eta >= 7200)
+        strbuf_addf(s, ", %llu h", (unsigned long long)(eta / 3600));
+    else if (eta >= 120)
+        strbuf_addf(s, ", %llu min", (unsigned long long)(eta / 60));
+    else if (eta)
+        strbuf_addf(s, ", %llu s", (unsigned long long)eta);
+}
+
+static void cli_print_work(const json_t *status)
+{
+    static const struct {
+        const char *json, *name;
+    } rows[] = {{"rebuild", "Rebuild"}, {"leaving", "Leaving"}, {"rebalance", "Rebalance"}};
+    const json_t *works = json_object_get(status, "work");
+    uint64_t rate = cli_number(works, "rate");
+    char text[SIZE_TEXT_MAX];
+
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct strbuf s = STRBUF_INIT;
+
+        cli_add_work(&s, json_object_get(works, rows[i].json));
+        if (s.len && rate)
+            strbuf_addf(&s, ", at %s/s", size_format(rate, text));
+        if (s.len)
+            cli_print_field(rows[i].name, s.data);
+        strbuf_free(&s);
+    }
+}
+
 static void cli_print_counters(const json_t *status)
 {
     static const struct {
@@ -139,6 +177,7 @@ int cli_status(struct cli *cli)
                 (unsigned long long)cli_number(status, "instances"));
     cli_print_field("Holds", contents.data);
     cli_print_capacity(status);
+    cli_print_work(status);
     cli_print_counters(status);
     strbuf_free(&contents);
     json_decref(status);
@@ -149,8 +188,10 @@ int cli_drive_list(struct cli *cli)
 {
     static const char *const headings[] = {">DRIVE",        "STATE",     "CLASS",
                                            ">SIZE",         ">USED",     ">READ ERRORS",
-                                           ">WRITE ERRORS", ">REPAIRED", "PATH"};
+                                           ">WRITE ERRORS", ">REPAIRED", "LEAVES",
+                                           "PATH"};
     json_t *json = cli_get(cli, "/v1/drives"), *drive;
+    struct strbuf leaves = STRBUF_INIT;
     struct cli_table *t;
     size_t i;
 
@@ -164,18 +205,28 @@ int cli_drive_list(struct cli *cli)
     t = cli_table_new(headings, sizeof(headings) / sizeof(headings[0]));
     json_array_foreach(json_object_get(json, "drives"), i, drive)
     {
+        bool leaving = json_is_true(json_object_get(drive, "leaving"));
+
         cli_table_number(t, cli_number(drive, "index"));
-        cli_table_cell(t, cli_text(drive, "state"));
+        cli_table_cell(t, leaving && strcmp(cli_text(drive, "state"), "ok") == 0
+                              ? "leaving"
+                              : cli_text(drive, "state"));
         cli_table_cell(t, cli_text(drive, "class"));
         cli_table_size(t, cli_number(drive, "size"));
         cli_table_size(t, cli_number(drive, "used"));
         cli_table_number(t, cli_number(drive, "read_errors"));
         cli_table_number(t, cli_number(drive, "write_errors"));
         cli_table_number(t, cli_number(drive, "repaired"));
+        strbuf_reset(&leaves);
+        cli_add_work(&leaves, json_object_get(drive, "work"));
+        if (leaving && !leaves.len)
+            strbuf_adds(&leaves, "soon");
+        cli_table_cell(t, leaves.len ? leaves.data : "-");
         cli_table_cell(t, cli_text(drive, "path"));
     }
     cli_table_print(t);
     cli_table_free(t);
+    strbuf_free(&leaves);
     json_decref(json);
     return CLI_OK;
 }

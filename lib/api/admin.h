@@ -1,11 +1,13 @@
-/* What the admin API asks of the daemon beyond volumes (block.h) and studies (object.h): how it is.
+/* What the admin API asks of the daemon beyond volumes (block.h) and studies (object.h): how it is,
+ * and which drives it is to use.
  *
- * The daemon implements it; tests implement it in memory. Both calls are made from fibers of the
+ * The daemon implements it; tests implement it in memory. All calls are made from fibers of the
  * partition's loop and may suspend. Figures are a picture of one moment, taken without stopping
  * anything: sums may be off by what moved meanwhile.
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -13,6 +15,7 @@
 #define ADMIN_REASON_MAX    200 /* bytes with the NUL */
 #define ADMIN_LISTENERS_MAX 8
 #define ADMIN_PATH_MAX      4096 /* bytes with the NUL */
+#define ADMIN_WHY_MAX       1024 /* bytes with the NUL */
 
 enum admin_state {
     ADMIN_OK,       /* full redundancy */
@@ -27,6 +30,12 @@ enum admin_drive_state {
     ADMIN_DRIVE_FAILED,  /* taken out after errors */
 };
 
+/* Data that is being written anew because of drives that came, go or are gone. */
+struct admin_work {
+    uint64_t bytes; /* to go, before parity; 0: nothing to do */
+    uint64_t eta_s; /* until it is done, with what comes before it; 0: not known */
+};
+
 struct admin_drive {
     unsigned index;
     char path[ADMIN_PATH_MAX];
@@ -35,6 +44,28 @@ struct admin_drive {
     uint64_t size, used; /* bytes */
     uint64_t read_errors, write_errors;
     uint64_t repaired; /* corruptions found on it and mended from redundancy */
+    bool leaving;      /* takes nothing new, and goes once it is empty */
+    bool given_up;     /* out, and not waited for: its data is written anew to others */
+    bool journal;      /* mirrors the journal */
+    struct admin_work work; /* of one that leaves: until it is empty */
+};
+
+/* An order about drives. */
+enum admin_drive_verb {
+    ADMIN_DRIVE_ADD,
+    ADMIN_DRIVE_REMOVE,
+    ADMIN_DRIVE_KEEP, /* takes a removal back */
+    ADMIN_DRIVE_REPLACE,
+    ADMIN_DRIVE_REBUILD, /* of one that is out: now */
+    ADMIN_DRIVE_SET_CLASS,
+};
+struct admin_drive_order {
+    enum admin_drive_verb verb;
+    unsigned index;            /* all but ADD */
+    char path[ADMIN_PATH_MAX]; /* ADD, REPLACE: of the new drive, absolute */
+    uint64_t size;             /* the same: bytes to use; 0: all there is */
+    bool nvme;                 /* the same, and SET_CLASS: its class */
+    bool force;                /* ADD, REPLACE: also where something is on it */
 };
 
 struct admin_listener {
@@ -66,6 +97,8 @@ struct admin_status {
     size_t listener_count;
     struct admin_capacity capacity;
     uint64_t journal_size, journal_used; /* bytes */
+    struct admin_work rebuild, leaving, rebalance; /* in this order */
+    uint64_t work_rate;                            /* bytes a second, of late */
     uint64_t volumes, studies, instances;
     /* Since the start. */
     uint64_t stored_instances, identical_instances, replaced_instances;
@@ -78,6 +111,8 @@ struct admin_source;
 struct admin_ops {
     int (*status)(struct admin_source *a, struct admin_status *ret_status);
     int (*drives)(struct admin_source *a, struct admin_drive **ret_drives, size_t *ret_count);
+    int (*drive_order)(struct admin_source *a, const struct admin_drive_order *order,
+                       char why[ADMIN_WHY_MAX], unsigned *ret_index);
 };
 
 struct admin_source {
@@ -95,4 +130,14 @@ static inline int admin_get_drives(struct admin_source *a, struct admin_drive **
                                    size_t *ret_count)
 {
     return a->ops->drives(a, ret_drives, ret_count);
+}
+
+/* Carries out an order about drives: durable on return; what follows from it goes on by itself.
+ * *ret_index is the drive's number. On an error `why` is a sentence, or empty where the error's own
+ * text says enough. ERR_NOENT, ERR_EXIST (something is on the drive), ERR_PERM (too few drives would
+ * be left), ERR_NOSPC, ERR_RANGE (the drive is too small), ERR_INVAL, ERR_BUSY, ERR_LOCKED, ERR_IO. */
+static inline int admin_order_drive(struct admin_source *a, const struct admin_drive_order *order,
+                                    char why[ADMIN_WHY_MAX], unsigned *ret_index)
+{
+    return a->ops->drive_order(a, order, why, ret_index);
 }

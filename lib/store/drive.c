@@ -578,7 +578,7 @@ void driveset_close(struct driveset *ds)
 
 /* ---- Metrics ---- */
 
-static void drive_observe(const struct drive *d, struct metrics *m)
+void drive_observe(const struct drive *d, struct metrics *m)
 {
     const struct {
         const char *name, *help;

@@ -112,7 +112,8 @@ void drive_io_done(struct drive *d, const struct env_io *io);
  * Suspends. */
 int drive_wipe_journal(struct driveset *ds, struct drive *d);
 
-/* Registers the counters of every drive. */
+/* Registers the counters of one drive, or of every one there is. Its place stays put. */
+void drive_observe(const struct drive *d, struct metrics *m);
 void driveset_observe(const struct driveset *ds, struct metrics *m);
 
 static inline uint64_t drive_slot_off(const struct driveset *ds, uint32_t slot)

@@ -5,6 +5,10 @@
  *   GET    /v1/stats                      the same with percentiles, as JSON
  *   GET    /v1/status
  *   GET    /v1/drives
+ *   POST   /v1/drives                     {"path", "class"?, "size"?, "force"?}   201
+ *   PATCH  /v1/drives/N                   {"class": "nvme" or "disk"}
+ *   POST   /v1/drives/N/remove            also keep, rebuild
+ *   POST   /v1/drives/N/replace           as for a new drive                    201
  *   GET    /v1/volumes
  *   POST   /v1/volumes                    {"name", "size", "durability"?}       201
  *   GET    /v1/volumes/NAME

@@ -13,6 +13,7 @@ enum admin_kind {
     ADMIN_BAD, /* answers with error and message */
     ADMIN_STATUS,
     ADMIN_DRIVES,
+    ADMIN_DRIVE_ORDER,
     ADMIN_VOLUME_LIST,
     ADMIN_VOLUME_CREATE,
     ADMIN_VOLUME_SHOW,
@@ -49,6 +50,7 @@ struct admin_call {
     uint64_t size, offset, limit;
     bool allow_shrink;
     enum block_durability durability;
+    struct admin_drive_order *order;
     struct object_match matches[ADMIN_MATCH_MAX]; /* values are the call's own */
     size_t match_count;
 
@@ -59,6 +61,7 @@ struct admin_call {
     struct object_rows *rows, *series, *studies; /* below a study, of a patient */
     struct object_delete_result deleted;
     size_t count;       /* of drives or volumes */
+    unsigned drive;     /* the one that an order was about */
     json_t *stats;      /* an array of series */
     struct strbuf text; /* metrics as text */
 };
@@ -66,6 +69,15 @@ struct admin_call {
 /* Makes the call fail with a sentence that tells the user what to do. */
 void admin_call_fail(struct admin_call *c, int error, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* The request's body, an object; NULL after admin_call_fail. A new reference. */
+json_t *admin_body(struct admin_call *c, const struct admin_request *r);
+/* Fields are taken out as they are read: fails when some are left, as they are not known. */
+void admin_refuse_rest(struct admin_call *c, json_t *body);
+
+/* Orders about drives (admin_drive.c). */
+void admin_parse_drive(struct admin_call *c, const struct admin_request *r);
+int admin_run_drive(struct admin_call *c, struct admin_source *a); /* suspends */
 
 /* The answer's JSON for a call without error. A new reference. */
 json_t *admin_json(const struct admin_call *c);

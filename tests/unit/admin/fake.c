@@ -64,7 +64,24 @@ static int fake_drives(struct admin_source *a, struct admin_drive **ret_drives, 
     return 0;
 }
 
-static const struct admin_ops fake_admin_ops = {fake_status, fake_drives};
+/* Drive 1 is the only one that may be removed; the others are needed. */
+static int fake_drive_order(struct admin_source *a, const struct admin_drive_order *order,
+                            char why[ADMIN_WHY_MAX], unsigned *ret_index)
+{
+    struct fake *f = FAKE_OF(a, admin);
+
+    f->order = *order;
+    if (order->verb != ADMIN_DRIVE_ADD && order->index > 2)
+        return ERR_NOENT;
+    if (order->verb == ADMIN_DRIVE_REMOVE && order->index != 1) {
+        snprintf(why, ADMIN_WHY_MAX, "2 drives would be left: add one first");
+        return ERR_PERM;
+    }
+    *ret_index = order->path[0] ? 3 : order->index;
+    return 0;
+}
+
+static const struct admin_ops fake_admin_ops = {fake_status, fake_drives, fake_drive_order};
 
 /* ---- Volumes -------------------------------------------------------------------------------- */
 
