@@ -60,12 +60,17 @@ static bool member_former(const struct driveset *ds, const struct format_super *
     return true;
 }
 
+/* Where the last part that is looked at begins. */
+static uint64_t member_last(uint64_t size)
+{
+    return (size - MEMBER_LOOK) & ~(uint64_t)(FORMAT_UNIT - 1);
+}
+
 static int member_look(struct driveset *ds, struct env_file *file, uint64_t size,
                        struct strbuf *why)
 {
     struct format_super found;
     struct buf *b = buf_new(MEMBER_LOOK);
-    uint64_t last = (size - MEMBER_LOOK) & ~(uint64_t)(FORMAT_UNIT - 1);
     const char *what = NULL;
     int rc = 0;
 
@@ -77,7 +82,7 @@ static int member_look(struct driveset *ds, struct env_file *file, uint64_t size
         rc = what ? ERR_EXIST : 0;
     } else {
         for (unsigned i = 0; rc == 0 && !what && i < 2; i++) {
-            rc = env_pread(file, b->data, MEMBER_LOOK, i ? last : 0);
+            rc = env_pread(file, b->data, MEMBER_LOOK, i ? member_last(size) : 0);
             if (rc == 0)
                 what = member_signature(b->data, MEMBER_LOOK);
         }
@@ -309,14 +314,17 @@ int member_leave(struct driveset *ds, uint32_t index, bool leave)
     return rc;
 }
 
-/* Makes the drive a blank one. What cannot be wiped remains a stranger (member_former). */
+/* Makes the drive a blank one, as far as member_look asks. What cannot be wiped remains a stranger
+ * (member_former). */
 static void member_wipe(struct env_file *file)
 {
-    struct buf *b = buf_new(FORMAT_UNIT);
+    struct buf *b = buf_new(MEMBER_LOOK);
+    uint64_t size;
 
-    memset(b->data, 0, FORMAT_UNIT);
-    (void)env_pwrite(file, b->data, FORMAT_UNIT, FORMAT_SUPER_OFF_A, true);
-    (void)env_pwrite(file, b->data, FORMAT_UNIT, FORMAT_SUPER_OFF_B, true);
+    memset(b->data, 0, MEMBER_LOOK);
+    if (env_file_size(file, &size) == 0 && size >= MEMBER_LOOK)
+        (void)env_pwrite(file, b->data, MEMBER_LOOK, member_last(size), false);
+    (void)env_pwrite(file, b->data, MEMBER_LOOK, 0, true);
     buf_unref(b);
 }
 

@@ -30,10 +30,9 @@ int segments_new(struct driveset *ds, struct record_log *log, struct segments **
         list_init(&ss->fills[i]);
     for (unsigned i = 0; i < SEGMENT_STREAMS; i++)
         fiber_mutex_init(&ss->stream_lock[i]);
-    for (unsigned i = 0; i < ds->count; i++) {
-        ss->slots[i] = mem_calloc((ds->drives[i].slot_count + 7) / 8, 1);
-        ss->slots_free[i] = ds->drives[i].slot_count;
-    }
+    for (unsigned i = 0; i < ds->count; i++)
+        if (ds->drives[i].state != DRIVE_NONE)
+            segment_take_drive(ss, i);
     metric_hist_init(&ss->stripe_time, METRIC_TIME);
     metric_hist_init(&ss->direct_time, METRIC_TIME);
     metric_hist_init(&ss->careful_time, METRIC_TIME);

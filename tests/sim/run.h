@@ -9,7 +9,7 @@
 #include "tests/sim/instances.h"
 #include "tests/sim/model.h"
 
-#define RUN_DRIVES_MAX 6u
+#define RUN_DRIVES_MAX 10u
 
 /* What clients do; each seed leaves some out and weighs the others. */
 enum op_kind {
@@ -36,6 +36,7 @@ enum op_kind {
     OP_QUERY,
     OP_SETTLE,
     OP_COMPACT,
+    OP_DRIVE,
     OP_COUNT
 };
 
@@ -56,7 +57,12 @@ struct run {
     /* The store. */
     unsigned drives, k, m;
     uint64_t slot_count, slot_size, journal_len;
-    const char *paths[RUN_DRIVES_MAX];
+    const char *paths[RUN_DRIVES_MAX]; /* disks; the first `drives` of them at the start */
+    const char *places[FORMAT_DRIVES_MAX + RUN_DRIVES_MAX]; /* where the next life looks for them */
+    unsigned place_count;
+    bool drives_change; /* they come and go */
+    uint32_t member;    /* disks that are drives of the store, or may be */
+    uint32_t spared;    /* disks that no harm is done to: see members.c */
     struct partition_options partition;
     bool faults_on;            /* damage may be done to drives */
     uint32_t damaged, deleted; /* bit per drive */
@@ -101,6 +107,12 @@ void client_main(void *arg);
 int client_read_instance(struct run *r, unsigned index, int *ret_content);
 /* Deletes every volume and instance. */
 void clients_delete_all(struct run *r);
+
+/* members.c: an order about drives; what the store's drives are now; waits until all that follows
+ * from drives that came, go or were lost has been done. */
+void op_drive(struct run *r);
+void members_look(struct run *r);
+void members_converge(struct run *r);
 
 /* verify.c: everything that the store holds against the model; nothing else is at work. Settles
  * what the crash before left open. */
