@@ -32,7 +32,7 @@ bool drive_usable(const struct drive *d)
 
 bool drive_takes(const struct drive *d)
 {
-    return drive_usable(d) && !d->joining && (!d->leaving || PLANTED(LEAVING_TAKES));
+    return drive_usable(d) && !d->transit && (!d->leaving || PLANTED(LEAVING_TAKES));
 }
 
 bool drive_readable(const struct drive *d)

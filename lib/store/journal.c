@@ -279,7 +279,7 @@ static void journal_write_mirrors(struct journal *j, const struct buf *b, size_t
  * not at all. */
 static unsigned journal_rank(const struct drive *d)
 {
-    if (!drive_usable(d) || d->joining)
+    if (!drive_usable(d) || d->transit)
         return 0;
     return d->leaving ? 1 : 2 + (d->class_ != 0);
 }
@@ -389,19 +389,25 @@ static int journal_add_mirror(struct journal *j, unsigned i, const struct buf *e
 {
     struct drive *to = &j->ds->drives[i];
     bool target_failed = true;
-    int rc = drive_wipe_journal(j->ds, to);
+    int rc;
+
+    j->making = 1ull << i;
+    rc = drive_wipe_journal(j->ds, to);
 
     if (rc == 0 && !PLANTED(MIRROR_NOT_COPIED)) {
         target_failed = false;
         rc = journal_copy(j, to, &target_failed);
     }
-    if (rc < 0 && !target_failed)
+    if (rc < 0 && !target_failed) {
+        j->making = 0;
         return rc;
+    }
     if (rc == 0 && extra)
         rc = env_pwrite(to->file, extra->data, extra_span, j->ds->super.journal_off + extra_off,
                         true);
     if (rc == 0)
         rc = env_sync(to->file);
+    j->making = 0;
     if (rc == 0)
         j->mirrors |= 1ull << i;
     else
@@ -569,7 +575,7 @@ void journal_level(struct journal *j)
 
 bool journal_on_drive(const struct journal *j, unsigned drive)
 {
-    return (j->mirrors | j->ds->super.journal_mirrors) >> drive & 1;
+    return (j->mirrors | j->making | j->ds->super.journal_mirrors) >> drive & 1;
 }
 
 static void journal_writer(void *arg)

@@ -91,7 +91,7 @@ int journal_trim(struct journal *j, uint64_t lsn);
 /* Looks at the mirrors soon, also while nothing is appended: whether one is out, is leaving, or
  * another drive would be better (of class nvme). Does not suspend. */
 void journal_level(struct journal *j);
-/* Is this drive a mirror, or was it when the superblocks were last written? */
+/* Is this drive a mirror, on its way to be one, or was it when superblocks were last written? */
 bool journal_on_drive(const struct journal *j, unsigned drive);
 
 /* The LSN that the next append gets. */

@@ -22,6 +22,7 @@ struct journal {
     size_t batch_soft; /* a pending batch takes records up to this */
     uint64_t mirrors;  /* bit per drive */
     uint64_t stay;     /* mirrors that would be better and could not be made; 0: none */
+    uint64_t making;   /* the one that is being made */
     bool level;        /* the writer is to look at the mirrors */
 
     struct list extents;         /* live batches, oldest first */

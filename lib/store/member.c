@@ -242,7 +242,7 @@ static void joiner_install(struct driveset *ds, struct joiner *j, unsigned index
                         .path = mem_strdup(j->add->path),
                         .state = DRIVE_OK,
                         .reason = "",
-                        .joining = true,
+                        .transit = true,
                         .class_ = j->add->class_,
                         .file = j->file,
                         .slot_count = j->slot_count,
@@ -297,7 +297,7 @@ int member_add(struct driveset *ds, const struct member_add *add, struct strbuf 
 
 void member_joined(struct driveset *ds, uint32_t index)
 {
-    ds->drives[index].joining = false;
+    ds->drives[index].transit = false;
 }
 
 /* ---- Leaving ---- */
@@ -335,6 +335,7 @@ int member_let_go(struct driveset *ds, uint32_t index)
     bool ours;
     int rc;
 
+    d->transit = true;
     fiber_mutex_lock(&ds->super_lock);
     CHECK(d->leaving && !(ds->super.journal_mirrors >> index & 1));
     file = d->file;

@@ -1,6 +1,6 @@
 /* Membership: how drives join a store that is running, and leave it.
  *
- *   (none) --add--> joining --known to all--> in service --leave--> leaving --empty--> (none)
+ *   (none) --add--> in transit --known to all--> in service --leave--> leaving --empty--> (none)
  *                                                  ^------stay--------'
  *
  * Each arrow is a change of the superblocks under a new epoch (F2 in format.h), so that a crash
@@ -31,7 +31,7 @@ struct member_add {
     uint32_t replaces; /* this drive begins to leave in the same change; or MEMBER_NOBODY */
 };
 
-/* Adds a drive at a free place. It is `joining` on return: it takes nothing before the caller has
+/* Adds a drive at a free place. It is in transit on return: it takes nothing before the caller has
  * made room for its slots in its tables and calls member_joined. ERR_EXIST where something is on
  * the drive, ERR_NOENT, ERR_RANGE (too small), ERR_BUSY (no place is free), ERR_LOCKED, ERR_IO.
  * Suspends. */
@@ -47,7 +47,8 @@ int member_measure(struct driveset *ds, const struct member_add *add, uint64_t *
 int member_leave(struct driveset *ds, uint32_t index, bool leave);
 
 /* Gives up the place of a drive that is leaving and on which nothing is (F8), wipes its superblock
- * and closes it. Nobody may read or write it any more. Suspends. */
+ * and closes it. Nobody reads or writes it any more: no segment is on it, and the journal takes no
+ * drive in transit, which it is from the call on. Suspends. */
 int member_let_go(struct driveset *ds, uint32_t index);
 
 /* Suspends. */
