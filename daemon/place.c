@@ -143,15 +143,20 @@ static char *list_read(struct env *env, const struct config *config)
 }
 
 /* Takes "NUMBER PATH"; anything else is passed over. */
-static void list_take(struct place *from, char *line)
+static void list_take(const struct config *config, struct place *from, char *line)
 {
+    MEM_AUTO char *path = NULL;
     char *end;
     unsigned long index = strtoul(line, &end, 10);
 
     if (end == line || *end != ' ' || end[1] == 0 || index >= DRIVESET_PATHS_MAX ||
-        from->drives[index] || place_has(from, end + 1))
+        from->drives[index])
         return;
-    from->drives[index] = mem_strdup(end + 1);
+    path = end[1] == '/' ? mem_strdup(end + 1) : place_path(config, end + 1);
+    if (place_has(from, path))
+        return;
+    from->drives[index] = path;
+    path = NULL;
     if (from->count <= index)
         from->count = (unsigned)index + 1;
 }
@@ -178,7 +183,7 @@ void place_load_paths(struct env *env, const struct config *config, struct place
     if (!text)
         return;
     for (char *line = strsep(&rest, "\n"); line; line = strsep(&rest, "\n"))
-        list_take(&both, line);
+        list_take(config, &both, line);
     mem_free(text);
     for (unsigned i = 0; i < p->count; i++) {
         if (place_has(&both, p->drives[i]))
@@ -193,17 +198,30 @@ void place_load_paths(struct env *env, const struct config *config, struct place
     *p = both;
 }
 
-static void list_write(const struct driveset *ds, const char *extra, struct strbuf *out)
+/* What lies in the data directory is named from there: a copy of the directory has its own. */
+static void list_add(const struct config *config, unsigned index, const char *path,
+                     struct strbuf *out)
+{
+    size_t n = strlen(config->store.data);
+
+    if (strncmp(path, config->store.data, n) == 0 && path[n] == '/' && path[n + 1] != '/')
+        path += n + 1;
+    if (*path && !strchr(path, '\n'))
+        strbuf_addf(out, "%u %s\n", index, path);
+}
+
+static void list_write(const struct config *config, const struct driveset *ds, const char *extra,
+                       struct strbuf *out)
 {
     strbuf_adds(out,
                 "# Where Filmroom's drives were last seen: a line \"NUMBER PATH\" for each. The\n"
                 "# daemon writes this file. When a drive has moved while no daemon runs, its path\n"
-                "# may be corrected here; which drive is which is on the drives themselves.\n");
+                "# may be corrected here; which drive is which is on the drives themselves. Paths\n"
+                "# without a '/' in front begin in this directory.\n");
     for (unsigned i = 0; i < ds->count; i++)
-        if (ds->drives[i].path[0] && !strchr(ds->drives[i].path, '\n'))
-            strbuf_addf(out, "%u %s\n", i, ds->drives[i].path);
+        list_add(config, i, ds->drives[i].path, out);
     if (extra)
-        strbuf_addf(out, "%u %s\n", FORMAT_DRIVES_MAX, extra);
+        list_add(config, FORMAT_DRIVES_MAX, extra, out);
 }
 
 int place_save_paths(struct env *env, const struct config *config, const struct driveset *ds,
@@ -216,7 +234,7 @@ int place_save_paths(struct env *env, const struct config *config, const struct 
     struct env_file *f;
     int rc;
 
-    list_write(ds, extra, &text);
+    list_write(config, ds, extra, &text);
     if (before && strcmp(before, text.data) == 0)
         return 0;
     rc = env_open(env, fresh, ENV_OPEN_CREATE, &f);
