@@ -11,6 +11,7 @@ import random
 import sys
 import time
 
+import nbd
 from contents import Contents
 from harness import MIB, SHORT, Daemon, Suite, check, fsck, log, scratch
 
@@ -23,8 +24,9 @@ class Members:
         self.folder, self.args = folder, args
         self.random = random.Random(args.seed)
         self.data = os.path.join(folder, "store")
-        self.contents = [Contents(folder, seed=args.seed + n, slices=8, volume_mib=120)
-                         for n in range(3)]
+        self.contents = [Contents(folder, seed=args.seed + n, slices=8, volume_mib=32)
+                         for n in range(2)]
+        self.noise = [self.random.randbytes(MIB) for _ in range(224)]
         self.daemon = Daemon(self.data, config=CONFIG)
         self.made = 0
 
@@ -38,6 +40,9 @@ class Members:
     def verify(self):
         for c in self.contents:
             c.verify(self.daemon)
+        with nbd.Nbd(self.daemon.nbd, "noise") as client:
+            for number, data in enumerate(self.noise):
+                check(client.read(number * MIB, MIB) == data, "noise: other bytes at MiB", number)
 
     def wait(self, text, done, seconds=180):
         """Waits, and kills the daemon a few times meanwhile."""
@@ -90,6 +95,10 @@ class Members:
         self.daemon.start()
         for c in self.contents:
             c.store(self.daemon)
+        self.daemon.volume("noise", len(self.noise) * MIB)
+        with nbd.Nbd(self.daemon.nbd, "noise") as client:
+            for number, data in enumerate(self.noise):
+                client.write(number * MIB, data)
         self.daemon.wait_quiet()
         check(len(self.rows()) == 6, "six drives are expected:", self.rows())
 
