@@ -242,7 +242,7 @@ class Cli(unittest.TestCase):
         out, _ = self.run_cli("--help")
         areas = "status|stats|drive|volume|patient|study"
         commands = re.findall(rf"^  ((?:{areas})(?: [\w-]+)?)  ", out, re.M)
-        self.assertEqual(len(commands), 18, out)
+        self.assertEqual(len(commands), 24, out)
         for command in commands:
             text, _ = self.run_cli(*command.split(), "--help", data=False)
             self.assertIn(f"Usage: filmroom [--data DIR] [--json] {command}", text)
