@@ -259,8 +259,8 @@ static bool may_go(const struct partition *p, unsigned i)
            (segment_drive_empty(p->segments, i) || PLANTED(LEAVES_WITH_DATA));
 }
 
-/* F8: the KV store must have forgotten the segments that were on it before its place is given up; no
- * new one can come, since it takes none. Asked again after the flush: its leaving may have been
+/* F8: the KV store must have forgotten the segments that were on it before its place is given up;
+ * no new one can come, since it takes none. Asked again after the flush: its leaving may have been
  * taken back. */
 static int let_go(struct partition *p, unsigned i, bool *ret_gone)
 {
@@ -305,10 +305,9 @@ static void watch_rate(struct partition *p)
     if (ms->sampled_at && took < MEMBERSHIP_SAMPLE)
         return;
     chunkstore_get_stats(p->chunks, &stats);
-    rate = ms->sampled_at
-               ? (uint64_t)((double)(stats.rehomed_bytes - ms->moved_before) * ENV_NS_PER_S /
-                            (double)took)
-               : 0;
+    rate = ms->sampled_at ? (uint64_t)((double)(stats.rehomed_bytes - ms->moved_before) *
+                                       ENV_NS_PER_S / (double)took)
+                          : 0;
     if (ms->rate == 0)
         ms->rate = rate;
     else
@@ -346,14 +345,14 @@ void membership_get_progress(struct partition *p, struct partition_moves *ret_mo
 
     segment_get_moves(p->segments, &mv);
     chunkstore_get_stats(p->chunks, &stats);
-    *ret_moves = (struct partition_moves){.rebuild = work(mv.rebuild, 0, rate),
-                                          .leaving = work(mv.leaving, mv.rebuild, rate),
-                                          .rebalance =
-                                              work(mv.uneven, mv.rebuild + mv.leaving, rate),
-                                          .rate = rate,
-                                          .moved = stats.rehomed_bytes,
-                                          .stuck = mv.stuck,
-                                          .given_up = segment_given_up(p->segments)};
+    *ret_moves =
+        (struct partition_moves){.rebuild = work(mv.rebuild, 0, rate),
+                                 .leaving = work(mv.leaving, mv.rebuild, rate),
+                                 .rebalance = work(mv.uneven, mv.rebuild + mv.leaving, rate),
+                                 .rate = rate,
+                                 .moved = stats.rehomed_bytes,
+                                 .stuck = mv.stuck,
+                                 .given_up = segment_given_up(p->segments)};
     for (unsigned i = 0; i < p->ds->count; i++)
         ret_moves->drives[i] = work(mv.on_drive[i], mv.rebuild, rate);
 }

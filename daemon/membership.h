@@ -1,15 +1,14 @@
-/* Drives that come and go while the partition runs: the orders of the administrator, and what follows
- * from them in the background. lib/store/member.h says how a change is made safe.
+/* Drives that come and go while the partition runs: the orders of the administrator, and what
+ * follows from them in the background. lib/store/member.h says how a change is made safe.
  *
  *   add      checks and formats the drive; new segments use it, and drives are made even
- *   remove   the drive takes nothing new; what is on it is written anew elsewhere; then it is let go
- *   keep     takes a removal back
- *   replace  add and remove in one change
- *   rebuild  a drive that is out is given up now and not after `rebuild_after`
+ *   remove   the drive takes nothing new; what is on it is written anew elsewhere; then it is let
+ * go keep     takes a removal back replace  add and remove in one change rebuild  a drive that is
+ * out is given up now and not after `rebuild_after`
  *
- * Every order returns when it is durable; the work then goes on by itself, over restarts as well: it
- * follows from the superblocks and the segment table alone. A drive that is out when its removal is
- * ordered is given up at once, and again by every start.
+ * Every order returns when it is durable; the work then goes on by itself, over restarts as well:
+ * it follows from the superblocks and the segment table alone. A drive that is out when its removal
+ * is ordered is given up at once, and again by every start.
  *
  * A drive may be removed as long as the others can hold the data at the profile's parity. One that
  * is out may go also when they are fewer than the profile's columns: to keep its place would not

@@ -18,17 +18,15 @@ static int order_add(struct node_status *s, const struct admin_drive_order *o, s
                              .size = o->size,
                              .class_ = o->nvme,
                              .force = o->force,
-                             .replaces =
-                                 o->verb == ADMIN_DRIVE_REPLACE ? o->index : MEMBER_NOBODY};
+                             .replaces = o->verb == ADMIN_DRIVE_REPLACE ? o->index : MEMBER_NOBODY};
     int saved, rc = place_save_paths(s->env, s->config, ds, o->path);
 
     if (rc < 0) {
         strbuf_adds(why, "the list of drives' paths in the data directory cannot be written");
         return rc;
     }
-    rc = o->verb == ADMIN_DRIVE_REPLACE
-             ? partition_drive_replace(s->partition, &add, why, index)
-             : partition_drive_add(s->partition, &add, why, index);
+    rc = o->verb == ADMIN_DRIVE_REPLACE ? partition_drive_replace(s->partition, &add, why, index)
+                                        : partition_drive_add(s->partition, &add, why, index);
     saved = place_save_paths(s->env, s->config, ds, NULL);
     if (saved < 0)
         log_warn("node", "cannot write the list of drives' paths error=%s", err_name(saved));

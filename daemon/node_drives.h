@@ -1,5 +1,5 @@
-/* The administrator's orders about drives, as the node carries them out: the partition does the work,
- * the node keeps the list of paths (place.h) one step ahead of it. */
+/* The administrator's orders about drives, as the node carries them out: the partition does the
+ * work, the node keeps the list of paths (place.h) one step ahead of it. */
 #pragma once
 
 #include "daemon/node_status.h"

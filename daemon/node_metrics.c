@@ -55,8 +55,8 @@ static void gauges_refresh(void *arg)
                                    .step_max =
                                        atomic_load_explicit(&nm->steps.max, memory_order_relaxed)};
     for (unsigned i = 0; i < FORMAT_DRIVES_MAX; i++)
-        nm->now.drive_ok[i] = i >= ds->count || ds->drives[i].state == DRIVE_NONE ||
-                              drive_usable(&ds->drives[i]);
+        nm->now.drive_ok[i] =
+            i >= ds->count || ds->drives[i].state == DRIVE_NONE || drive_usable(&ds->drives[i]);
 }
 
 static void gauges_register(struct node_metrics *nm)
@@ -76,7 +76,8 @@ static void gauges_register(struct node_metrics *nm)
         {"filmroom_journal_size_bytes", "Size of the journal", &g->journal_size},
         {"filmroom_journal_used_bytes", "Bytes of the journal in use", &g->journal_used},
         {"filmroom_overlay_bytes", "Small writes in memory, to be moved into stripes", &g->overlay},
-        {"filmroom_rebuild_bytes", "Stored bytes that lack parity and are written anew", &g->rebuild},
+        {"filmroom_rebuild_bytes", "Stored bytes that lack parity and are written anew",
+         &g->rebuild},
         {"filmroom_leaving_bytes", "Stored bytes on drives that are leaving", &g->leaving},
         {"filmroom_rebalance_bytes", "Stored bytes to be moved to fill drives evenly, about",
          &g->rebalance},

@@ -163,9 +163,8 @@ static int status_drives(struct admin_source *a, struct admin_drive **ret_drives
 void node_status_init(struct node_status *s, struct env *env, const struct config *config,
                       struct partition *partition)
 {
-    static const struct admin_ops ops = {.status = status_get,
-                                         .drives = status_drives,
-                                         .drive_order = node_drive_order};
+    static const struct admin_ops ops = {
+        .status = status_get, .drives = status_drives, .drive_order = node_drive_order};
 
     s->face.ops = &ops;
     s->env = env;

@@ -87,9 +87,9 @@ struct partition_work {
 struct partition_moves {
     struct partition_work rebuild, leaving, rebalance;
     struct partition_work drives[FORMAT_DRIVES_MAX]; /* of those that leave */
-    uint64_t rate;  /* bytes a second, of late */
-    uint64_t moved; /* bytes, since start */
-    uint64_t stuck; /* segments that cannot be read, and so stay where they are */
+    uint64_t rate;                                   /* bytes a second, of late */
+    uint64_t moved;                                  /* bytes, since start */
+    uint64_t stuck;    /* segments that cannot be read, and so stay where they are */
     uint64_t given_up; /* drives that are not waited for any more (bit per drive) */
 };
 

@@ -25,8 +25,8 @@ struct partition {
     uint64_t trim_lsn;      /* at start: the KV store needs no record before this one */
     uint64_t out_since[FORMAT_DRIVES_MAX]; /* when a drive was first seen out; 0: it is not */
     struct membership membership;
-    uint64_t segments_freed;               /* since start */
-    uint64_t compactor_lsn;                /* last record when compaction last looked */
+    uint64_t segments_freed; /* since start */
+    uint64_t compactor_lsn;  /* last record when compaction last looked */
     int broken;
 
     struct list apply_queue; /* durable batches */

@@ -98,10 +98,10 @@ static int kv_opening_try(void *arg)
 int place_open_kv(struct env *env, const struct config *config, const struct place *p,
                   enum place_use use, struct kv **ret_kv)
 {
-    struct kv_opening o = {.env = env,
-                           .p = p,
-                           .options = {.cache_bytes = config->store.cache_size / 4,
-                                       .buffer_bytes = 64u << 20}};
+    struct kv_opening o = {
+        .env = env,
+        .p = p,
+        .options = {.cache_bytes = config->store.cache_size / 4, .buffer_bytes = 64u << 20}};
     int rc = use == PLACE_MAKE ? place_make(env, config) : place_look(env, p);
 
     if (rc == 0)
@@ -263,7 +263,8 @@ const char *place_advice(int error)
     case ERR_KV:
         return "the metadata in DIR/kv does not belong to these drives, or is damaged or too old";
     case ERR_CONFIG:
-        return "the drives are of different stores, as many of one as of another: check their paths";
+        return "the drives are of different stores, as many of one as of another: check their "
+               "paths";
     default:
         return err_text(error);
     }

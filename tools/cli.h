@@ -1,6 +1,6 @@
 /* What the parts of the `filmroom` command share: its options, the requests to the daemon, tables.
- * The commands are cli_status.c, cli_stats.c, cli_drive.c, cli_volume.c, cli_patient.c and cli_study.c;
- * filmroom.c finds and runs them. */
+ * The commands are cli_status.c, cli_stats.c, cli_drive.c, cli_volume.c, cli_patient.c and
+ * cli_study.c; filmroom.c finds and runs them. */
 #pragma once
 
 #include <stdbool.h>

@@ -164,9 +164,10 @@ int cli_drive_remove(struct cli *cli)
     unsigned index = 0;
     int verdict = order_drive(cli, cli->args[0], "remove", NULL, &index);
 
-    return said(cli, verdict,
-                "drive %u is leaving: it goes once its data is elsewhere, see filmroom drive list\n",
-                index);
+    return said(
+        cli, verdict,
+        "drive %u is leaving: it goes once its data is elsewhere, see filmroom drive list\n",
+        index);
 }
 
 int cli_drive_keep(struct cli *cli)

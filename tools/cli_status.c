@@ -186,10 +186,9 @@ int cli_status(struct cli *cli)
 
 int cli_drive_list(struct cli *cli)
 {
-    static const char *const headings[] = {">DRIVE",        "STATE",     "CLASS",
-                                           ">SIZE",         ">USED",     ">READ ERRORS",
-                                           ">WRITE ERRORS", ">REPAIRED", "LEAVES",
-                                           "PATH"};
+    static const char *const headings[] = {">DRIVE", "STATE",        "CLASS",         ">SIZE",
+                                           ">USED",  ">READ ERRORS", ">WRITE ERRORS", ">REPAIRED",
+                                           "LEAVES", "PATH"};
     json_t *json = cli_get(cli, "/v1/drives"), *drive;
     struct strbuf leaves = STRBUF_INIT;
     struct cli_table *t;

@@ -49,15 +49,18 @@ static const struct cli_command cli_commands[] = {
      0, 0, cli_stats},
     {"drive list", "", "the drives with their state, space and errors", NULL, 0, 0, cli_drive_list},
     {"drive add", "PATH [--class nvme|disk] [--size SIZE] [--force]", "use one more drive",
-     "PATH is a block device or a file. New data goes to the drive at once, and data that is there\n"
+     "PATH is a block device or a file. New data goes to the drive at once, and data that is "
+     "there\n"
      "is spread to it in the background.\n\n"
      "  --class nvme|disk   what it is; the journal is kept on nvme drives (default: disk)\n"
      "  --size SIZE         use so much of it; a file is made, or grown to this\n"
      "  --force             also where something is on it: all of that is lost\n\n",
      1, CLI_MASK(CLI_CLASS) | CLI_MASK(CLI_SIZE) | CLI_MASK(CLI_FORCE), cli_drive_add},
     {"drive remove", "DRIVE", "empty a drive, and do without it",
-     "DRIVE is the drive's number or path. It is read until its data is elsewhere, and let go then;\n"
-     "drive list shows how far that is. Refused when the others cannot hold the data. A drive that\n"
+     "DRIVE is the drive's number or path. It is read until its data is elsewhere, and let go "
+     "then;\n"
+     "drive list shows how far that is. Refused when the others cannot hold the data. A drive "
+     "that\n"
      "is out may be removed too: its data is written again from the others'.\n",
      1, 0, cli_drive_remove},
     {"drive keep", "DRIVE", "take the removal of a drive back", NULL, 1, 0, cli_drive_keep},

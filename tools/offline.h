@@ -26,7 +26,8 @@ const char *offline_option(int argc, char **argv, int *i, const char *name);
 /* Settings from --data and --config (either may be NULL). False: the message was printed. */
 bool offline_settings(struct offline *o, const char *data, const char *config_file);
 
-/* Runs `main` with `arg` on a loop of its own, once the drives' paths are known. False: there is no io_uring, and that was said. */
+/* Runs `main` with `arg` on a loop of its own, once the drives' paths are known. False: there is no
+ * io_uring, and that was said. */
 bool offline_run(struct offline *o, fiber_fn main, void *arg);
 void offline_free(struct offline *o);
 

@@ -43,10 +43,10 @@ struct admin_drive {
     enum admin_drive_state state;
     uint64_t size, used; /* bytes */
     uint64_t read_errors, write_errors;
-    uint64_t repaired; /* corruptions found on it and mended from redundancy */
-    bool leaving;      /* takes nothing new, and goes once it is empty */
-    bool given_up;     /* out, and not waited for: its data is written anew to others */
-    bool journal;      /* mirrors the journal */
+    uint64_t repaired;      /* corruptions found on it and mended from redundancy */
+    bool leaving;           /* takes nothing new, and goes once it is empty */
+    bool given_up;          /* out, and not waited for: its data is written anew to others */
+    bool journal;           /* mirrors the journal */
     struct admin_work work; /* of one that leaves: until it is empty */
 };
 
@@ -96,7 +96,7 @@ struct admin_status {
     struct admin_listener listeners[ADMIN_LISTENERS_MAX];
     size_t listener_count;
     struct admin_capacity capacity;
-    uint64_t journal_size, journal_used; /* bytes */
+    uint64_t journal_size, journal_used;           /* bytes */
     struct admin_work rebuild, leaving, rebalance; /* in this order */
     uint64_t work_rate;                            /* bytes a second, of late */
     uint64_t volumes, studies, instances;
@@ -134,8 +134,9 @@ static inline int admin_get_drives(struct admin_source *a, struct admin_drive **
 
 /* Carries out an order about drives: durable on return; what follows from it goes on by itself.
  * *ret_index is the drive's number. On an error `why` is a sentence, or empty where the error's own
- * text says enough. ERR_NOENT, ERR_EXIST (something is on the drive), ERR_PERM (too few drives would
- * be left), ERR_NOSPC, ERR_RANGE (the drive is too small), ERR_INVAL, ERR_BUSY, ERR_LOCKED, ERR_IO. */
+ * text says enough. ERR_NOENT, ERR_EXIST (something is on the drive), ERR_PERM (too few drives
+ * would be left), ERR_NOSPC, ERR_RANGE (the drive is too small), ERR_INVAL, ERR_BUSY, ERR_LOCKED,
+ * ERR_IO. */
 static inline int admin_order_drive(struct admin_source *a, const struct admin_drive_order *order,
                                     char why[ADMIN_WHY_MAX], unsigned *ret_index)
 {

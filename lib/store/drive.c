@@ -276,7 +276,8 @@ static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
     if (rc < 0)
         return rc;
     rc = env_file_size(d->file, &have);
-    if (rc == 0 && !overwrite && have >= FORMAT_JOURNAL_OFF && drive_super_read(d->file, &found) == 0)
+    if (rc == 0 && !overwrite && have >= FORMAT_JOURNAL_OFF &&
+        drive_super_read(d->file, &found) == 0)
         return ERR_EXIST;
     if (rc == 0 && have < size)
         rc = env_resize(d->file, size); /* a block device too small says so here */

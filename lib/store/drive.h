@@ -28,8 +28,8 @@ struct drive {
     char *path; /* where it is, or was looked for; "" where nothing is known */
     enum drive_state state;
     const char *reason;    /* constant text: why it is not OK; "" otherwise */
-    bool leaving; /* takes nothing new, and the journal only at need: see member.h */
-    bool transit; /* on its way in or out: takes nothing at all */
+    bool leaving;          /* takes nothing new, and the journal only at need: see member.h */
+    bool transit;          /* on its way in or out: takes nothing at all */
     uint8_t class_;        /* as in struct format_member */
     struct env_file *file; /* NULL when it cannot be opened */
     uint8_t uuid[16];

@@ -54,7 +54,7 @@
 enum format_drive_state {
     FORMAT_DRIVE_NONE = 0, /* no drive has this place; the next one added may */
     FORMAT_DRIVE_OK = 1,
-    FORMAT_DRIVE_OUT = 2, /* missing or failed: not written; what is on it may still be read */
+    FORMAT_DRIVE_OUT = 2,     /* missing or failed: not written; what is on it may still be read */
     FORMAT_DRIVE_LEAVING = 3, /* takes nothing new, and goes once nothing is on it (F8) */
 };
 

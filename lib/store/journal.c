@@ -275,8 +275,8 @@ static void journal_write_mirrors(struct journal *j, const struct buf *b, size_t
     journal_flush_shared(j, t, n);
 }
 
-/* How good a drive is as a mirror: one that leaves only where there is no other, fast ones first. 0:
- * not at all. */
+/* How good a drive is as a mirror: one that leaves only where there is no other, fast ones first.
+ * 0: not at all. */
 static unsigned journal_rank(const struct drive *d)
 {
     if (!drive_usable(d) || d->transit)

@@ -65,7 +65,7 @@ bool journal_head_valid(const struct journal *j, const uint8_t *p, struct format
 bool journal_batch_whole(const struct journal *j, const uint8_t *p, size_t span, uint64_t seq);
 
 /* Makes the mirror set whole again: as many of the drives that count as the profile wants, the best
- * of them, each with all live batches, committed. `extra` is a batch in flight at extra_off that new mirrors need
- * too (NULL: none). */
+ * of them, each with all live batches, committed. `extra` is a batch in flight at extra_off that
+ * new mirrors need too (NULL: none). */
 int journal_remirror(struct journal *j, const struct buf *extra, size_t extra_span,
                      uint64_t extra_off);

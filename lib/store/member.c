@@ -13,8 +13,8 @@
 
 static uint64_t member_slots(const struct driveset *ds, uint64_t size)
 {
-    uint64_t n = size > ds->super.slots_off ? (size - ds->super.slots_off) / ds->super.slot_size
-                                            : 0;
+    uint64_t n =
+        size > ds->super.slots_off ? (size - ds->super.slots_off) / ds->super.slot_size : 0;
 
     return n < MEMBER_SLOTS_MAX ? n : MEMBER_SLOTS_MAX;
 }
@@ -29,11 +29,16 @@ static const char *member_signature(const uint8_t *p, size_t n)
         size_t at;
         const char *bytes, *name;
     } known[] = {
-        {0, "LUKS", "a LUKS volume"},          {0, "XFSB", "an XFS file system"},
-        {512, "LABELONE", "an LVM volume"},    {512, "EFI PART", "a partition table"},
-        {0x438, "\x53\xef", "an ext file system"}, {0x10040, "_BHRfS_M", "a btrfs file system"},
-        {4086, "SWAPSPACE2", "swap space"},    {3, "NTFS    ", "an NTFS file system"},
-        {4096, "\xfc\x4e\x2b\xa9", "an md RAID member"}, {510, "\x55\xaa", "a partition table"},
+        {0, "LUKS", "a LUKS volume"},
+        {0, "XFSB", "an XFS file system"},
+        {512, "LABELONE", "an LVM volume"},
+        {512, "EFI PART", "a partition table"},
+        {0x438, "\x53\xef", "an ext file system"},
+        {0x10040, "_BHRfS_M", "a btrfs file system"},
+        {4086, "SWAPSPACE2", "swap space"},
+        {3, "NTFS    ", "an NTFS file system"},
+        {4096, "\xfc\x4e\x2b\xa9", "an md RAID member"},
+        {510, "\x55\xaa", "a partition table"},
     };
 
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
@@ -101,8 +106,8 @@ static int member_look(struct driveset *ds, struct env_file *file, uint64_t size
 struct joiner {
     const struct member_add *add;
     struct env_file *file;
-    bool made;           /* the file is new: it goes again on failure */
-    struct drive *lent;  /* the file is open as what a missing drive left under this path */
+    bool made;          /* the file is new: it goes again on failure */
+    struct drive *lent; /* the file is open as what a missing drive left under this path */
     uint64_t slot_count;
 };
 
@@ -141,8 +146,8 @@ static int joiner_open(struct driveset *ds, struct joiner *j, struct strbuf *why
         return joiner_refuse(why, rc, "there is no such device");
     if (!j->add->size)
         return joiner_refuse(why, rc, "there is no such file: give --size to have one made");
-    rc = env_open(ds->env, path,
-                  ENV_OPEN_CREATE | ENV_OPEN_EXCL | ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &j->file);
+    rc = env_open(ds->env, path, ENV_OPEN_CREATE | ENV_OPEN_EXCL | ENV_OPEN_DIRECT | ENV_OPEN_LOCK,
+                  &j->file);
     j->made = rc == 0;
     return rc;
 }
@@ -150,8 +155,7 @@ static int joiner_open(struct driveset *ds, struct joiner *j, struct strbuf *why
 /* Settles the size, and that nothing is lost. */
 static int joiner_measure(struct driveset *ds, struct joiner *j, struct strbuf *why)
 {
-    uint64_t have, size,
-        least = ds->super.slots_off + MEMBER_SLOTS_MIN * ds->super.slot_size;
+    uint64_t have, size, least = ds->super.slots_off + MEMBER_SLOTS_MIN * ds->super.slot_size;
     int rc = env_file_size(j->file, &have);
 
     if (rc < 0)
@@ -164,8 +168,9 @@ static int joiner_measure(struct driveset *ds, struct joiner *j, struct strbuf *
     if (!j->add->force && have >= MEMBER_LOOK)
         rc = member_look(ds, j->file, have, why);
     else if (!j->add->force && have > 0)
-        rc = joiner_refuse(why, ERR_EXIST, "it is a file with something in it: nothing was "
-                                           "changed; use --force to overwrite it");
+        rc = joiner_refuse(why, ERR_EXIST,
+                           "it is a file with something in it: nothing was "
+                           "changed; use --force to overwrite it");
     if (rc == 0 && have < size)
         rc = env_resize(j->file, size);
     j->slot_count = member_slots(ds, size);
@@ -237,7 +242,7 @@ static void joiner_install(struct driveset *ds, struct joiner *j, unsigned index
 
     if (j->lent)
         j->lent->file = NULL; /* whoever reads from it just now has the file all the same */
-    mem_free(d->path); /* NULL or that of an empty place */
+    mem_free(d->path);        /* NULL or that of an empty place */
     *d = (struct drive){.index = index,
                         .path = mem_strdup(j->add->path),
                         .state = DRIVE_OK,
@@ -341,8 +346,7 @@ int member_let_go(struct driveset *ds, uint32_t index)
     file = d->file;
     ours = drive_usable(d); /* under a missing one's path there may be anything */
     mem_free(d->path);
-    *d = (struct drive){
-        .index = index, .path = mem_strdup(""), .state = DRIVE_NONE, .reason = ""};
+    *d = (struct drive){.index = index, .path = mem_strdup(""), .state = DRIVE_NONE, .reason = ""};
     rc = driveset_commit_locked(ds, true);
     if (rc == 0 && ours)
         member_wipe(file);

@@ -9,8 +9,8 @@
  * - A drive that is added gets a superblock first, alone. From then on the store may count it;
  *   nothing is put on it before all drives know of it (F9), so nothing is missing if they never do.
  * - A drive that leaves is read and gets superblocks as before, and nothing new. What is on it is
- *   written anew elsewhere by compaction. When nothing is left, its place is given up (F8), and only
- *   then its own superblock is wiped: between the two it is a stranger that holds nothing.
+ *   written anew elsewhere by compaction. When nothing is left, its place is given up (F8), and
+ * only then its own superblock is wiped: between the two it is a stranger that holds nothing.
  *
  * Functions take `why`: on failure a sentence for the user is appended where the error's own text
  * does not say enough.

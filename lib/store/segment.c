@@ -176,8 +176,8 @@ uint64_t segment_count_possible(const uint64_t *slots, unsigned drives, unsigned
     uint64_t low = 0, high = 0;
 
     for (unsigned i = 0; i < drives; i++)
-        if (slots[i] > high)
-            high = slots[i];
+        high += slots[i];
+    high /= n;
     while (low < high) {
         uint64_t t = low + (high - low + 1) / 2, sum = 0;
 

@@ -212,9 +212,9 @@ void segment_watch_even(struct segments *ss);
 
 /* Stored bytes that are to be written anew, by the reason. Walks the table. */
 struct segment_moves {
-    uint64_t rebuild; /* lack parity, with the drives that are not given up */
-    uint64_t leaving; /* on drives that leave, and not of the above */
-    uint64_t uneven;  /* about what evenness takes */
+    uint64_t rebuild;                     /* lack parity, with the drives that are not given up */
+    uint64_t leaving;                     /* on drives that leave, and not of the above */
+    uint64_t uneven;                      /* about what evenness takes */
     uint64_t on_drive[FORMAT_DRIVES_MAX]; /* of a drive that leaves: all that has a column there */
     uint64_t stuck; /* segments of the first two that cannot be moved before the next start */
 };

@@ -206,9 +206,8 @@ static bool shares_ends(const struct segments *ss, const struct shares *sh, unsi
     for (unsigned i = 0; i < ss->ds->count; i++) {
         int64_t slots = (int64_t)ss->ds->drives[i].slot_count;
 
-        if (sh->off[i] > 0 &&
-            (!over || sh->off[i] * (int64_t)ss->ds->drives[*ret_over].slot_count >
-                          sh->off[*ret_over] * slots)) {
+        if (sh->off[i] > 0 && (!over || sh->off[i] * (int64_t)ss->ds->drives[*ret_over].slot_count >
+                                            sh->off[*ret_over] * slots)) {
             *ret_over = i;
             over = true;
         }

@@ -111,8 +111,7 @@ void admin_parse_drive(struct admin_call *c, const struct admin_request *r)
     c->order = mem_zalloc(sizeof(*c->order));
     c->order->verb = r->segment_count == 3 ? ADMIN_DRIVE_SET_CLASS : ADMIN_DRIVE_ADD;
     if (r->arg_count > 0)
-        admin_call_fail(c, ERR_INVAL, "the argument \"%.100s\" is not known here",
-                        r->args[0].name);
+        admin_call_fail(c, ERR_INVAL, "the argument \"%.100s\" is not known here", r->args[0].name);
     if (!c->error && r->segment_count >= 3)
         take_index(c, r->segments[2]);
     if (!c->error && r->segment_count == 4)

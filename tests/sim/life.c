@@ -104,8 +104,7 @@ static void choose_work(struct run *r)
 
     r->weight_sum = 0;
     for (unsigned i = 0; i < OP_COUNT; i++) {
-        bool off =
-            (i != OP_CREATE && run_chance(r, 25)) || (i == OP_DRIVE && !r->drives_change);
+        bool off = (i != OP_CREATE && run_chance(r, 25)) || (i == OP_DRIVE && !r->drives_change);
 
         r->weights[i] = off ? 0 : (unsigned)(usual[i] * (1 + run_random(r, 4)));
         if (r->churn && (i == OP_WRITE_BULK || i == OP_PUT || i == OP_DELETE || i == OP_COMPACT))
@@ -224,8 +223,7 @@ static void life_main(void *arg)
 
     r->phase = "opening";
     if (rc == 0)
-        rc = partition_open(r->env, r->kv, r->places, r->place_count, &r->partition, &start,
-                            &r->p);
+        rc = partition_open(r->env, r->kv, r->places, r->place_count, &r->partition, &start, &r->p);
     if (rc < 0 && r->options.lost) {
         run_trace(r, "open: %s", err_name(rc));
         (void)kv_close(r->kv);

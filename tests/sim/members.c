@@ -140,8 +140,7 @@ static int order_add(struct run *r, struct strbuf *why, bool replace)
 
 void op_drive(struct run *r)
 {
-    static const char *const names[] = {"add",     "remove",  "keep",
-                                        "replace", "rebuild", "set-class"};
+    static const char *const names[] = {"add", "remove", "keep", "replace", "rebuild", "set-class"};
     static const uint8_t kinds[] = {0, 0, 0, 1, 1, 1, 2, 3, 3, 4, 5};
     STRBUF_AUTO struct strbuf why = STRBUF_INIT;
     unsigned kind = kinds[run_random(r, sizeof(kinds))], index = random_index(r);

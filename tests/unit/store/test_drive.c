@@ -467,7 +467,8 @@ static void test_two_stores(void **state)
 /* A drive is known by its superblock: where it is found does not matter, nor in which order. */
 static void places_main(void *arg)
 {
-    const char *const swapped[] = {"nowhere", "d2", "d1", "d0"}, *const twice[] = {"d0", "d0", "d2"};
+    const char *const swapped[] = {"nowhere", "d2", "d1", "d0"}, *const twice[] = {"d0", "d0",
+                                                                                   "d2"};
     struct driveset *ds;
 
     (void)arg;

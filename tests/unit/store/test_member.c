@@ -1,4 +1,5 @@
-/* lib/store/member: drives join and leave a set; what a crash in the middle leaves; what is refused.
+/* lib/store/member: drives join and leave a set; what a crash in the middle leaves; what is
+ * refused.
  */
 #include <setjmp.h>
 #include <stdarg.h>
