@@ -70,13 +70,13 @@ static int place_look(struct env *env, const struct place *p)
     return rc;
 }
 
-int place_await_lock(struct env *env, int (*open)(void *arg), void *arg)
+int place_await_lock(struct env *env, int (*attempt)(void *arg), void *arg)
 {
-    int rc = open(arg);
+    int rc = attempt(arg);
 
     for (unsigned i = 0; rc == ERR_LOCKED && i < PLACE_LOCK_TRIES; i++) {
         env_sleep(env, PLACE_LOCK_WAIT);
-        rc = open(arg);
+        rc = attempt(arg);
     }
     return rc;
 }

@@ -54,6 +54,6 @@ int place_open_kv(struct env *env, const struct config *config, const struct pla
 /* What a person should do about a failure to open the store. */
 const char *place_advice(int error);
 
-/* Calls open(arg) again while it says ERR_LOCKED, for up to five seconds: an earlier daemon, or one
- * that was killed, may still be ending. Suspends. */
-int place_await_lock(struct env *env, int (*open)(void *arg), void *arg);
+/* Calls attempt(arg) again while it says ERR_LOCKED, for up to five seconds: an earlier daemon, or
+ * one that was killed, may still be ending. Suspends. */
+int place_await_lock(struct env *env, int (*attempt)(void *arg), void *arg);

@@ -1,5 +1,4 @@
 /* filmroom drive add, remove, keep, replace, rebuild, set-class. */
-#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,26 +9,19 @@
 #include "lib/base/strbuf.h"
 #include "tools/cli.h"
 
-/* The daemon has a working directory of its own. The caller's (mem_free); NULL after a message. */
+/* The daemon has a working directory of its own. Links are left as they are: the names below
+ * /dev/disk stay right when others change. The caller's (mem_free); NULL after a message. */
 static char *absolute(const char *path)
 {
     struct strbuf s = STRBUF_INIT;
-    char *real = realpath(path, NULL), *here;
+    char here[4096];
 
-    if (real) {
-        char *copy = mem_strdup(real);
-
-        free(real); /* realpath's */
-        return copy;
-    }
     if (path[0] != '/') {
-        here = getcwd(NULL, 0);
-        if (!here) {
+        if (!getcwd(here, sizeof(here))) {
             (void)cli_fail("cannot tell the current directory: give an absolute path");
             return NULL;
         }
         strbuf_addf(&s, "%s/", here);
-        free(here); /* getcwd's */
     }
     strbuf_adds(&s, path);
     return strbuf_take(&s);
