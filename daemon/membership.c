@@ -183,7 +183,8 @@ static int replace_locked(struct partition *p, const struct member_add *add, str
     if (d->leaving)
         return refuse(why, ERR_INVAL, "this drive is leaving already: just add the new one");
     rc = member_measure(p->ds, add, &slots);
-    if (rc == 0)
+    /* Where there is nothing to be had, adding says so. */
+    if (rc == 0 && slots > 0)
         rc = check_leaving(p, d, segment_taking_drives(p->segments) & ~(1ull << d->index), slots,
                            why);
     if (rc == 0)

@@ -125,8 +125,10 @@ static void node_drives_changed(void *arg)
     struct node *n = arg;
     int rc = 0;
 
+    fiber_mutex_lock(&n->status.paths_lock);
     if (n->partition) /* else it is about to be open, and this follows */
         rc = place_save_paths(n->env, n->config, partition_drives(n->partition), NULL);
+    fiber_mutex_unlock(&n->status.paths_lock);
     if (rc < 0)
         log_warn("node", "cannot write the list of drives' paths error=%s dir=%s", err_name(rc),
                  log_q(n->config->store.data));
@@ -319,6 +321,7 @@ int node_start(struct env *env, const struct config *config, struct node **ret_n
     n->env = env;
     n->config = config;
     place_init(&n->place, config);
+    fiber_mutex_init(&n->status.paths_lock);
     rc = node_open_store(n);
     if (rc == 0) {
         node_status_init(&n->status, env, config, n->partition);

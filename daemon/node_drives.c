@@ -8,18 +8,27 @@
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 
+static int save_paths(struct node_status *s, const char *extra)
+{
+    int rc;
+
+    fiber_mutex_lock(&s->paths_lock);
+    rc = place_save_paths(s->env, s->config, partition_drives(s->partition), extra);
+    fiber_mutex_unlock(&s->paths_lock);
+    return rc;
+}
+
 /* The path is in the list before the drive is in the store: were it the other way round, a crash
  * between the two would leave a drive that counts and that nobody finds. */
 static int order_add(struct node_status *s, const struct admin_drive_order *o, struct strbuf *why,
                      uint32_t *index)
 {
-    struct driveset *ds = partition_drives(s->partition);
     struct member_add add = {.path = o->path,
                              .size = o->size,
                              .class_ = o->nvme,
                              .force = o->force,
                              .replaces = o->verb == ADMIN_DRIVE_REPLACE ? o->index : MEMBER_NOBODY};
-    int saved, rc = place_save_paths(s->env, s->config, ds, o->path);
+    int rc = save_paths(s, o->path);
 
     if (rc < 0) {
         strbuf_adds(why, "the list of drives' paths in the data directory cannot be written");
@@ -27,9 +36,8 @@ static int order_add(struct node_status *s, const struct admin_drive_order *o, s
     }
     rc = o->verb == ADMIN_DRIVE_REPLACE ? partition_drive_replace(s->partition, &add, why, index)
                                         : partition_drive_add(s->partition, &add, why, index);
-    saved = place_save_paths(s->env, s->config, ds, NULL);
-    if (saved < 0)
-        log_warn("node", "cannot write the list of drives' paths error=%s", err_name(saved));
+    if (save_paths(s, NULL) < 0)
+        log_warn("node", "cannot write the list of drives' paths");
     return rc;
 }
 

