@@ -28,6 +28,9 @@ static int fake_status(struct admin_source *a, struct admin_status *ret_status)
                       {"dicom", "tcp:127.0.0.1:11112", 11112}},
         .listener_count = 2,
         .capacity = {64ull << 30, 10ull << 30, 5ull << 30, 2ull << 30, 3ull << 30, 50ull << 30},
+        .leaving = {3ull << 30, 250},
+        .rebalance = {1ull << 30, 0},
+        .work_rate = 12ull << 20,
         .journal_size = 1u << 30,
         .journal_used = 1u << 28,
         .volumes = f->volume_count,
@@ -58,6 +61,9 @@ static int fake_drives(struct admin_source *a, struct admin_drive **ret_drives, 
         d[i].size = 20ull << 30;
         d[i].used = (uint64_t)i << 30;
         d[i].read_errors = i == 1 ? 7 : 0;
+        d[i].leaving = i == 2;
+        d[i].journal = i == 0;
+        d[i].work = (struct admin_work){i == 2 ? 3ull << 30 : 0, i == 2 ? 250 : 0};
     }
     *ret_drives = d;
     *ret_count = 3;
