@@ -173,6 +173,9 @@ static int joiner_measure(struct driveset *ds, struct joiner *j, struct strbuf *
                            "changed; use --force to overwrite it");
     if (rc == 0 && have < size)
         rc = env_resize(j->file, size);
+    /* It may have to mirror the journal one day, and then the file system under it may be full. */
+    if (rc == 0 && env_reserve(j->file, ds->super.journal_off, ds->super.journal_len) == ERR_NOSPC)
+        rc = joiner_refuse(why, ERR_NOSPC, "there is no space for it in its file system");
     j->slot_count = member_slots(ds, size);
     return rc;
 }
