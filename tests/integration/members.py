@@ -180,6 +180,23 @@ class Members:
         check(self.rows()[6]["class"] == "disk", self.rows())
         self.verify()
 
+    def list_lost(self):
+        """Without the list an added drive is not found; nothing is lost, and a line brings it back."""
+        path, paths = self.rows()[6]["path"], os.path.join(self.data, "drive-paths")
+        self.daemon.stop()
+        with open(paths, "wb") as f:
+            f.write(b"6\n-1 /x\n99999999999999999999 /x\n\0\xff\n" + b"7 " + b"/y" * 3000 + b"\n")
+        self.daemon.start()
+        check(self.rows()[6]["state"] == "missing", self.rows())
+        check(self.daemon.status()["state"] == "degraded", self.daemon.status())
+        self.verify()
+        self.daemon.stop()
+        with open(paths, "a", encoding="utf-8") as f:
+            f.write(f"6 {path}\n")
+        self.daemon.start()
+        check(self.rows()[6]["path"] == path and self.rows()[6]["state"] == "ok", self.rows())
+        self.verify()
+
 
 def main():
     parser = argparse.ArgumentParser(description="drives come and go")
@@ -194,7 +211,8 @@ def main():
                                ("a seventh drive is added and filled evenly", members.add),
                                ("a drive is removed, and two more may go", members.remove),
                                ("a dead drive is replaced under its path", members.replace),
-                               ("a drive moves to another path", members.moved)):
+                               ("a drive moves to another path", members.moved),
+                               ("the list of paths is lost", members.list_lost)):
                 with suite.case(name):
                     case()
             with suite.case("the daemon stops cleanly"):
