@@ -29,6 +29,10 @@ static void gauges_copy(void *arg)
                                    .journal_size = st.journal.size,
                                    .journal_used = st.journal.used,
                                    .overlay = st.overlay_bytes,
+                                   .rebuild = st.moves.rebuild.bytes,
+                                   .leaving = st.moves.leaving.bytes,
+                                   .rebalance = st.moves.rebalance.bytes,
+                                   .moved = st.moves.moved,
                                    .volumes = st.volumes,
                                    .studies = st.studies.studies,
                                    .instances = st.studies.instances,
@@ -39,10 +43,37 @@ static void gauges_copy(void *arg)
                                    .scrub_lost = scrub.lost,
                                    .step_max =
                                        atomic_load_explicit(&pm->steps.max, memory_order_relaxed)};
-    for (unsigned i = 0; i < ds->count; i++) {
-        pm->now.drive_ok[i] = drive_usable(&ds->drives[i]);
-        pm->now.drive_suspect[i] = drive_watch_suspect(&ds->drives[i]);
+    /* Those that left stay, as drives in service do: an empty place is nothing to be alarmed about.
+     */
+    for (unsigned i = 0; i < FORMAT_DRIVES_MAX; i++) {
+        pm->now.drive_ok[i] =
+            i >= ds->count || ds->drives[i].state == DRIVE_NONE || drive_usable(&ds->drives[i]);
+        pm->now.drive_suspect[i] = i < ds->count && drive_watch_suspect(&ds->drives[i]);
     }
+    pm->drives_now = ds->count;
+}
+
+/* Registers drives that were added since somebody last looked. Does not suspend. */
+static void drives_register(struct node_metrics *nm, struct node_part_metrics *pm)
+{
+    const struct driveset *ds = partition_drives(pm->part->partition);
+
+    if (nm->part_count > 1)
+        metrics_set_owner(nm->registry, "partition", pm->part->name);
+    for (; pm->drives < pm->drives_now; pm->drives++) {
+        char index[12];
+
+        (void)snprintf(index, sizeof(index), "%u", pm->drives);
+        metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_ok",
+                          "1 while the drive is in service", METRIC_LABELS("drive", index),
+                          &pm->now.drive_ok[pm->drives]);
+        metrics_add_plain(nm->registry, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_suspect",
+                          "1 while the drive is in service and read around",
+                          METRIC_LABELS("drive", index), &pm->now.drive_suspect[pm->drives]);
+        if (pm->drives >= pm->drives_at_start) /* partition_observe has the others */
+            drive_observe(&ds->drives[pm->drives], nm->registry);
+    }
+    metrics_set_owner(nm->registry, NULL, NULL);
 }
 
 static void gauges_refresh(void *arg)
@@ -50,8 +81,10 @@ static void gauges_refresh(void *arg)
     struct node_metrics *nm = arg;
 
     nm->uptime = env_now(nm->env) - nm->start_ns;
-    for (unsigned i = 0; i < nm->part_count; i++)
+    for (unsigned i = 0; i < nm->part_count; i++) {
         (void)node_part_call(nm->parts[i].part, gauges_copy, &nm->parts[i]); /* its loop runs */
+        drives_register(nm, &nm->parts[i]);
+    }
 }
 
 static void gauges_register(struct metrics *m, const struct node_part_metrics *pm)
@@ -72,6 +105,11 @@ static void gauges_register(struct metrics *m, const struct node_part_metrics *p
         {"filmroom_journal_size_bytes", "Size of the journal", &g->journal_size},
         {"filmroom_journal_used_bytes", "Bytes of the journal in use", &g->journal_used},
         {"filmroom_overlay_bytes", "Small writes in memory, to be moved into stripes", &g->overlay},
+        {"filmroom_rebuild_bytes", "Stored bytes that lack parity and are written anew",
+         &g->rebuild},
+        {"filmroom_leaving_bytes", "Stored bytes on drives that are leaving", &g->leaving},
+        {"filmroom_rebalance_bytes", "Stored bytes to be moved to fill drives evenly, about",
+         &g->rebalance},
         {"filmroom_volumes", "Volumes", &g->volumes},
         {"filmroom_studies", "Studies", &g->studies},
         {"filmroom_instances", "Instances", &g->instances},
@@ -86,17 +124,9 @@ static void gauges_register(struct metrics *m, const struct node_part_metrics *p
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
         metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, rows[i].name, rows[i].help, NULL,
                           rows[i].value);
-    for (unsigned i = 0; i < partition_drives(pm->part->partition)->count; i++) {
-        char index[12];
-
-        (void)snprintf(index, sizeof(index), "%u", i);
-        metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_ok",
-                          "1 while the drive is in service", METRIC_LABELS("drive", index),
-                          &g->drive_ok[i]);
-        metrics_add_plain(m, METRIC_GAUGE, METRIC_COUNT, "filmroom_drive_suspect",
-                          "1 while the drive is in service and read around",
-                          METRIC_LABELS("drive", index), &g->drive_suspect[i]);
-    }
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_rehomed_bytes_total",
+                      "Stored bytes written anew to restore parity, empty drives, fill them evenly",
+                      NULL, &g->moved);
 }
 
 /* ---- The watch on the loops ---- */
@@ -153,6 +183,7 @@ static void part_observe(void *arg)
 
     kv_front_observe(o->pm->part->kv, o->m, &o->pm->slow);
     partition_observe(o->pm->part->partition, o->m, &o->pm->slow);
+    o->pm->drives_at_start = partition_drives(o->pm->part->partition)->count;
 }
 
 static void part_start(struct node_metrics *nm, struct node_part_metrics *pm,

@@ -14,12 +14,14 @@ struct node_gauges {
     uint64_t journal_size, journal_used, overlay, volumes, studies, instances, buckets, objects,
         object_bytes;
     uint64_t step_max, scrub_running, scrub_lost;
+    uint64_t rebuild, leaving, rebalance, moved;
     uint64_t drive_ok[FORMAT_DRIVES_MAX], drive_suspect[FORMAT_DRIVES_MAX];
 };
 
 /* What is kept for one partition. */
 struct node_part_metrics {
     struct node_part *part;
+    unsigned drives, drives_at_start, drives_now; /* registered; by the partition; there are */
     struct node_gauges now;
     struct slow_log slow;
     struct env_watch watch;

@@ -96,30 +96,56 @@ static int part_format(struct node_part *n)
     return rc;
 }
 
+/* A drive has left, or was found elsewhere. */
+static void part_drives_changed(void *arg)
+{
+    struct node_part *n = arg;
+
+    if (n->partition && node_part_save_paths(n, NULL) < 0) /* else it is about to be open */
+        log_warn("node", "cannot write the list of drives' paths dir=%s",
+                 log_q(n->config->store.data));
+}
+
+struct part_opening {
+    struct node_part *n;
+    const struct partition_options *options;
+    struct partition_start start;
+};
+
+static int part_open_try(void *arg)
+{
+    struct part_opening *o = arg;
+    struct node_part *n = o->n;
+
+    return partition_open(n->env, n->kv, (const char *const *)n->place.drives, n->place.count,
+                          o->options, &o->start, &n->partition);
+}
+
 static int part_open_partition(struct node_part *n)
 {
     struct partition_options options = {
+        .drives_changed = part_drives_changed,
+        .drives_arg = n,
         .cache_bytes = n->config->store.cache_size / 2,
         .rebuild_delay_ns = n->config->store.rebuild_after * ENV_NS_PER_S,
         .scrub_rate = n->config->store.scrub_rate,
         .scrub_every_ns = n->config->store.scrub_every * 86400 * ENV_NS_PER_S,
         .on_conflict =
             n->config->on_conflict == CONFIG_REPLACE ? PARTITION_REPLACE : PARTITION_REFUSE};
-    struct partition_start start;
-    int rc = ERR_LOCKED;
+    struct part_opening o = {.n = n, .options = &options};
+    const struct partition_start *start = &o.start;
+    int rc;
 
-    for (unsigned i = 0; rc == ERR_LOCKED && i < PLACE_LOCK_TRIES; i++) {
-        if (i)
-            env_sleep(n->env, PLACE_LOCK_WAIT);
-        rc = partition_open(n->env, n->kv, (const char *const *)n->place.drives,
-                            n->config->store.drives, &options, &start, &n->partition);
-    }
+    place_load_paths(n->env, n->config, &n->place);
+    rc = place_await_lock(n->env, part_open_try, &o);
+    if (rc == 0)
+        part_drives_changed(n);
     if (rc == 0)
         log_info("node",
                  "store open ms=%llu replayed_records=%llu replayed_bytes=%llu replay_ms=%llu",
-                 (unsigned long long)(start.total_ns / ENV_NS_PER_MS),
-                 (unsigned long long)start.replay.records, (unsigned long long)start.replay.bytes,
-                 (unsigned long long)(start.replay.ns / ENV_NS_PER_MS));
+                 (unsigned long long)(start->total_ns / ENV_NS_PER_MS),
+                 (unsigned long long)start->replay.records, (unsigned long long)start->replay.bytes,
+                 (unsigned long long)(start->replay.ns / ENV_NS_PER_MS));
     return rc;
 }
 
@@ -243,6 +269,7 @@ int node_part_start(struct env *first, const struct config *config, unsigned ind
     p->first = first;
     config_for_partition(config, index, &p->settings);
     p->config = &p->settings;
+    fiber_mutex_init(&p->paths_lock);
     place_init(&p->place, p->config);
     if (index == 0) {
         p->env = first;
@@ -271,6 +298,16 @@ int node_part_stop(struct node_part *p)
     if (p->env && p->env != p->first)
         part_stop_loop(p);
     place_free(&p->place);
+    return rc;
+}
+
+int node_part_save_paths(struct node_part *p, const char *extra)
+{
+    int rc;
+
+    fiber_mutex_lock(&p->paths_lock);
+    rc = place_save_paths(p->env, p->config, partition_drives(p->partition), extra);
+    fiber_mutex_unlock(&p->paths_lock);
     return rc;
 }
 

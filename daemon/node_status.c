@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "daemon/drive_watch.h"
+#include "daemon/node_drives.h"
 #include "daemon/scrubber.h"
 
 #include "lib/base/err.h"
@@ -58,6 +59,9 @@ static void status_health(const struct looking *l, const struct partition_status
     for (unsigned i = 0; i < ds->count; i++) {
         const struct drive *d = &ds->drives[i];
 
+        if (d->state == DRIVE_NONE)
+            continue;
+        st->drives++;
         st->drives_ok += drive_usable(d);
         st->repaired += d->corruptions;
         if (drive_watch_suspect(d))
@@ -68,10 +72,12 @@ static void status_health(const struct looking *l, const struct partition_status
                        i, d->health.reason);
         if (drive_usable(d))
             continue;
+        /* One that is given up counts as lost for as long as something is only there. */
         out++;
-        add_reason(l, ADMIN_DEGRADED, "drive %u is out: %s", i, d->reason);
+        add_reason(l, ADMIN_DEGRADED, "drive %u is out: %s%s", i, d->reason,
+                   d->leaving ? "; its removal is under way" : "");
     }
-    if (out > ps->m)
+    if (out > ps->m && ps->thin_segments)
         add_reason(l, ADMIN_FAILED,
                    "%u drives are out, more than the profile's %u: bring drives back, some data "
                    "cannot be read",
@@ -90,6 +96,11 @@ static void status_health(const struct looking *l, const struct partition_status
                    "scrub found %" PRIu64 " chunks that no drives give any more: filmroom-fsck "
                    "--deep tells what they belong to",
                    scrub.lost);
+    if (ps->moves.stuck)
+        add_reason(l, ADMIN_DEGRADED,
+                   "%" PRIu64 " segments cannot be read to be written again: bring drives back and "
+                   "restart the daemon",
+                   ps->moves.stuck);
     if (ps->m == 0)
         add_reason(l, ADMIN_DEGRADED, "one drive, no redundancy: its loss is the loss of all data");
     if (ps->broken)
@@ -97,6 +108,19 @@ static void status_health(const struct looking *l, const struct partition_status
                    err_text(ps->broken));
     else if (ps->free == 0)
         add_reason(l, ADMIN_DEGRADED, "no space left for new data: delete data");
+}
+
+static struct admin_work status_work(const struct partition_work *w)
+{
+    return (struct admin_work){w->bytes, w->eta_s};
+}
+
+/* Partitions work at the same time: the longest says how long it takes. */
+static void status_work_add(struct admin_work *sum, const struct partition_work *w)
+{
+    sum->bytes += w->bytes;
+    if (w->eta_s > sum->eta_s)
+        sum->eta_s = w->eta_s;
 }
 
 /* Adds one partition to the sums. */
@@ -111,7 +135,10 @@ static void status_add(void *arg)
         st->data_columns = ps.k;
         st->parity_columns = ps.m;
     }
-    st->drives += partition_drives(l->part->partition)->count;
+    status_work_add(&st->rebuild, &ps.moves.rebuild);
+    status_work_add(&st->leaving, &ps.moves.leaving);
+    status_work_add(&st->rebalance, &ps.moves.rebalance);
+    st->work_rate += ps.moves.rate;
     st->capacity.limit += ps.capacity;
     st->capacity.logical += ps.logical;
     st->capacity.deduped += ps.unique;
@@ -165,37 +192,49 @@ static int status_get(struct admin_source *a, struct admin_status *ret_status)
     return status_visit(s, &l, status_add);
 }
 
+static void status_drive(const struct looking *l, const struct drive *d,
+                         const struct partition_moves *moves, struct admin_drive *o)
+{
+    const struct driveset *ds = partition_drives(l->part->partition);
+
+    o->index = d->index;
+    (void)snprintf(o->partition, sizeof(o->partition), "%s", l->part->name);
+    (void)snprintf(o->path, sizeof(o->path), "%s", d->path);
+    (void)snprintf(o->media, sizeof(o->media), "%s", d->class_ ? "nvme" : "disk");
+    o->state = drive_watch_suspect(d)      ? ADMIN_DRIVE_SUSPECT
+               : d->state == DRIVE_OK      ? ADMIN_DRIVE_OK
+               : d->state == DRIVE_MISSING ? ADMIN_DRIVE_MISSING
+                                           : ADMIN_DRIVE_FAILED;
+    o->reason = drive_watch_reason(d);
+    o->timeouts = d->timeouts;
+    o->size = drive_slot_off(ds, (uint32_t)d->slot_count);
+    o->used = partition_drive_used(l->part->partition, d->index);
+    o->read_errors = d->read_errors;
+    o->write_errors = d->write_errors;
+    o->repaired = d->corruptions;
+    o->scrub_bytes = d->scrub.bytes;
+    o->scrub_found = d->scrub.bad;
+    o->scrub_repaired = d->scrub.mended;
+    o->scrub_unrepaired = d->scrub.unmended;
+    o->leaving = d->leaving;
+    o->given_up = moves->given_up >> d->index & 1;
+    o->journal = ds->super.journal_mirrors >> d->index & 1;
+    o->work = status_work(&moves->drives[d->index]);
+}
+
 static void drives_add(void *arg)
 {
     struct looking *l = arg;
     const struct driveset *ds = partition_drives(l->part->partition);
+    struct partition_status ps;
 
+    partition_get_status(l->part->partition, &ps);
     l->drives = mem_realloc(l->drives, (l->drive_count + ds->count) * sizeof(*l->drives));
     for (unsigned i = 0; i < ds->count; i++) {
-        const struct drive *d = &ds->drives[i];
-        struct admin_drive *o = &l->drives[l->drive_count++];
-
-        memset(o, 0, sizeof(*o));
-        o->index = i;
-        (void)snprintf(o->partition, sizeof(o->partition), "%s", l->part->name);
-        (void)snprintf(o->path, sizeof(o->path), "%s", d->path);
-        (void)snprintf(o->media, sizeof(o->media), "%s",
-                       ds->super.members[i].class_ ? "nvme" : "disk");
-        o->state = drive_watch_suspect(d)      ? ADMIN_DRIVE_SUSPECT
-                   : d->state == DRIVE_OK      ? ADMIN_DRIVE_OK
-                   : d->state == DRIVE_MISSING ? ADMIN_DRIVE_MISSING
-                                               : ADMIN_DRIVE_FAILED;
-        o->reason = drive_watch_reason(d);
-        o->timeouts = d->timeouts;
-        o->size = drive_slot_off(ds, (uint32_t)d->slot_count);
-        o->used = partition_drive_used(l->part->partition, i);
-        o->read_errors = d->read_errors;
-        o->write_errors = d->write_errors;
-        o->repaired = d->corruptions;
-        o->scrub_bytes = d->scrub.bytes;
-        o->scrub_found = d->scrub.bad;
-        o->scrub_repaired = d->scrub.mended;
-        o->scrub_unrepaired = d->scrub.unmended;
+        if (ds->drives[i].state == DRIVE_NONE)
+            continue;
+        memset(&l->drives[l->drive_count], 0, sizeof(*l->drives));
+        status_drive(l, &ds->drives[i], &ps.moves, &l->drives[l->drive_count++]);
     }
 }
 
@@ -308,8 +347,10 @@ static int status_scrub(struct admin_source *a, enum admin_scrub_order order,
 void node_status_init(struct node_status *s, struct env *env, struct node_part *parts,
                       unsigned part_count)
 {
-    static const struct admin_ops ops = {
-        .status = status_get, .drives = status_drives, .scrub = status_scrub};
+    static const struct admin_ops ops = {.status = status_get,
+                                         .drives = status_drives,
+                                         .scrub = status_scrub,
+                                         .drive_order = node_drive_order};
 
     s->face.ops = &ops;
     s->env = env;

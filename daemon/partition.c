@@ -255,7 +255,7 @@ static void partition_applier(void *arg)
  *
  * Not every record leaves a trace in the KV store (writes to the overlay do not), so the last LSN
  * found there does not tell how much of the journal may be missing: the note does. */
-static int partition_checkpoint(struct partition *p)
+int partition_checkpoint(struct partition *p)
 {
     struct kv_batch *note = kv_batch_new();
     uint64_t upto, oldest, took, start = env_now(p->env);
@@ -298,25 +298,6 @@ static int partition_reclaim(struct partition *p)
     return rc;
 }
 
-/* Gives up drives that have been out for long: their data is then written again to the others. Not
- * at once, since a drive that comes back has its data, and a rebuild moves all of it. */
-static void partition_watch_drives(struct partition *p)
-{
-    uint64_t now = env_now(p->env);
-
-    for (unsigned i = 0; i < p->ds->count; i++) {
-        if (drive_usable(&p->ds->drives[i]) || p->given_up >> i & 1)
-            continue;
-        if (!p->out_since[i])
-            p->out_since[i] = now;
-        if (now - p->out_since[i] < p->options.rebuild_delay_ns)
-            continue;
-        p->given_up |= 1ull << i;
-        segment_give_up(p->segments, i);
-        log_warn("partition", "drive is given up, its data is written again to others drive=%u", i);
-    }
-}
-
 /* Tells of drives that were put out or are suspect, has the others know of those put out for their
  * health, and finds out when what drives had that are given up has been written anew: from then on
  * as many more can be spared. */
@@ -327,11 +308,11 @@ static void partition_watch_health(struct partition *p)
     drive_watch_tell(&p->drive_watch, p->ds);
     if (p->ds->uncommitted)
         (void)driveset_commit(p->ds, true, NULL, NULL); /* or whoever writes next */
-    if (!p->given_up || now - p->made_up_at < PARTITION_MADE_UP)
+    if (!segment_given_up(p->segments) || now - p->made_up_at < PARTITION_MADE_UP)
         return;
     p->made_up_at = now;
     if (segment_count_thin(p->segments) == 0)
-        p->ds->made_up = p->ds->count - driveset_healthy(p->ds);
+        p->ds->made_up = driveset_members(p->ds) - driveset_healthy(p->ds);
 }
 
 static void partition_maintain(void *arg)
@@ -344,8 +325,8 @@ static void partition_maintain(void *arg)
         (void)fiber_cond_wait_until(p->env, &p->maintain_work, env_now(p->env) + PARTITION_TICK);
         if (p->stopping || p->broken)
             continue;
-        partition_watch_drives(p);
         partition_watch_health(p);
+        membership_watch(p);
         if (journal_pressure(p->journal) >= PARTITION_PRESSURE) {
             volumes_hurry(p->volumes, p->processed_lsn);
             rc = partition_checkpoint(p);
@@ -592,27 +573,35 @@ static void partition_spawn(struct partition *p, const char *name, fiber_fn fn)
     fiber_spawn(p->env, name, fn, p);
 }
 
+/* A small store must not promise all of itself to the overlay. Kept for internal writes: what the
+ * overlay may need when drained, what compaction writes before it can free, and a segment of slack
+ * for each stream. */
+void partition_fit_space(struct partition *p)
+{
+    uint64_t overlay = p->options.overlay_bytes;
+    struct segment_space space;
+
+    segment_get_space(p->segments, &space);
+    if (overlay > space.total / 8)
+        overlay = space.total / 8;
+    if (overlay < 64 * BLOCK_SIZE)
+        overlay = 64 * BLOCK_SIZE;
+    volumes_set_overlay(p->volumes, overlay);
+    chunkstore_set_kept(p->chunks,
+                        overlay + overlay / 4 +
+                            SEGMENT_STREAMS * (uint64_t)space.k * p->ds->super.slot_size);
+}
+
 static int partition_make_parts(struct partition *p)
 {
     static const struct journal_ops journal_ops = {partition_on_durable, partition_on_broken};
     struct chunkstore_options copts = {0};
-    struct segment_space space;
     int rc = journal_open(p->ds, &journal_ops, p, &p->journal);
 
     if (rc == 0)
         rc = segments_new(p->ds, &p->log, &p->segments);
     if (rc < 0)
         return rc;
-    segment_get_space(p->segments, &space);
-    /* A small store must not promise all of itself to the overlay. */
-    if (p->options.overlay_bytes > space.total / 8)
-        p->options.overlay_bytes = space.total / 8;
-    if (p->options.overlay_bytes < 64 * BLOCK_SIZE)
-        p->options.overlay_bytes = 64 * BLOCK_SIZE;
-    /* Kept: what the overlay may need when drained, what compaction writes before it can free, and
-     * a segment of slack for each stream. */
-    copts.space_kept = p->options.overlay_bytes + p->options.overlay_bytes / 4 +
-                       SEGMENT_STREAMS * (uint64_t)space.k * p->ds->super.slot_size;
     copts.cache_rows = p->options.cache_bytes / 2 / 200;
     rc = chunkstore_new(p->env, p->kv, p->segments, &p->log, &copts, &p->chunks);
     if (rc == 0)
@@ -624,6 +613,8 @@ static int partition_make_parts(struct partition *p)
     if (rc == 0)
         rc = buckets_new(p, &p->buckets);
     p->scrubber = scrubber_new(p);
+    if (rc == 0)
+        partition_fit_space(p);
     return rc;
 }
 
@@ -641,7 +632,8 @@ static int partition_load(struct partition *p, struct partition_start *start)
         rc = studies_load(p->studies);
     if (rc == 0)
         rc = buckets_load(p->buckets);
-    rc = scrubber_load(p->scrubber);
+    if (rc == 0)
+        rc = scrubber_load(p->scrubber);
     if (rc == 0)
         rc = partition_replay(p, start);
     if (rc == 0)
@@ -687,6 +679,7 @@ static struct partition *partition_alloc(struct env *env, struct kv *kv,
     fiber_cond_init(&p->maintain_work);
     fiber_group_init(&p->fibers);
     fiber_mutex_init(&p->checkpoint_lock);
+    fiber_mutex_init(&p->membership.lock);
     metric_hist_init(&p->apply_time, METRIC_TIME);
     metric_hist_init(&p->checkpoint_time, METRIC_TIME);
     return p;
@@ -829,5 +822,6 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
     s.current_k = space.k;
     s.current_m = space.m;
     s.thin_segments = segment_count_thin(p->segments);
+    membership_get_progress(p, &s.moves);
     *ret_status = s;
 }

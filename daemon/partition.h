@@ -45,6 +45,9 @@ struct partition_options {
         scrub_every_ns; /* from the start of one pass of scrub to the next; 0: only on demand */
     uint64_t scrub_settle_ns;            /* before scrub begins after a start; 0: ten seconds */
     enum partition_conflict on_conflict; /* same SOP Instance UID, other content */
+    /* Called when the set of drives has changed by itself: one has left. May suspend. NULL: no. */
+    void (*drives_changed)(void *arg);
+    void *drives_arg;
 };
 
 struct partition_start {
@@ -90,6 +93,20 @@ struct partition_bucket_counts {
     uint64_t put_bytes;      /* of objects taken, since start */
 };
 
+/* What is being written anew because of drives that came, go or are gone; in this order. */
+struct partition_work {
+    uint64_t bytes; /* stored bytes to go; 0: nothing to do */
+    uint64_t eta_s; /* until it is done, with what comes before it; 0: not known */
+};
+struct partition_moves {
+    struct partition_work rebuild, leaving, rebalance;
+    struct partition_work drives[FORMAT_DRIVES_MAX]; /* of those that leave */
+    uint64_t rate;                                   /* bytes a second, of late */
+    uint64_t moved;                                  /* bytes, since start */
+    uint64_t stuck;    /* segments that cannot be read, and so stay where they are */
+    uint64_t given_up; /* drives that are not waited for any more (bit per drive) */
+};
+
 struct partition_status {
     int broken;              /* 0, or the error that stopped all writes */
     uint64_t capacity, free; /* bytes for chunks: all, and what users may still write */
@@ -108,6 +125,7 @@ struct partition_status {
     uint64_t client_bytes;  /* that clients had written, since start ... */
     uint64_t drive_bytes;   /* ... and bytes written to drives, for them and in the background */
     struct partition_start start;
+    struct partition_moves moves;
     struct journal_stats journal;
     struct chunkstore_stats chunks;
 };

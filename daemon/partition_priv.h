@@ -3,6 +3,7 @@
 #pragma once
 
 #include "daemon/drive_watch.h"
+#include "daemon/membership.h"
 #include "daemon/partition.h"
 #include "daemon/scrubber.h"
 #include "lib/base/metric.h"
@@ -28,9 +29,9 @@ struct partition {
     uint64_t processed_lsn; /* last record seen */
     uint64_t trim_lsn;      /* at start: the KV store needs no record before this one */
     uint64_t out_since[FORMAT_DRIVES_MAX]; /* when a drive was first seen out; 0: it is not */
-    uint64_t given_up;                     /* bit per drive */
     uint64_t made_up_at; /* when it was last looked whether they are made up for */
     struct drive_watch drive_watch;
+    struct membership membership;
     uint64_t segments_freed; /* since start */
     uint64_t compactor_lsn;  /* last record when compaction last looked */
     int broken;
@@ -58,7 +59,14 @@ struct apply {
     struct kv_batch *kv;
 };
 
+/* ---- partition.c ---- */
+/* Makes the state durable and lets go of the journal before it. Suspends. */
+int partition_checkpoint(struct partition *p);
+/* Fits the overlay and the space kept for internal writes to the drives there are. */
+void partition_fit_space(struct partition *p);
+
 /* ---- volume.c, volume_apply.c ---- */
+void volumes_set_overlay(struct volumes *vs, uint64_t bytes); /* how much may be in memory */
 int volumes_new(struct partition *p, struct volumes **ret_volumes);
 int volumes_load(struct volumes *vs);  /* at start, before replay; suspends */
 int volumes_start(struct volumes *vs); /* background fibers */

@@ -1,12 +1,21 @@
-/* Where a store lies; see place.h. */
+/* Where a store lies; see place.h.
+ *
+ * The list of paths is written to a second file that is then renamed, so it is always whole.
+ */
 #include "daemon/place.h"
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "lib/kv/kv.h"
 #include "lib/rt/env.h"
+
+#define PLACE_LOCK_TRIES 50u
+#define PLACE_LOCK_WAIT  (100 * ENV_NS_PER_MS)
+#define PLACE_LIST_MAX   (512u << 10) /* bytes: more than all paths can have */
 
 char *place_path(const struct config *config, const char *name)
 {
@@ -61,24 +70,183 @@ static int place_look(struct env *env, const struct place *p)
     return rc;
 }
 
+int place_await_lock(struct env *env, int (*attempt)(void *arg), void *arg)
+{
+    int rc = attempt(arg);
+
+    for (unsigned i = 0; rc == ERR_LOCKED && i < PLACE_LOCK_TRIES; i++) {
+        env_sleep(env, PLACE_LOCK_WAIT);
+        rc = attempt(arg);
+    }
+    return rc;
+}
+
+struct kv_opening {
+    struct env *env;
+    const struct place *p;
+    struct kv_rocks_options options;
+    struct kv *kv;
+};
+
+static int kv_opening_try(void *arg)
+{
+    struct kv_opening *o = arg;
+
+    return kv_rocks_open(o->env, o->p->kv, &o->options, &o->kv);
+}
+
 int place_open_kv(struct env *env, const struct config *config, const struct place *p,
                   enum place_use use, struct kv **ret_kv)
 {
-    struct kv_rocks_options options = {.cache_bytes = config->store.cache_size / 4,
-                                       .buffer_bytes = 64u << 20};
-    struct kv *kv;
+    struct kv_opening o = {
+        .env = env,
+        .p = p,
+        .options = {.cache_bytes = config->store.cache_size / 4, .buffer_bytes = 64u << 20}};
     int rc = use == PLACE_MAKE ? place_make(env, config) : place_look(env, p);
 
-    for (unsigned i = 0; rc == 0; i++) {
-        rc = kv_rocks_open(env, p->kv, &options, &kv);
-        if (rc != ERR_LOCKED || use != PLACE_MAKE || i == PLACE_LOCK_TRIES)
-            break;
-        env_sleep(env, PLACE_LOCK_WAIT);
-        rc = 0;
-    }
     if (rc == 0)
-        *ret_kv = kv_front_new(env, kv, 0);
+        rc = use == PLACE_MAKE ? place_await_lock(env, kv_opening_try, &o) : kv_opening_try(&o);
+    if (rc == 0)
+        *ret_kv = kv_front_new(env, o.kv, 0);
     return rc;
+}
+
+/* ---- The list of paths ---- */
+
+static bool place_has(const struct place *p, const char *path)
+{
+    for (unsigned i = 0; i < p->count; i++)
+        if (p->drives[i] && strcmp(p->drives[i], path) == 0)
+            return true;
+    return false;
+}
+
+/* The whole list as text, the caller's; NULL when there is none. */
+static char *list_read(struct env *env, const struct config *config)
+{
+    MEM_AUTO char *path = place_path(config, "drive-paths");
+    struct env_file *f;
+    char *text = NULL;
+    uint64_t size;
+
+    if (env_open(env, path, ENV_OPEN_RDONLY, &f) < 0)
+        return NULL;
+    if (env_file_size(f, &size) == 0 && size <= PLACE_LIST_MAX) {
+        text = mem_zalloc((size_t)size + 1);
+        if (env_pread(f, text, (size_t)size, 0) < 0) {
+            mem_free(text);
+            text = NULL;
+        }
+    }
+    env_close(f);
+    return text;
+}
+
+/* Takes "NUMBER PATH"; anything else is passed over. */
+static void list_take(const struct config *config, struct place *from, char *line)
+{
+    MEM_AUTO char *path = NULL;
+    char *end;
+    unsigned long index = strtoul(line, &end, 10);
+
+    if (end == line || *end != ' ' || end[1] == 0 || index >= DRIVESET_PATHS_MAX ||
+        from->drives[index])
+        return;
+    path = end[1] == '/' ? mem_strdup(end + 1) : place_path(config, end + 1);
+    if (place_has(from, path))
+        return;
+    from->drives[index] = path;
+    path = NULL;
+    if (from->count <= index)
+        from->count = (unsigned)index + 1;
+}
+
+/* Puts a path in place `at` of p, or the first free one. */
+static void place_put(struct place *p, unsigned at, char *path)
+{
+    while (at < DRIVESET_PATHS_MAX && p->drives[at])
+        at++;
+    if (at == DRIVESET_PATHS_MAX) {
+        mem_free(path);
+        return;
+    }
+    p->drives[at] = path;
+    if (p->count <= at)
+        p->count = at + 1;
+}
+
+void place_load_paths(struct env *env, const struct config *config, struct place *p)
+{
+    char *text = list_read(env, config), *rest = text;
+    struct place both = {.kv = p->kv};
+
+    if (!text)
+        return;
+    for (char *line = strsep(&rest, "\n"); line; line = strsep(&rest, "\n"))
+        list_take(config, &both, line);
+    mem_free(text);
+    for (unsigned i = 0; i < p->count; i++) {
+        if (place_has(&both, p->drives[i]))
+            mem_free(p->drives[i]);
+        else
+            place_put(&both, i, p->drives[i]);
+    }
+    /* Without holes: a path that nobody looks under is as good as one where nothing is. */
+    for (unsigned i = 0; i < both.count; i++)
+        if (!both.drives[i])
+            both.drives[i] = place_path(config, "drives/none");
+    *p = both;
+}
+
+/* What lies in the data directory is named from there: a copy of the directory has its own. */
+static void list_add(const struct config *config, unsigned index, const char *path,
+                     struct strbuf *out)
+{
+    size_t n = strlen(config->store.data);
+
+    if (strncmp(path, config->store.data, n) == 0 && path[n] == '/' && path[n + 1] != '/')
+        path += n + 1;
+    if (*path && !strchr(path, '\n'))
+        strbuf_addf(out, "%u %s\n", index, path);
+}
+
+static void list_write(const struct config *config, const struct driveset *ds, const char *extra,
+                       struct strbuf *out)
+{
+    strbuf_adds(out,
+                "# Where Filmroom's drives were last seen: a line \"NUMBER PATH\" for each. The\n"
+                "# daemon writes this file. When a drive has moved while no daemon runs, its path\n"
+                "# may be corrected here; which drive is which is on the drives themselves. Paths\n"
+                "# without a '/' in front begin in this directory.\n");
+    for (unsigned i = 0; i < ds->count; i++)
+        list_add(config, i, ds->drives[i].path, out);
+    if (extra)
+        list_add(config, FORMAT_DRIVES_MAX, extra, out);
+}
+
+int place_save_paths(struct env *env, const struct config *config, const struct driveset *ds,
+                     const char *extra)
+{
+    MEM_AUTO char *path = place_path(config, "drive-paths");
+    MEM_AUTO char *fresh = place_path(config, "drive-paths.new");
+    MEM_AUTO char *before = list_read(env, config);
+    STRBUF_AUTO struct strbuf text = STRBUF_INIT;
+    struct env_file *f;
+    int rc;
+
+    list_write(config, ds, extra, &text);
+    if (before && strcmp(before, text.data) == 0)
+        return 0;
+    rc = env_open(env, fresh, ENV_OPEN_CREATE, &f);
+    if (rc < 0)
+        return rc;
+    rc = env_resize(f, 0);
+    if (rc == 0)
+        rc = env_pwrite(f, text.data, text.len, 0, true);
+    if (rc == 0)
+        rc = env_sync(f);
+    env_close(f);
+    return rc == 0 ? env_rename(env, fresh, path) : rc;
 }
 
 const char *place_advice(int error)
@@ -95,7 +263,8 @@ const char *place_advice(int error)
     case ERR_KV:
         return "the metadata in DIR/kv does not belong to these drives, or is damaged or too old";
     case ERR_CONFIG:
-        return "the number of drives is not the store's";
+        return "the drives are of different stores, as many of one as of another: check their "
+               "paths";
     default:
         return err_text(error);
     }

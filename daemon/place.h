@@ -2,6 +2,7 @@
  * the tools that look after a store while no daemon runs on it.
  *
  *   DIR/drives/drive-N   the default drives, where the settings name none
+ *   DIR/drive-paths      where the drives were last seen; see below
  *   DIR/kv/              the metadata state (RocksDB)
  */
 #pragma once
@@ -9,19 +10,34 @@
 #include <stdbool.h>
 
 #include "daemon/config.h"
-#include "lib/store/format.h"
+#include "lib/store/drive.h"
 
-struct env;
 struct kv;
 
 struct place {
-    char *drives[FORMAT_DRIVES_MAX]; /* `count` paths */
+    char *drives[DRIVESET_PATHS_MAX]; /* `count` paths: where drives may be */
     unsigned count;
     char *kv;
 };
 
+/* The paths that the settings name: those of a store to be made. */
 void place_init(struct place *p, const struct config *config);
 void place_free(struct place *p);
+
+/* Drives may be added that the settings know nothing of, so the daemon keeps a list of where they
+ * are: a line "NUMBER PATH" for each, which a person may correct when a drive has moved. The list
+ * only says where to look: which drive is which, and whether it is one of the store's, is in the
+ * superblocks. A list that is missing or damaged costs no more than that.
+ *
+ * Adds the list's paths to those of the settings, so that a drive of number N is looked for under
+ * path N first. Suspends. */
+void place_load_paths(struct env *env, const struct config *config, struct place *p);
+
+/* Writes the list: where the drives of the set are, and `extra` (NULL: none), a drive that is about
+ * to be added; in place of the old one, durable. Nothing is written when nothing has changed.
+ * Suspends. */
+int place_save_paths(struct env *env, const struct config *config, const struct driveset *ds,
+                     const char *extra);
 
 /* A path in the data directory; the caller frees. */
 char *place_path(const struct config *config, const char *name);
@@ -38,5 +54,6 @@ int place_open_kv(struct env *env, const struct config *config, const struct pla
 /* What a person should do about a failure to open the store. */
 const char *place_advice(int error);
 
-#define PLACE_LOCK_TRIES 50u /* an earlier daemon may still be ending: wait up to 5 s */
-#define PLACE_LOCK_WAIT  (100 * ENV_NS_PER_MS)
+/* Calls attempt(arg) again while it says ERR_LOCKED, for up to five seconds: an earlier daemon, or
+ * one that was killed, may still be ending. Suspends. */
+int place_await_lock(struct env *env, int (*attempt)(void *arg), void *arg);

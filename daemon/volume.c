@@ -255,13 +255,18 @@ static const struct block_ops volume_ops = {
 
 /* ---- Life ---- */
 
+void volumes_set_overlay(struct volumes *vs, uint64_t bytes)
+{
+    vs->overlay_max = bytes / BLOCK_SIZE;
+}
+
 int volumes_new(struct partition *p, struct volumes **ret_volumes)
 {
     struct volumes *vs = mem_zalloc(sizeof(*vs));
 
     vs->face.ops = &volume_ops;
     vs->p = p;
-    vs->overlay_max = p->options.overlay_bytes / BLOCK_SIZE;
+    vs->overlay_max = UINT64_MAX; /* until volumes_set_overlay */
     hmap_init(&vs->by_id);
     list_init(&vs->all);
     hmap_init(&vs->maps);

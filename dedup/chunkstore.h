@@ -39,6 +39,9 @@ struct chunkstore_options {
 int chunkstore_new(struct env *env, struct kv *kv, struct segments *segments,
                    struct record_log *log, const struct chunkstore_options *options,
                    struct chunkstore **ret_store);
+/* Other drives, other space: sets what only internal writes may use. Does not suspend. */
+void chunkstore_set_kept(struct chunkstore *cs, uint64_t space_kept);
+uint64_t chunkstore_kept(const struct chunkstore *cs);
 void chunkstore_free(struct chunkstore *cs); /* no batch or txn alive; NULL is fine */
 
 /* Loads counters at start, before replay. Suspends. */
@@ -203,6 +206,7 @@ struct chunkstore_stats {
     uint64_t referenced_bytes;                /* raw bytes times references: what users see */
     uint64_t cache_rows, found, missed;       /* fingerprint look-ups since start */
     uint64_t compacted, moved_bytes;          /* segments emptied, bytes moved, since start */
+    uint64_t rehomed_bytes; /* of these, to restore parity, to empty drives, to make them even */
 };
 /* Registers the metrics of ingest and compaction. */
 void chunkstore_observe(struct chunkstore *cs, struct metrics *m);

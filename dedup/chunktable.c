@@ -766,6 +766,16 @@ void chunk_txn_abort(struct chunk_txn *t)
 
 /* ---- Admission ---- */
 
+void chunkstore_set_kept(struct chunkstore *cs, uint64_t space_kept)
+{
+    cs->options.space_kept = space_kept;
+}
+
+uint64_t chunkstore_kept(const struct chunkstore *cs)
+{
+    return cs->options.space_kept;
+}
+
 int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes)
 {
     uint64_t kept = cs->options.space_kept + cs->reserved;

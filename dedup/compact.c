@@ -1,6 +1,8 @@
 /* Compaction: moving what is alive out of segments with much that is dead, and out of such as have
  * less parity than they should: written while drives were missing, or with a column on a drive that
  * is given up. The latter is how a lost drive's data is rebuilt, in the space that the others have.
+ * In the same way segments are emptied that have a column on a drive that is leaving, or on one
+ * that has more than its fair share.
  *
  * For each stripe of the victim its directory tells which chunks were written there; the chunk
  * table tells which of them are alive and still lie there. These are read (verified), written as
@@ -57,6 +59,9 @@ struct compact_step {
     bool lost; /* something could not be read */
 };
 
+/* Why a segment is emptied. */
+enum compact_why { COMPACT_SPARSE, COMPACT_THIN, COMPACT_LEAVING, COMPACT_UNEVEN };
+
 struct compact_run {
     struct compact_step *step;
     bool (*pause)(void *arg, uint64_t took_ns);
@@ -73,13 +78,25 @@ static unsigned compact_fill(enum compact_need need)
                                   : COMPACT_FILL_IDLE;
 }
 
-/* What lacks parity comes first, unless writes wait for space: moving it to where it is as safe as
- * the rest takes some. */
-static bool compact_pick(const struct chunkstore *cs, enum compact_need need, uint64_t *ret_segment)
+/* What lacks parity comes first, then what is on a drive that leaves, unless writes wait for space:
+ * moving these to where they are as safe as the rest takes some. Evenness comes last; where all
+ * drives but a new one are full it is what makes room, too. */
+static bool compact_pick(const struct chunkstore *cs, enum compact_need need, uint64_t *ret_segment,
+                         enum compact_why *ret_why)
 {
-    if (need != COMPACT_NOW && segment_pick_thin(cs->segments, ret_segment))
+    struct segments *ss = cs->segments;
+
+    *ret_why = COMPACT_THIN;
+    if (need != COMPACT_NOW && segment_pick_thin(ss, ret_segment))
         return true;
-    return segment_pick_sparse(cs->segments, compact_fill(need), ret_segment);
+    *ret_why = COMPACT_LEAVING;
+    if (need != COMPACT_NOW && segment_pick_leaving(ss, ret_segment))
+        return true;
+    *ret_why = COMPACT_SPARSE;
+    if (segment_pick_sparse(ss, compact_fill(need), ret_segment))
+        return true;
+    *ret_why = COMPACT_UNEVEN;
+    return segment_pick_uneven(ss, ret_segment);
 }
 
 static bool space_is_low(const struct chunkstore *cs)
@@ -93,13 +110,15 @@ static bool space_is_low(const struct chunkstore *cs)
 enum compact_need chunkstore_compact_need(const struct chunkstore *cs)
 {
     uint64_t segment;
+    enum compact_why why;
     enum compact_need need = COMPACT_IDLE;
 
     if (cs->room_waiters)
         need = COMPACT_NOW;
-    else if (space_is_low(cs) || segment_pick_thin(cs->segments, &segment))
+    else if (space_is_low(cs) || segment_pick_thin(cs->segments, &segment) ||
+             segment_pick_leaving(cs->segments, &segment))
         need = COMPACT_SOON;
-    return compact_pick(cs, need, &segment) ? need : COMPACT_NOTHING;
+    return compact_pick(cs, need, &segment, &why) ? need : COMPACT_NOTHING;
 }
 
 /* ---- One step: read, write, verify, switch ---- */
@@ -304,11 +323,12 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
                        bool (*pause)(void *arg, uint64_t took_ns), void *arg)
 {
     struct compact_run run = {.pause = pause, .arg = arg};
-    uint64_t segment, left;
+    uint64_t segment, left, moved = cs->stats.moved_bytes;
+    enum compact_why why;
     int rc;
 
     fiber_mutex_lock(&cs->compacting);
-    if (!compact_pick(cs, need, &segment)) {
+    if (!compact_pick(cs, need, &segment, &why)) {
         fiber_mutex_unlock(&cs->compacting);
         return ERR_NOENT;
     }
@@ -325,6 +345,10 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
         log_warn("compact", "segment has chunks that cannot be read segment=%llu",
                  (unsigned long long)segment);
     cs->stats.compacted += rc == 0 && left == 0;
+    if (why != COMPACT_SPARSE)
+        cs->stats.rehomed_bytes += cs->stats.moved_bytes - moved;
+    if (why == COMPACT_UNEVEN && !run.stopped)
+        segment_moved_uneven(cs->segments, rc < 0);
     step_drop(run.step);
     segment_release(cs->segments, segment);
     fiber_mutex_unlock(&cs->compacting);

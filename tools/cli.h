@@ -37,6 +37,9 @@ enum cli_option {
     CLI_OBJECTS,
     CLI_FOLDERS,
     CLI_AFTER,
+    CLI_CLASS,
+    CLI_SIZE,
+    CLI_PARTITION,
     CLI_OPTIONS
 };
 #define CLI_METAS_MAX    32u
@@ -68,6 +71,12 @@ int cli_drive_list(struct cli *cli);
 int cli_scrub_start(struct cli *cli);
 int cli_scrub_stop(struct cli *cli);
 int cli_scrub_status(struct cli *cli);
+int cli_drive_add(struct cli *cli);
+int cli_drive_remove(struct cli *cli);
+int cli_drive_keep(struct cli *cli);
+int cli_drive_replace(struct cli *cli);
+int cli_drive_rebuild(struct cli *cli);
+int cli_drive_set_class(struct cli *cli);
 int cli_volume_create(struct cli *cli);
 int cli_volume_list(struct cli *cli);
 int cli_volume_show(struct cli *cli);

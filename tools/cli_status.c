@@ -118,6 +118,44 @@ static void cli_print_amplification(const json_t *counters)
     strbuf_free(&s);
 }
 
+/* "3 GiB to go, 4 min", empty when there is nothing to do. */
+static void cli_add_work(struct strbuf *s, const json_t *work)
+{
+    uint64_t eta = cli_number(work, "eta_seconds");
+    char text[SIZE_TEXT_MAX];
+
+    if (cli_number(work, "bytes") == 0)
+        return;
+    strbuf_addf(s, "%s to go", size_format(cli_number(work, "bytes"), text));
+    if (eta >= 7200)
+        strbuf_addf(s, ", %llu h", (unsigned long long)(eta / 3600));
+    else if (eta >= 120)
+        strbuf_addf(s, ", %llu min", (unsigned long long)(eta / 60));
+    else if (eta)
+        strbuf_addf(s, ", %llu s", (unsigned long long)eta);
+}
+
+static void cli_print_work(const json_t *status)
+{
+    static const struct {
+        const char *json, *name;
+    } rows[] = {{"rebuild", "Rebuild"}, {"leaving", "Leaving"}, {"rebalance", "Rebalance"}};
+    const json_t *works = json_object_get(status, "work");
+    uint64_t rate = cli_number(works, "rate");
+    char text[SIZE_TEXT_MAX];
+
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct strbuf s = STRBUF_INIT;
+
+        cli_add_work(&s, json_object_get(works, rows[i].json));
+        if (s.len && rate)
+            strbuf_addf(&s, ", at %s/s", size_format(rate, text));
+        if (s.len)
+            cli_print_field(rows[i].name, s.data);
+        strbuf_free(&s);
+    }
+}
+
 static void cli_print_counters(const json_t *status)
 {
     static const struct {
@@ -163,19 +201,20 @@ int cli_status(struct cli *cli)
                 (unsigned long long)cli_number(status, "objects"));
     cli_print_field("Holds", contents.data);
     cli_print_capacity(status);
+    cli_print_work(status);
     cli_print_counters(status);
     strbuf_free(&contents);
     json_decref(status);
     return CLI_OK;
 }
 
-/* The index, in another partition than the first as NAME/INDEX. */
+/* The index, in another partition than the first as NAME:INDEX. */
 static void cli_drive_name(struct cli_table *t, json_t *drive)
 {
     const char *partition = cli_text(drive, "partition");
     struct strbuf name = STRBUF_INIT;
 
-    strbuf_addf(&name, "%s%s%llu", partition, *partition ? "/" : "",
+    strbuf_addf(&name, "%s%s%llu", partition, *partition ? ":" : "",
                 (unsigned long long)cli_number(drive, "index"));
     cli_table_cell(t, name.data);
     strbuf_free(&name);
@@ -186,8 +225,9 @@ int cli_drive_list(struct cli *cli)
     static const char *const headings[] = {
         ">DRIVE",       "STATE",         "CLASS",     ">SIZE",     ">USED",
         ">READ ERRORS", ">WRITE ERRORS", ">TIMEOUTS", ">REPAIRED", ">SCRUBBED",
-        ">SCRUB FOUND", ">UNREPAIRED",   "PATH",      "REASON"};
+        ">SCRUB FOUND", ">UNREPAIRED",   "LEAVES",    "PATH",      "REASON"};
     json_t *json = cli_get(cli, "/v1/drives"), *drive;
+    struct strbuf leaves = STRBUF_INIT;
     struct cli_table *t;
     size_t i;
 
@@ -201,8 +241,12 @@ int cli_drive_list(struct cli *cli)
     t = cli_table_new(headings, sizeof(headings) / sizeof(headings[0]));
     json_array_foreach(json_object_get(json, "drives"), i, drive)
     {
+        bool leaving = json_is_true(json_object_get(drive, "leaving"));
+
         cli_drive_name(t, drive);
-        cli_table_cell(t, cli_text(drive, "state"));
+        cli_table_cell(t, leaving && strcmp(cli_text(drive, "state"), "ok") == 0
+                              ? "leaving"
+                              : cli_text(drive, "state"));
         cli_table_cell(t, cli_text(drive, "class"));
         cli_table_size(t, cli_number(drive, "size"));
         cli_table_size(t, cli_number(drive, "used"));
@@ -213,11 +257,17 @@ int cli_drive_list(struct cli *cli)
         cli_table_size(t, cli_number(json_object_get(drive, "scrub"), "bytes"));
         cli_table_number(t, cli_number(json_object_get(drive, "scrub"), "found"));
         cli_table_number(t, cli_number(json_object_get(drive, "scrub"), "unrepaired"));
+        strbuf_reset(&leaves);
+        cli_add_work(&leaves, json_object_get(drive, "work"));
+        if (leaving && !leaves.len)
+            strbuf_adds(&leaves, "soon");
+        cli_table_cell(t, leaves.len ? leaves.data : "-");
         cli_table_cell(t, cli_text(drive, "path"));
         cli_table_cell(t, cli_text(drive, "reason"));
     }
     cli_table_print(t);
     cli_table_free(t);
+    strbuf_free(&leaves);
     json_decref(json);
     return CLI_OK;
 }

@@ -320,10 +320,7 @@ int main(int argc, char **argv)
         return rc;
     if (!offline_settings(&d->o, &args))
         return DUMP_USAGE;
-    if (c.sub->run == dump_superblock && d->args[0] && d->number >= d->o.place.count) {
-        offline_say(&d->o, "there are %u drives", d->o.place.count);
-        d->code = DUMP_USAGE;
-    } else if (!offline_run(&d->o, dump_main, &c)) {
+    if (!offline_run(&d->o, dump_main, &c)) {
         d->code = DUMP_FAILED;
     }
     if (d->out && d->code == DUMP_OK) {

@@ -14,7 +14,7 @@
 
 static json_t *super_members(const struct format_super *s)
 {
-    static const char *const states[] = {"none", "ok", "out"};
+    static const char *const states[] = {"none", "ok", "out", "leaving"};
     json_t *rows = json_array();
 
     for (uint32_t i = 0; i < s->drive_count; i++) {
@@ -24,7 +24,8 @@ static json_t *super_members(const struct format_super *s)
         dump_set(row, "index", i);
         dump_set_hex(row, "uuid", m->uuid, sizeof(m->uuid));
         (void)json_object_set_new(row, "state",
-                                  json_string(m->state < 3 ? states[m->state] : "unknown"));
+                                  json_string(m->state < 4 ? states[m->state] : "unknown"));
+        (void)json_object_set_new(row, "class", json_string(m->class_ ? "nvme" : "disk"));
         dump_set(row, "slots", m->slot_count);
         (void)json_array_append_new(rows, row);
     }
@@ -96,6 +97,10 @@ void dump_superblock(struct dump *d)
 {
     json_t *rows = json_array();
 
+    if (d->args[0] && d->number >= d->o.place.count) {
+        offline_say(&d->o, "there are %u drives", d->o.place.count);
+        d->code = DUMP_USAGE;
+    }
     for (unsigned i = 0; i < d->o.place.count; i++)
         if (!d->args[0] || d->number == i)
             (void)json_array_append_new(rows, super_drive(d, i));

@@ -34,7 +34,8 @@ static const struct {
     [CLI_TYPE] = {"type", true},           [CLI_OUTPUT] = {"output", true},
     [CLI_RANGE] = {"range", true},         [CLI_IF_ABSENT] = {"if-absent", false},
     [CLI_OBJECTS] = {"objects", false},    [CLI_FOLDERS] = {"folders", false},
-    [CLI_AFTER] = {"after", true},
+    [CLI_AFTER] = {"after", true},         [CLI_CLASS] = {"class", true},
+    [CLI_SIZE] = {"size", true},           [CLI_PARTITION] = {"partition", true},
 };
 
 #define CLI_COMMON \
@@ -60,6 +61,37 @@ static const struct cli_command cli_commands[] = {
      0, 0, cli_scrub_start},
     {"scrub stop", "", "stop verifying; start goes on from there", NULL, 0, 0, cli_scrub_stop},
     {"scrub status", "", "how far scrub is, and what it found", NULL, 0, 0, cli_scrub_status},
+    {"drive add", "PATH [--class nvme|disk] [--size SIZE] [--partition NAME] [--force]",
+     "use one more drive",
+     "PATH is a block device or a file. New data goes to the drive at once, and data that is "
+     "there\n"
+     "is spread to it in the background.\n\n"
+     "  --class nvme|disk   what it is; the journal is kept on nvme drives (default: disk)\n"
+     "  --size SIZE         use so much of it; a file is made, or grown to this\n"
+     "  --force             also where something is on it: all of that is lost\n\n",
+     1, CLI_MASK(CLI_CLASS) | CLI_MASK(CLI_SIZE) | CLI_MASK(CLI_FORCE), cli_drive_add},
+    {"drive remove", "DRIVE", "empty a drive, and do without it",
+     "DRIVE is the drive's number or path. It is read until its data is elsewhere, and let go "
+     "then;\n"
+     "drive list shows how far that is. Refused when the others cannot hold the data. A drive "
+     "that\n"
+     "is out may be removed too: its data is written again from the others'.\n",
+     1, 0, cli_drive_remove},
+    {"drive keep", "DRIVE", "take the removal of a drive back", NULL, 1, 0, cli_drive_keep},
+    {"drive replace", "DRIVE PATH [--class nvme|disk] [--size SIZE] [--force]",
+     "put a new drive in another one's place",
+     "As drive add PATH and drive remove DRIVE in one. A drive that is out is not waited for.\n\n"
+     "  --class nvme|disk   what the new drive is (default: disk)\n"
+     "  --size SIZE         use so much of it; a file is made, or grown to this\n"
+     "  --force             also where something is on it: all of that is lost\n\n",
+     2, CLI_MASK(CLI_CLASS) | CLI_MASK(CLI_SIZE) | CLI_MASK(CLI_FORCE), cli_drive_replace},
+    {"drive rebuild", "DRIVE", "do not wait any longer for a drive that is out",
+     "Its data is written again to the other drives now, and not after rebuild_after. It may come\n"
+     "back all the same.\n",
+     1, 0, cli_drive_rebuild},
+    {"drive set-class", "DRIVE nvme|disk", "say what a drive is",
+     "The journal is kept on drives of class nvme, where there are any.\n", 2, 0,
+     cli_drive_set_class},
     {"volume create", "NAME SIZE [--durability every-write|on-flush]", "make a VM disk",
      "The volume is thin: it takes space as it is written.\n\n"
      "  --durability every-write   every acknowledged write is durable (the default)\n"

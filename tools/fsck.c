@@ -193,7 +193,10 @@ static void fsck_check(struct fsck *f)
 
 static const char *drive_word(const struct drive *d)
 {
-    return d->state == DRIVE_OK ? "ok" : d->state == DRIVE_MISSING ? "missing" : "failed";
+    return d->state == DRIVE_OK        ? "ok"
+           : d->state == DRIVE_MISSING ? "missing"
+           : d->state == DRIVE_NONE    ? "none"
+                                       : "failed";
 }
 
 static void print_sum(const struct fsck *f)
@@ -203,7 +206,7 @@ static void print_sum(const struct fsck *f)
     for (unsigned i = 0; i < f->o.drives->count; i++) {
         const struct drive *d = &f->o.drives->drives[i];
 
-        if (d->state != DRIVE_OK)
+        if (d->state != DRIVE_OK && d->state != DRIVE_NONE)
             printf("note: drive %u (%s) is %s: %s\n", i, d->path, drive_word(d), d->reason);
         if (r->drives[i].absent_columns)
             printf("note: drive %u: %llu columns of stripes could not be read\n", i,
@@ -230,6 +233,8 @@ static json_t *sum_drives(const struct fsck *f)
         const struct drive *d = &f->o.drives->drives[i];
         const struct audit_drive *a = &f->result.drives[i];
 
+        if (d->state == DRIVE_NONE)
+            continue;
         (void)json_array_append_new(rows, json_pack("{s:i, s:s, s:s, s:s, s:I, s:I, s:I}", "index",
                                                     (int)i, "path", d->path, "state", drive_word(d),
                                                     "reason", d->reason, "bad_columns",

@@ -94,9 +94,24 @@ bool offline_settings(struct offline *o, const struct offline_args *a)
     return true;
 }
 
+struct offline_main {
+    struct offline *o;
+    fiber_fn main;
+    void *arg;
+};
+
+static void offline_main(void *arg)
+{
+    struct offline_main *m = arg;
+
+    place_load_paths(m->o->env, &m->o->config, &m->o->place);
+    m->main(m->arg);
+}
+
 bool offline_run(struct offline *o, fiber_fn main, void *arg)
 {
     struct env_uring_options options = {.keep_signals = true};
+    struct offline_main m = {o, main, arg};
     int rc = env_uring_new(&options, &o->env);
 
     if (rc < 0) {
@@ -105,7 +120,7 @@ bool offline_run(struct offline *o, fiber_fn main, void *arg)
         return false;
     }
     log_set_level(LOG_ERROR);
-    env_run(o->env, main, arg);
+    env_run(o->env, offline_main, &m);
     env_free(o->env);
     return true;
 }
@@ -122,17 +137,18 @@ static const char *advice(int rc)
                             : place_advice(rc);
 }
 
+static int open_drives_try(void *arg)
+{
+    struct offline *o = arg;
+
+    return driveset_open(o->env, (const char *const *)o->place.drives, o->place.count, &o->drives);
+}
+
 int offline_open_drives(struct offline *o)
 {
-    int rc = ERR_LOCKED;
-
     /* Files of a process that was just killed stay locked for a moment, as in the daemon. */
-    for (unsigned i = 0; rc == ERR_LOCKED && i < PLACE_LOCK_TRIES; i++) {
-        if (i)
-            env_sleep(o->env, PLACE_LOCK_WAIT);
-        rc =
-            driveset_open(o->env, (const char *const *)o->place.drives, o->place.count, &o->drives);
-    }
+    int rc = place_await_lock(o->env, open_drives_try, o);
+
     if (rc < 0) {
         o->drives = NULL;
         offline_say(o, "cannot open the drives of %s: %s", o->config.store.data, advice(rc));

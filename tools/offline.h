@@ -33,7 +33,8 @@ bool offline_take(struct offline_args *a, int argc, char **argv, int *i);
 /* Settings as they say. False: the message was printed. */
 bool offline_settings(struct offline *o, const struct offline_args *a);
 
-/* Runs `main` with `arg` on a loop of its own. False: there is no io_uring, and that was said. */
+/* Runs `main` with `arg` on a loop of its own, once the drives' paths are known. False: there is no
+ * io_uring, and that was said. */
 bool offline_run(struct offline *o, fiber_fn main, void *arg);
 void offline_free(struct offline *o);
 

@@ -1,5 +1,5 @@
 /* What the admin API asks of the daemon beyond volumes (block.h), studies (object.h) and
- * buckets (bucket.h): how it is.
+ * buckets (bucket.h): how it is, and which drives it is to use.
  *
  * The daemon implements it; tests implement it in memory. The calls are made from fibers of the
  * partition's loop and may suspend. Figures are a picture of one moment, taken without stopping
@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,6 +16,7 @@
 #define ADMIN_LISTENERS_MAX 8
 #define ADMIN_PATH_MAX      4096 /* bytes with the NUL */
 #define ADMIN_PARTITION_MAX 33   /* bytes of a partition's name with the NUL */
+#define ADMIN_WHY_MAX       1024 /* bytes with the NUL */
 
 enum admin_state {
     ADMIN_OK,       /* full redundancy */
@@ -28,6 +30,12 @@ enum admin_drive_state {
     ADMIN_DRIVE_MISSING, /* not there, or not ours, when it was looked for */
     ADMIN_DRIVE_FAILED,  /* taken out after errors, or because it did not answer */
     ADMIN_DRIVE_SUSPECT, /* in service, but read around where others can serve */
+};
+
+/* Data that is being written anew because of drives that came, go or are gone. */
+struct admin_work {
+    uint64_t bytes; /* to go, before parity; 0: nothing to do */
+    uint64_t eta_s; /* until it is done, with what comes before it; 0: not known */
 };
 
 struct admin_drive {
@@ -44,6 +52,29 @@ struct admin_drive {
     /* By scrub, since start: bytes verified; columns, headers and superblocks that were wrong, of
      * them those that are right again and those that are not. */
     uint64_t scrub_bytes, scrub_found, scrub_repaired, scrub_unrepaired;
+    bool leaving;           /* takes nothing new, and goes once it is empty */
+    bool given_up;          /* out, and not waited for: its data is written anew to others */
+    bool journal;           /* mirrors the journal */
+    struct admin_work work; /* of one that leaves: until it is empty */
+};
+
+/* An order about drives. */
+enum admin_drive_verb {
+    ADMIN_DRIVE_ADD,
+    ADMIN_DRIVE_REMOVE,
+    ADMIN_DRIVE_KEEP, /* takes a removal back */
+    ADMIN_DRIVE_REPLACE,
+    ADMIN_DRIVE_REBUILD, /* of one that is out: now */
+    ADMIN_DRIVE_SET_CLASS,
+};
+struct admin_drive_order {
+    enum admin_drive_verb verb;
+    char partition[ADMIN_PARTITION_MAX]; /* "" for the first */
+    unsigned index;                      /* all but ADD */
+    char path[ADMIN_PATH_MAX];           /* ADD, REPLACE: of the new drive, absolute */
+    uint64_t size;                       /* the same: bytes to use; 0: all there is */
+    bool nvme;                           /* the same, and SET_CLASS: its class */
+    bool force;                          /* ADD, REPLACE: also where something is on it */
 };
 
 enum admin_scrub_phase {
@@ -100,7 +131,9 @@ struct admin_status {
     struct admin_listener listeners[ADMIN_LISTENERS_MAX];
     size_t listener_count;
     struct admin_capacity capacity;
-    uint64_t journal_size, journal_used; /* bytes */
+    uint64_t journal_size, journal_used;           /* bytes */
+    struct admin_work rebuild, leaving, rebalance; /* in this order */
+    uint64_t work_rate;                            /* bytes a second, of late */
     uint64_t volumes, studies, instances;
     uint64_t buckets, objects, object_bytes; /* but for the reserved bucket */
     /* Since the start. */
@@ -120,6 +153,8 @@ struct admin_ops {
     int (*drives)(struct admin_source *a, struct admin_drive **ret_drives, size_t *ret_count);
     int (*scrub)(struct admin_source *a, enum admin_scrub_order order,
                  struct admin_scrub *ret_scrub);
+    int (*drive_order)(struct admin_source *a, const struct admin_drive_order *order,
+                       char why[ADMIN_WHY_MAX], unsigned *ret_index);
 };
 
 struct admin_source {
@@ -146,4 +181,15 @@ static inline int admin_scrub(struct admin_source *a, enum admin_scrub_order ord
                               struct admin_scrub *ret_scrub)
 {
     return a->ops->scrub(a, order, ret_scrub);
+}
+
+/* Carries out an order about drives: durable on return; what follows from it goes on by itself.
+ * *ret_index is the drive's number. On an error `why` is a sentence, or empty where the error's own
+ * text says enough. ERR_NOENT, ERR_EXIST (something is on the drive), ERR_PERM (too few drives
+ * would be left), ERR_NOSPC, ERR_RANGE (the drive is too small), ERR_INVAL, ERR_BUSY, ERR_LOCKED,
+ * ERR_IO. */
+static inline int admin_order_drive(struct admin_source *a, const struct admin_drive_order *order,
+                                    char why[ADMIN_WHY_MAX], unsigned *ret_index)
+{
+    return a->ops->drive_order(a, order, why, ret_index);
 }

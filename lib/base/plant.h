@@ -45,7 +45,12 @@
     X(SCRUB_TRUSTS_DATA, "scrub makes parity fit the data columns, whatever they hold")     \
     X(SCRUB_WRONG_COLUMN, "scrub writes a column over the one beside it")                   \
     X(STUCK_BUF_REUSED, "the buffer of a write that hangs is used again")                   \
-    X(HANG_WAITED, "a drive that hangs is waited for")
+    X(HANG_WAITED, "a drive that hangs is waited for")                                      \
+    X(LEAVES_WITH_DATA, "a leaving drive is let go with data on it")                        \
+    X(LEAVES_UNFLUSHED, "a leaving drive is let go before the KV store has forgotten it")   \
+    X(LEAVING_TAKES, "new segments are put on a drive that is leaving")                     \
+    X(MIRROR_NOT_COPIED, "the journal goes to another mirror without what it holds")        \
+    X(REBUILD_FORGETS, "a rebuild takes a segment for done that has a column on a lost drive")
 
 enum plant {
     PLANT_NONE,

@@ -74,6 +74,11 @@ int env_unlink(struct env *env, const char *path)
     return env->ops->unlink(env, path);
 }
 
+int env_rename(struct env *env, const char *from, const char *to)
+{
+    return env->ops->rename(env, from, to);
+}
+
 void env_io_start(struct env_io *ios, unsigned n)
 {
     for (unsigned i = 0; i < n; i++) {

@@ -75,6 +75,9 @@ int env_file_size(struct env_file *f, uint64_t *ret_size); /* of a block device 
 uint64_t env_file_cache(struct env_file *f);
 int env_mkdir(struct env *env, const char *path); /* mode 0700, durable; an existing one is fine */
 int env_unlink(struct env *env, const char *path);
+/* Gives a file another name, durable, in place of what has it: one or the other is always there.
+ * Both in one file system. Suspends. */
+int env_rename(struct env *env, const char *from, const char *to);
 
 enum env_io_kind { ENV_READ, ENV_WRITE, ENV_SYNC, ENV_TRIM, ENV_RESIZE, ENV_RESERVE };
 

@@ -44,6 +44,7 @@ struct env_ops {
     int (*open)(struct env *env, const char *path, unsigned flags, struct env_file **ret_file);
     int (*mkdir)(struct env *env, const char *path);
     int (*unlink)(struct env *env, const char *path);
+    int (*rename)(struct env *env, const char *from, const char *to);
     int (*listen)(struct env *env, const struct env_addr *addr, unsigned backlog,
                   struct env_listener **ret_listener);
     int (*connect)(struct env *env, const struct env_addr *addr, struct env_sock **ret_sock);
@@ -220,6 +221,7 @@ void uring_cancel(struct uring *u, struct uring_op *op);
 int uring_open(struct env *env, const char *path, unsigned flags, struct env_file **ret_file);
 int uring_mkdir(struct env *env, const char *path);
 int uring_unlink(struct env *env, const char *path);
+int uring_rename(struct env *env, const char *from, const char *to);
 int uring_listen(struct env *env, const struct env_addr *addr, unsigned backlog,
                  struct env_listener **ret_listener);
 int uring_connect(struct env *env, const struct env_addr *addr, struct env_sock **ret_sock);
@@ -347,6 +349,7 @@ int sim_open(struct env *env, const char *path, unsigned flags, struct env_file 
 int sim_mkdir(struct env *env, const char *path);
 int sim_unlink(struct env *env, const char *path);
 void sim_files_end(struct sim_env *p); /* its last fiber has ended: forsaken files go */
+int sim_rename(struct env *env, const char *from, const char *to);
 void sim_files_kill(struct sim_env *p, bool power);
 void sim_files_free(struct sim *sim);
 

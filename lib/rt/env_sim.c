@@ -244,6 +244,7 @@ static const struct env_ops sim_env_ops = {
     .open = sim_open,
     .mkdir = sim_mkdir,
     .unlink = sim_unlink,
+    .rename = sim_rename,
     .listen = sim_listen,
     .connect = sim_connect,
     .offload = sim_env_offload,

@@ -418,6 +418,7 @@ static const struct env_ops uring_ops = {
     .open = uring_open,
     .mkdir = uring_mkdir,
     .unlink = uring_unlink,
+    .rename = uring_rename,
     .listen = uring_listen,
     .connect = uring_connect,
     .offload = uring_offload,

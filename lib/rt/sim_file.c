@@ -464,6 +464,29 @@ int sim_unlink(struct env *env, const char *path)
     return 0;
 }
 
+int sim_rename(struct env *env, const char *from, const char *to)
+{
+    struct mem_domain *before;
+    struct sim_file *f, *over;
+    char *name;
+
+    file_delay(env);
+    f = file_find(sim_env_of(env)->sim, from);
+    over = file_find(sim_env_of(env)->sim, to);
+    if (!f)
+        return ERR_NOENT;
+    if (f == over)
+        return 0;
+    if (over)
+        file_unlink(over);
+    name = f->path;
+    before = env_outside_enter();
+    f->path = mem_strdup(to);
+    mem_free(name);
+    env_outside_leave(before);
+    return 0;
+}
+
 /* Files that the process has open, or has left with something unsynced. */
 static void files_power_cut(struct sim_env *p)
 {

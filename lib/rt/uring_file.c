@@ -10,6 +10,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
@@ -486,5 +487,27 @@ int uring_unlink(struct env *env, const char *path)
     struct file_job j = {.path = path};
 
     env_offload(env, (enum env_lane)URING_LANE_SYS, file_unlink_fn, &j);
+    return j.result;
+}
+
+/* Two names; the directory that is made durable is the new one's, which is the old one's too or
+ * keeps a name that nobody asks for. */
+struct file_rename {
+    const char *from, *to;
+    int result;
+};
+
+static void file_rename_fn(void *arg)
+{
+    struct file_rename *j = arg;
+
+    j->result = rename(j->from, j->to) < 0 ? err_from_errno(errno) : file_sync_parent(j->to);
+}
+
+int uring_rename(struct env *env, const char *from, const char *to)
+{
+    struct file_rename j = {.from = from, .to = to};
+
+    env_offload(env, (enum env_lane)URING_LANE_SYS, file_rename_fn, &j);
     return j.result;
 }

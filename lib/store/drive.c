@@ -12,12 +12,11 @@
 #include "lib/base/metric.h"
 #include "lib/base/plant.h"
 #include "lib/store/drive_io.h"
+#include "lib/store/drive_priv.h"
 
 #define DRIVE_WIPE_PIECE (1u << 20)
-#define DRIVE_WIPE_DEPTH 8u                  /* pieces at once: somebody may wait for it */
-#define DRIVE_OPEN_WAIT  (3 * ENV_NS_PER_S)  /* for drives that others can do without */
-#define DRIVE_OPEN_MAX   (60 * ENV_NS_PER_S) /* for any */
-#define DRIVE_SLOTS_MAX  (1u << 28)          /* a petabyte: bounds the table of slots taken */
+#define DRIVE_WIPE_DEPTH 8u         /* pieces at once: somebody may wait for it */
+#define DRIVE_SLOTS_MAX  (1u << 28) /* a petabyte: bounds the table of slots taken */
 
 void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m)
 {
@@ -33,6 +32,11 @@ bool drive_usable(const struct drive *d)
     return d->state == DRIVE_OK;
 }
 
+bool drive_takes(const struct drive *d)
+{
+    return drive_usable(d) && !d->transit && (!d->leaving || PLANTED(LEAVING_TAKES));
+}
+
 bool drive_readable(const struct drive *d)
 {
     return d->file != NULL && !d->hung;
@@ -41,6 +45,15 @@ bool drive_readable(const struct drive *d)
 bool drive_doubtful(const struct drive *d)
 {
     return !drive_usable(d) || d->health.state != HEALTH_OK;
+}
+
+unsigned driveset_members(const struct driveset *ds)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < ds->count; i++)
+        n += ds->drives[i].state != DRIVE_NONE;
+    return n;
 }
 
 unsigned driveset_healthy(const struct driveset *ds)
@@ -65,7 +78,8 @@ static uint32_t super_crc(const struct format_super *s)
 static bool super_members_valid(const struct format_super *s)
 {
     for (uint32_t i = 0; i < s->drive_count; i++)
-        if (s->members[i].slot_count < 1 || s->members[i].slot_count > DRIVE_SLOTS_MAX)
+        if (s->members[i].state != FORMAT_DRIVE_NONE &&
+            (s->members[i].slot_count < 1 || s->members[i].slot_count > DRIVE_SLOTS_MAX))
             return false;
     return true;
 }
@@ -79,7 +93,8 @@ bool drive_super_valid(const struct format_super *s)
 {
     uint64_t end;
 
-    return s->magic == FORMAT_SUPER_MAGIC && s->version == FORMAT_VERSION &&
+    return s->magic == FORMAT_SUPER_MAGIC &&
+           (s->version == FORMAT_VERSION || s->version == FORMAT_VERSION_MEMBERS) &&
            s->crc == super_crc(s) && s->drive_count >= 1 && s->drive_count <= FORMAT_DRIVES_MAX &&
            s->drive_index < s->drive_count && s->data_columns >= 1 &&
            s->data_columns + s->parity_columns <= FORMAT_COLS_MAX &&
@@ -92,31 +107,30 @@ bool drive_super_valid(const struct format_super *s)
            s->slots_off % FORMAT_UNIT == 0 && s->slots_off <= INT64_MAX && super_members_valid(s);
 }
 
-static const uint64_t super_offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
-
-/* Takes the superblock in `data` if it is valid and newer than what there is (`*rc` is 0 then). */
-static void super_take(const void *data, struct format_super *super, int *rc)
+/* Takes the superblock in `data` if it is valid and newer than what there is (magic 0: nothing). */
+void drive_super_take(const void *data, struct format_super *super)
 {
     struct format_super s;
 
     memcpy(&s, data, sizeof(s));
-    if (!drive_super_valid(&s) || (*rc == 0 && s.generation <= super->generation))
-        return;
-    *super = s;
-    *rc = 0;
+    if (drive_super_valid(&s) && (!super->magic || s.generation > super->generation))
+        *super = s;
 }
 
-/* The better of a drive's two superblocks; ERR_FORMAT when neither is valid. */
-static int super_read(struct drive *d, struct format_super *ret_super)
+int drive_super_read(struct env_file *file, struct format_super *ret_super)
 {
+    static const uint64_t offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
     struct buf *b = buf_new(FORMAT_UNIT);
-    int rc = ERR_FORMAT;
+    struct format_super s = {0};
 
     for (unsigned i = 0; i < 2; i++)
-        if (drive_pread(d, &b, FORMAT_UNIT, super_offs[i]) == 0)
-            super_take(b->data, ret_super, &rc);
+        if (env_pread(file, b->data, FORMAT_UNIT, offs[i]) == 0)
+            drive_super_take(b->data, &s);
     buf_unref(b);
-    return rc;
+    if (!s.magic)
+        return ERR_FORMAT;
+    *ret_super = s;
+    return 0;
 }
 
 /* Writes copy A (or B) to all drives that count; puts out those that fail. Returns whether all did.
@@ -145,17 +159,24 @@ static bool super_write_copy(struct driveset *ds, struct buf **blocks, uint64_t 
     return all;
 }
 
-/* A new block each time: the one of the round before may still be on its way to the drive. */
-static struct buf *super_sign(const struct driveset *ds, unsigned i)
+void drive_super_sign(const struct format_super *super, unsigned index, const uint8_t *uuid,
+                      struct buf *b)
 {
-    struct buf *b = buf_new(FORMAT_UNIT);
-    struct format_super s = ds->super;
+    struct format_super s = *super;
 
-    s.drive_index = i;
-    memcpy(s.drive_uuid, ds->drives[i].uuid, 16);
+    s.drive_index = index;
+    memcpy(s.drive_uuid, uuid, 16);
     s.crc = super_crc(&s);
     memset(b->data, 0, FORMAT_UNIT);
     memcpy(b->data, &s, sizeof(s));
+}
+
+/* A new block each time: the one of the round before may still be on its way to the drive. */
+static struct buf *super_block(const struct driveset *ds, unsigned i)
+{
+    struct buf *b = buf_new(FORMAT_UNIT);
+
+    drive_super_sign(&ds->super, i, ds->drives[i].uuid, b);
     return b;
 }
 
@@ -166,7 +187,7 @@ static bool super_write(struct driveset *ds)
     bool all;
 
     for (unsigned i = 0; i < ds->count; i++)
-        blocks[i] = super_sign(ds, i);
+        blocks[i] = super_block(ds, i);
     all = super_write_copy(ds, blocks, FORMAT_SUPER_OFF_A);
     all &= super_write_copy(ds, blocks, FORMAT_SUPER_OFF_B);
     for (unsigned i = 0; i < ds->count; i++)
@@ -174,37 +195,51 @@ static bool super_write(struct driveset *ds)
     return all;
 }
 
-static void super_members(struct driveset *ds)
+void driveset_set_members(struct driveset *ds)
 {
+    ds->super.drive_count = ds->count;
     for (unsigned i = 0; i < ds->count; i++) {
+        const struct drive *d = &ds->drives[i];
         struct format_member *mb = &ds->super.members[i];
 
-        memcpy(mb->uuid, ds->drives[i].uuid, 16);
-        mb->slot_count = ds->drives[i].slot_count;
-        mb->state = drive_usable(&ds->drives[i]) ? FORMAT_DRIVE_OK : FORMAT_DRIVE_OUT;
+        *mb = (struct format_member){.state = d->state == DRIVE_NONE ? FORMAT_DRIVE_NONE
+                                              : d->leaving           ? FORMAT_DRIVE_LEAVING
+                                              : drive_usable(d)      ? FORMAT_DRIVE_OK
+                                                                     : FORMAT_DRIVE_OUT,
+                                     .class_ = d->class_,
+                                     .slot_count = d->slot_count};
+        memcpy(mb->uuid, d->uuid, 16);
     }
 }
 
-int driveset_commit(struct driveset *ds, bool membership,
-                    void (*change)(struct format_super *super, void *arg), void *arg)
+int driveset_commit_locked(struct driveset *ds, bool membership)
 {
     bool again = true;
     int rc = ERR_LOST;
 
-    fiber_mutex_lock(&ds->super_lock);
-    if (change)
-        change(&ds->super, arg);
     while (again && driveset_healthy(ds) > 0) {
         ds->super.generation++;
         if (membership) {
             ds->super.epoch++;
             ds->uncommitted = false;
-            super_members(ds);
+            driveset_set_members(ds);
         }
         again = !super_write(ds);
         membership |= again; /* a drive was put out: that must be told too */
         rc = again ? ERR_LOST : 0;
     }
+    return rc;
+}
+
+int driveset_commit(struct driveset *ds, bool membership,
+                    void (*change)(struct format_super *super, void *arg), void *arg)
+{
+    int rc;
+
+    fiber_mutex_lock(&ds->super_lock);
+    if (change)
+        change(&ds->super, arg);
+    rc = driveset_commit_locked(ds, membership);
     fiber_mutex_unlock(&ds->super_lock);
     return rc;
 }
@@ -239,7 +274,7 @@ void driveset_mend_supers(struct driveset *ds, uint64_t *ret_bad, uint64_t *ret_
         if (super_is_current(ds, i / 2, offs[i % 2], &b))
             continue;
         buf_unref(b);
-        b = super_sign(ds, i / 2);
+        b = super_block(ds, i / 2);
         ++*ret_bad;
         *ret_mended += drive_mend(ds, d, offs[i % 2], b, b->data, FORMAT_UNIT);
         *ret_failed |= !drive_usable(d);
@@ -321,7 +356,8 @@ static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
     if (rc < 0)
         return rc;
     rc = env_file_size(d->file, &have);
-    if (rc == 0 && !overwrite && have >= FORMAT_JOURNAL_OFF && super_read(d, &found) == 0)
+    if (rc == 0 && !overwrite && have >= FORMAT_JOURNAL_OFF &&
+        drive_super_read(d->file, &found) == 0)
         return ERR_EXIST;
     if (rc == 0 && have < size)
         rc = env_resize(d->file, size); /* a block device too small says so here */
@@ -333,6 +369,14 @@ static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
     return rc;
 }
 
+void drive_init(struct driveset *ds, unsigned index)
+{
+    struct drive *d = &ds->drives[index];
+
+    *d = (struct drive){.index = index, .path = mem_strdup(""), .state = DRIVE_NONE, .reason = ""};
+    drive_io_attach(ds, d);
+}
+
 static struct driveset *driveset_alloc(struct env *env, const char *const *paths, unsigned count)
 {
     struct driveset *ds = mem_zalloc(sizeof(*ds));
@@ -340,12 +384,13 @@ static struct driveset *driveset_alloc(struct env *env, const char *const *paths
     ds->env = env;
     ds->count = count;
     fiber_mutex_init(&ds->super_lock);
-    for (unsigned i = 0; i < count; i++) {
-        ds->drives[i].index = i;
-        ds->drives[i].path = mem_strdup(paths[i]);
-        ds->drives[i].reason = "";
-    }
     driveset_io_init(ds);
+    for (unsigned i = 0; i < count; i++) {
+        drive_init(ds, i);
+        mem_free(ds->drives[i].path);
+        ds->drives[i].path = mem_strdup(paths[i]);
+        ds->drives[i].state = DRIVE_OK;
+    }
     ds->patient = true;
     return ds;
 }
@@ -391,143 +436,111 @@ int driveset_format(struct env *env, const struct driveset_params *p)
 
 /* ---- Opening a store ---- */
 
-/* Opens one drive's file; a drive without stays missing. */
-static int open_one(struct driveset *ds, struct drive *d)
-{
-    int rc = env_open(ds->env, d->path, ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &d->file);
-
-    d->state = DRIVE_MISSING;
-    d->reason = "no such file or device";
-    if (rc == ERR_LOCKED)
-        return rc;
-    if (rc < 0)
-        return rc == ERR_NOENT ? 0 : (d->reason = "cannot be opened", 0);
-    d->cache = env_file_cache(d->file);
-    d->reason = "its superblock is damaged or not Filmroom's";
-    return 0;
-}
-
-/* Both superblocks of all drives, on their way. */
-struct supers_read {
-    struct driveset *ds;
-    struct format_super *supers;
-    struct drive_wait wait;
-    uint64_t start, last; /* when we began, when a drive answered last */
-    unsigned n;
-    struct drive_io ios[2 * FORMAT_DRIVES_MAX];
+/* What is found under a path. */
+struct candidate {
+    const char *path;
+    struct env_file *file;     /* ours, locked; NULL when it cannot be had */
+    struct format_super super; /* magic 0: none that is whole */
+    bool locked;               /* by another daemon; or by ourselves, under another path */
+    bool taken;                /* a drive of ours */
+    const char *reason;
 };
 
-static void supers_start(struct supers_read *r)
+/* Opens what is there. Who has a lock may be told by the superblock, which can be read all the
+ * same. */
+static void candidate_open(struct driveset *ds, struct candidate *c, struct drive_probe *probe)
 {
-    drive_wait_init(&r->wait, r->ds);
-    r->start = r->last = env_now(r->ds->env);
-    for (unsigned i = 0; i < 2 * r->ds->count; i++) {
-        struct drive *d = &r->ds->drives[i / 2];
-        struct buf *b;
+    int rc = env_open(ds->env, c->path, ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &c->file);
 
-        if (!d->file)
-            continue;
-        b = buf_new(FORMAT_UNIT);
-        drive_io_prepare(d, &r->ios[r->n++], ENV_READ, b, b->data, FORMAT_UNIT, super_offs[i % 2]);
+    c->reason = rc == ERR_NOENT ? "no such file or device" : "cannot be opened";
+    probe->file = NULL;
+    if (rc == 0) {
+        probe->file = c->file;
+        return;
     }
-    drive_io_start(&r->wait, r->ios, r->n);
+    c->file = NULL;
+    c->locked = rc == ERR_LOCKED;
+    if (c->locked &&
+        env_open(ds->env, c->path, ENV_OPEN_DIRECT | ENV_OPEN_RDONLY, &probe->file) < 0)
+        probe->file = NULL;
 }
 
-/* Takes what has been answered; returns whether the store can do without the rest. */
-static bool supers_enough(struct supers_read *r)
+/* Takes what was read of it. */
+static void candidate_probed(struct candidate *c, const struct drive_probe *probe)
 {
-    uint64_t silent = 0;
-    unsigned most = 0;
-
-    for (unsigned i = 0; i < r->n; i++) {
-        const struct drive_io *io = &r->ios[i];
-        struct format_super *s = &r->supers[io->drive->index];
-        int rc = s->magic ? 0 : ERR_FORMAT;
-
-        if (!io->done)
-            silent |= 1ull << io->drive->index;
-        else if (io->result == (int64_t)FORMAT_UNIT)
-            super_take(io->data, s, &rc);
-        if (rc == 0)
-            io->drive->reason = "";
-        if (rc == 0 && s->parity_columns > most)
-            most = s->parity_columns;
+    c->super = probe->super;
+    if (!probe->file)
+        return;
+    c->reason = probe->silent        ? "does not answer"
+                : probe->super.magic ? "belongs to another store or place"
+                                     : "its superblock is damaged or not Filmroom's";
+    if (probe->silent)
+        env_forsake(probe->file);
+    else if (c->locked)
+        env_close(probe->file);
+    if (probe->silent) {
+        c->file = NULL;
+        c->super.magic = 0;
     }
-    return (unsigned)__builtin_popcountll(silent) <= most;
 }
 
-/* Reads all superblocks. Drives that start slowly do so together: so those that answer late set
- * the time that is given to the others. */
-static void supers_read(struct driveset *ds, struct format_super *supers)
+static void candidates_look(struct driveset *ds, struct candidate *c, unsigned n)
 {
-    struct supers_read *r = mem_zalloc(sizeof(*r));
+    struct drive_probe *probes = mem_calloc(n, sizeof(*probes));
 
-    r->ds = ds;
-    r->supers = supers;
-    supers_start(r);
-    while (r->wait.pending) {
-        uint64_t took = 2 * (r->last - r->start), now;
-        uint64_t until = r->start + (took > DRIVE_OPEN_WAIT ? took : DRIVE_OPEN_WAIT);
-
-        if (env_now(ds->env) >= until)
-            until = r->start + DRIVE_OPEN_MAX;
-        if (drive_wait_some(&r->wait, until))
-            r->last = env_now(ds->env);
-        now = env_now(ds->env);
-        if (now >= r->start + DRIVE_OPEN_MAX || (now >= until && supers_enough(r)))
-            break;
-    }
-    (void)supers_enough(r); /* takes all */
-    for (unsigned i = 0; i < r->n; i++) {
-        if (!r->ios[i].done) {
-            r->ios[i].drive->reason = "does not answer";
-            drive_give_up(r->ios[i].drive);
-        }
-        buf_unref(r->ios[i].buf);
-    }
-    mem_free(r);
+    for (unsigned i = 0; i < n; i++)
+        candidate_open(ds, &c[i], &probes[i]);
+    drive_probe(ds->env, probes, n);
+    for (unsigned i = 0; i < n; i++)
+        candidate_probed(&c[i], &probes[i]);
+    mem_free(probes);
 }
 
-/* Is this superblock's drive the member that the store's best superblock expects here? */
-static bool member_matches(const struct driveset *ds, unsigned i, const struct format_super *s)
+static bool same_drive(const struct format_super *a, const struct format_super *b)
 {
-    return memcmp(s->store_uuid, ds->super.store_uuid, 16) == 0 && s->drive_index == i &&
-           memcmp(s->drive_uuid, ds->super.members[i].uuid, 16) == 0;
+    return a->magic && b->magic && memcmp(a->store_uuid, b->store_uuid, 16) == 0 &&
+           memcmp(a->drive_uuid, b->drive_uuid, 16) == 0;
 }
 
-/* How many drives stand where this superblock's store put them. */
-static unsigned elect_votes(const struct driveset *ds, const struct format_super *supers,
-                            const struct format_super *of)
+/* Of two paths to one drive, or a drive and its copy, the first with the newest state counts. */
+static void candidates_single(struct candidate *c, unsigned n)
 {
-    unsigned n = 0;
+    for (unsigned i = 0; i < n; i++)
+        for (unsigned j = 0; j < n; j++)
+            if (i != j && same_drive(&c[i].super, &c[j].super) && !c[i].locked &&
+                (c[j].locked || c[j].super.generation < c[i].super.generation ||
+                 (c[j].super.generation == c[i].super.generation && j > i))) {
+                c[j].super.magic = 0;
+                c[j].locked = false;
+                c[j].reason = "the same drive is under another path too";
+            }
+}
 
-    for (unsigned i = 0; i < ds->count; i++)
-        n += supers[i].magic && supers[i].drive_index == i &&
-             memcmp(supers[i].store_uuid, of->store_uuid, 16) == 0;
-    return n;
+static bool newer(const struct format_super *a, const struct format_super *b)
+{
+    if (PLANTED(OLDEST_ELECTED))
+        return a->epoch < b->epoch;
+    return a->epoch != b->epoch ? a->epoch > b->epoch : a->generation > b->generation;
 }
 
 /* Which store this is: the one that most drives belong to, in its newest state (F2). A drive of
  * another store may have seen more epochs than ours. */
-static int elect(struct driveset *ds, const struct format_super *supers)
+static int elect(struct driveset *ds, const struct candidate *c, unsigned n)
 {
     const struct format_super *best = NULL;
     unsigned best_votes = 0;
-    bool any = false, tie = false;
+    bool tie = false;
 
-    for (unsigned i = 0; i < ds->count; i++) {
-        const struct format_super *s = &supers[i];
-        unsigned votes;
+    for (unsigned i = 0; i < n; i++) {
+        const struct format_super *s = &c[i].super;
+        unsigned votes = 0;
 
-        any |= s->magic != 0;
-        if (!s->magic || s->drive_index != i || s->drive_count != ds->count)
+        if (!s->magic)
             continue;
-        votes = elect_votes(ds, supers, s);
-        if (best && votes == best_votes && memcmp(s->store_uuid, best->store_uuid, 16) == 0) {
-            if (PLANTED(OLDEST_ELECTED)
-                    ? s->epoch < best->epoch
-                    : s->epoch > best->epoch ||
-                          (s->epoch == best->epoch && s->generation > best->generation))
+        for (unsigned j = 0; j < n; j++)
+            votes += c[j].super.magic && memcmp(c[j].super.store_uuid, s->store_uuid, 16) == 0;
+        if (best && memcmp(s->store_uuid, best->store_uuid, 16) == 0) {
+            if (newer(s, best))
                 best = s;
         } else if (!best || votes >= best_votes) {
             tie = best && votes == best_votes;
@@ -535,11 +548,10 @@ static int elect(struct driveset *ds, const struct format_super *supers)
             best_votes = votes;
         }
     }
-    if (!any)
+    if (!best)
         return ERR_LOST;
-    if (!best || tie)
-        return ERR_CONFIG; /* not as the store knows its drives, or as many of one store as of
-                              another */
+    if (tie)
+        return ERR_CONFIG;
     ds->super = *best;
     return 0;
 }
@@ -552,49 +564,115 @@ static bool drive_large_enough(const struct driveset *ds, const struct drive *d)
            size >= drive_slot_off(ds, (uint32_t)d->slot_count);
 }
 
-static void admit(struct driveset *ds, const struct format_super *supers)
+/* Is this superblock's drive the member that the store's best superblock expects there? */
+static bool member_matches(const struct driveset *ds, unsigned i, const struct format_super *s)
+{
+    return s->magic && s->drive_index == i &&
+           memcmp(s->store_uuid, ds->super.store_uuid, 16) == 0 &&
+           memcmp(s->drive_uuid, ds->super.members[i].uuid, 16) == 0;
+}
+
+static void drive_attach(struct driveset *ds, struct drive *d, struct candidate *c)
+{
+    c->taken = true;
+    mem_free(d->path);
+    d->path = mem_strdup(c->path);
+    d->file = c->file;
+    d->reason = c->reason;
+    if (d->file)
+        d->cache = env_file_cache(d->file);
+    if (!c->super.magic)
+        return; /* fragments on it may still be read */
+    d->reason = "is smaller than it was";
+    if (drive_large_enough(ds, d)) {
+        d->state = DRIVE_OK;
+        d->reason = "";
+    }
+}
+
+/* Finds each member's drive. */
+static int admit(struct driveset *ds, struct candidate *c, unsigned n)
 {
     for (unsigned i = 0; i < ds->count; i++) {
+        const struct format_member *mb = &ds->super.members[i];
         struct drive *d = &ds->drives[i];
 
-        memcpy(d->uuid, ds->super.members[i].uuid, 16);
-        d->slot_count = ds->super.members[i].slot_count;
-        if (d->hung)
-            continue;
-        if (supers[i].magic && member_matches(ds, i, &supers[i])) {
-            if (drive_large_enough(ds, d))
-                d->state = DRIVE_OK;
-            else
-                d->reason = "is smaller than it was";
-        } else if (supers[i].magic) {
-            d->reason = "belongs to another store or place";
-            env_close(d->file);
-            d->file = NULL;
+        memcpy(d->uuid, mb->uuid, 16);
+        d->slot_count = mb->slot_count;
+        d->class_ = mb->class_;
+        d->leaving = mb->state == FORMAT_DRIVE_LEAVING;
+        d->state = mb->state == FORMAT_DRIVE_NONE ? DRIVE_NONE : DRIVE_MISSING;
+        d->reason = d->state == DRIVE_NONE ? "" : "not found under any path known";
+        for (unsigned j = 0; j < n && d->state == DRIVE_MISSING && !d->file; j++) {
+            if (!member_matches(ds, i, &c[j].super))
+                continue;
+            if (c[j].locked)
+                return ERR_LOCKED;
+            drive_attach(ds, d, &c[j]);
         }
     }
+    return 0;
+}
+
+/* What is said of members that were not found is what is under the path where they were expected;
+ * what has no superblock there is kept open, as it may be the drive, with that damaged. */
+static void admit_missing(struct driveset *ds, struct candidate *c, unsigned n)
+{
+    for (unsigned i = 0; i < ds->count && i < n; i++) {
+        struct drive *d = &ds->drives[i];
+
+        if (d->state != DRIVE_MISSING || d->file || c[i].taken)
+            continue;
+        if (!c[i].super.magic) {
+            drive_attach(ds, d, &c[i]);
+        } else {
+            d->reason = c[i].reason;
+            mem_free(d->path);
+            d->path = mem_strdup(c[i].path);
+        }
+    }
+}
+
+static int open_drives(struct driveset *ds, struct candidate *c, unsigned n)
+{
+    int rc;
+
+    candidates_look(ds, c, n);
+    candidates_single(c, n);
+    rc = elect(ds, c, n);
+    for (unsigned i = 0; rc == ERR_LOST && i < n; i++)
+        if (c[i].locked)
+            rc = ERR_LOCKED;
+    if (rc < 0)
+        return rc;
+    ds->count = ds->super.drive_count;
+    for (unsigned i = 0; i < ds->count; i++)
+        drive_init(ds, i);
+    rc = admit(ds, c, n);
+    if (rc == 0)
+        admit_missing(ds, c, n);
+    return rc;
 }
 
 int driveset_open(struct env *env, const char *const *paths, unsigned count,
                   struct driveset **ret_set)
 {
     struct driveset *ds;
-    struct format_super *supers;
-    int rc = 0;
+    struct candidate *c;
+    int rc;
 
-    if (count < 1 || count > FORMAT_DRIVES_MAX)
+    if (count < 1 || count > DRIVESET_PATHS_MAX)
         return ERR_INVAL;
-    ds = driveset_alloc(env, paths, count);
-    supers = mem_calloc(count, sizeof(*supers));
-    for (unsigned i = 0; rc == 0 && i < count; i++)
-        rc = open_one(ds, &ds->drives[i]);
-    if (rc == 0) {
-        supers_read(ds, supers);
-        rc = elect(ds, supers);
-    }
-    if (rc == 0)
-        admit(ds, supers);
+    ds = driveset_alloc(env, NULL, 0);
+    c = mem_calloc(count, sizeof(*c));
+    for (unsigned i = 0; i < count; i++)
+        c[i].path = paths[i];
+    rc = open_drives(ds, c, count);
+    for (unsigned i = 0; i < count; i++)
+        if (!c[i].taken)
+            env_close(c[i].file);
+    mem_free(c);
     ds->patient = false;
-    mem_free(supers);
     if (rc < 0) {
         driveset_close(ds);
         return rc;
@@ -615,7 +693,7 @@ void driveset_close(struct driveset *ds)
 
 /* ---- Metrics ---- */
 
-static void drive_observe(const struct drive *d, struct metrics *m)
+void drive_observe(const struct drive *d, struct metrics *m)
 {
     const struct {
         const char *name, *help;

@@ -27,6 +27,7 @@ enum drive_state {
     DRIVE_OK,
     DRIVE_MISSING, /* no such file or device, too small, or its superblock is not this store's */
     DRIVE_FAILED,  /* put out after an I/O error */
+    DRIVE_NONE,    /* no drive has this place; path "" */
 };
 
 /* What scrub found on a drive, since start: columns of stripes, fragment headers and superblocks.
@@ -40,9 +41,12 @@ struct drive_scrub {
 
 struct drive {
     unsigned index;
-    char *path;
+    char *path; /* where it is, or was looked for; "" where nothing is known */
     enum drive_state state;
     const char *reason;    /* constant text: why it is not OK; "" otherwise */
+    bool leaving;          /* takes nothing new, and the journal only at need: see member.h */
+    bool transit;          /* on its way in or out: takes nothing at all */
+    uint8_t class_;        /* as in struct format_member */
     struct env_file *file; /* NULL when it cannot be opened */
     uint8_t uuid[16];
     uint64_t slot_count;
@@ -64,7 +68,7 @@ struct drive {
 
 struct driveset {
     struct env *env;
-    unsigned count;
+    unsigned count; /* places, DRIVE_NONE ones too; grows */
     struct drive drives[FORMAT_DRIVES_MAX];
     struct format_super super; /* the store-wide part, as last written */
     struct fiber_mutex super_lock;
@@ -100,13 +104,16 @@ void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m);
  * Filmroom superblock already. Suspends. */
 int driveset_format(struct env *env, const struct driveset_params *params);
 
-/* Opens the drives of a store, whichever are there. Drives that were put out and are back and whole
+#define DRIVESET_PATHS_MAX (2 * FORMAT_DRIVES_MAX)
+
+/* Opens the drives of a store, whichever are there. Each is known by its superblock, whichever path
+ * it is found under; the order of the paths says only where a drive that is not found was expected.
+ * What is under the other paths is left alone. Drives that were put out and are back and whole
  * count again (every fragment on them was complete when they left; see segment.h). The set is
  * locked against other daemons drive by drive. ERR_LOST when no superblock can be read, ERR_CONFIG
- * when the paths are not the store's drives in their order (a single foreign or misplaced one is
- * just missing), ERR_LOCKED. A drive that does not answer is just missing as well, once three
- * seconds have passed and the others can do without it. Membership changes found are in memory
- * until driveset_commit. Suspends. */
+ * when as many drives are of one store as of another, ERR_LOCKED. A drive that does not answer is
+ * just missing as well, once three seconds have passed and the others can do without it. Membership
+ * changes found are in memory until driveset_commit. Suspends. */
 int driveset_open(struct env *env, const char *const *paths, unsigned count,
                   struct driveset **ret_set);
 
@@ -136,12 +143,13 @@ void driveset_mend_supers(struct driveset *ds, uint64_t *ret_bad, uint64_t *ret_
 /* Is this a superblock, whole and sane (F1)? */
 bool drive_super_valid(const struct format_super *s);
 
-/* Number of drives that count, and of those that do not. */
-unsigned driveset_healthy(const struct driveset *ds);
-bool drive_usable(const struct drive *d);   /* counts */
+unsigned driveset_members(const struct driveset *ds); /* places with a drive, here or not */
+unsigned driveset_healthy(const struct driveset *ds); /* of them, those that count */
+bool drive_usable(const struct drive *d);             /* counts */
 bool drive_readable(const struct drive *d); /* may be read: has an open file, and answers */
 /* Is better not read while others serve: it is suspect, or does not count. */
 bool drive_doubtful(const struct drive *d);
+bool drive_takes(const struct drive *d); /* counts, and new data may be put on it */
 
 /* Writes what a drive should hold at a place where it was found to be wrong, durable, and reads it
  * back: true when it is right now. A drive that fails under the write is put out. `bytes` lie in b,
@@ -153,7 +161,8 @@ bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *
  * Suspends. */
 int drive_wipe_journal(struct driveset *ds, struct drive *d);
 
-/* Registers the counters of every drive. */
+/* Registers the counters of one drive, or of every one there is. Its place stays put. */
+void drive_observe(const struct drive *d, struct metrics *m);
 void driveset_observe(const struct driveset *ds, struct metrics *m);
 
 static inline uint64_t drive_slot_off(const struct driveset *ds, uint32_t slot)

@@ -162,9 +162,10 @@ static bool drive_spare(const struct drive *d)
     for (unsigned i = 0; i < ds->count; i++) {
         const struct drive *o = &ds->drives[i];
 
-        gone += o == d || !drive_usable(o) || drive_silence(o) >= HEALTH_LATE;
+        if (o->state != DRIVE_NONE)
+            gone += o == d || !drive_usable(o) || drive_silence(o) >= HEALTH_LATE;
     }
-    return gone < ds->count && gone <= ds->super.parity_columns + ds->made_up;
+    return gone < driveset_members(ds) && gone <= ds->super.parity_columns + ds->made_up;
 }
 
 void drive_give_up(struct drive *d)
@@ -438,11 +439,13 @@ void driveset_io_init(struct driveset *ds)
     ds->hedge_credit = DRIVE_HEDGE_CREDIT;
     list_init(&ds->waits);
     list_init(&ds->ops_kept);
-    for (unsigned i = 0; i < ds->count; i++) {
-        list_init(&ds->drives[i].unanswered);
-        health_init(&ds->drives[i].health);
-        ds->drives[i].set = ds;
-    }
+}
+
+void drive_io_attach(struct driveset *ds, struct drive *d)
+{
+    list_init(&d->unanswered);
+    health_init(&d->health);
+    d->set = ds;
 }
 
 /* What is still not answered stays with the env, with its file and buffers. */
@@ -457,6 +460,19 @@ static void drive_forsake(struct drive *d)
     else
         env_close(d->file);
     d->file = NULL;
+}
+
+struct env_file *drive_io_detach(struct drive *d)
+{
+    struct env_file *file = d->file;
+
+    drive_give_up(d);
+    if (!list_empty(&d->unanswered)) {
+        drive_forsake(d);
+        return NULL;
+    }
+    d->file = NULL;
+    return file;
 }
 
 void driveset_io_close(struct driveset *ds)

@@ -98,4 +98,8 @@ uint64_t drive_silence(const struct drive *d);
 /* For driveset_open and driveset_close: sets up, and gives up waiting: waits a moment for what is
  * not answered, then leaves that to the env, with the file. Closing suspends. */
 void driveset_io_init(struct driveset *ds);
+void drive_io_attach(struct driveset *ds, struct drive *d); /* a place that was filled or emptied */
+/* Ends what is in flight on a drive for its callers, and gives its file to the caller; NULL where
+ * something is not answered, which then stays with the env. Does not suspend. */
+struct env_file *drive_io_detach(struct drive *d);
 void driveset_io_close(struct driveset *ds);

@@ -28,6 +28,9 @@
  *      number s or later, and of an epoch before that start's, never counts. So what was found
  *      missing (it was torn, or its drive did not answer) cannot come back beside what took its
  *      place.
+ *  F8. A place is given up (FORMAT_DRIVE_NONE) only when no segment has a column there and the KV
+ *      store has durably forgotten those that had: then no row or record to be replayed names it.
+ *  F9. Nothing is put on a drive that was added before all drives that count know of it.
  */
 #pragma once
 
@@ -38,6 +41,8 @@
 #define FORMAT_DRIVES_MAX 32u
 #define FORMAT_COLS_MAX   24u /* k + m */
 #define FORMAT_VERSION    1u
+/* Of a superblock once drives have come or gone: a version that knows nothing of that keeps off. */
+#define FORMAT_VERSION_MEMBERS 2u
 
 #define FORMAT_SUPER_MAGIC 0x726570757346u /* "Fsuper" */
 #define FORMAT_SUPER_OFF_A 0u
@@ -49,9 +54,10 @@
 
 /* What the store knows of one drive. */
 enum format_drive_state {
-    FORMAT_DRIVE_NONE = 0, /* no such drive */
+    FORMAT_DRIVE_NONE = 0, /* no drive has this place; the next one added may */
     FORMAT_DRIVE_OK = 1,
-    FORMAT_DRIVE_OUT = 2, /* missing or failed: not written; what is on it may still be read */
+    FORMAT_DRIVE_OUT = 2,     /* missing or failed: not written; what is on it may still be read */
+    FORMAT_DRIVE_LEAVING = 3, /* takes nothing new, and goes once nothing is on it (F8) */
 };
 
 struct format_member {

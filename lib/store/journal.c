@@ -275,14 +275,51 @@ static void journal_write_mirrors(struct journal *j, struct buf *b, size_t span,
     journal_flush_shared(j, t, n);
 }
 
+/* How good a drive is as a mirror: one that leaves only where there is no other, fast ones first.
+ * 0: not at all. */
+static unsigned journal_rank(const struct drive *d)
+{
+    if (!drive_usable(d) || d->transit)
+        return 0;
+    return d->leaving ? 1 : 2 + (d->class_ != 0);
+}
+
 static unsigned journal_mirrors_wanted(const struct journal *j)
 {
-    unsigned want = j->ds->super.parity_columns + 1u, have = driveset_healthy(j->ds);
+    unsigned want = j->ds->super.parity_columns + 1u, have = 0;
 
+    for (unsigned i = 0; i < j->ds->count; i++)
+        have += journal_rank(&j->ds->drives[i]) > 0;
     return want < have ? want : have;
 }
 
-static bool journal_mirrors_whole(const struct journal *j)
+/* The drives that should be mirrors: the best, of equals those that are, and then the first. */
+static uint64_t journal_best_mirrors(const struct journal *j)
+{
+    unsigned want = journal_mirrors_wanted(j);
+    uint64_t best = 0;
+
+    while (want-- > 0) {
+        unsigned top = 0, at = 0;
+
+        for (unsigned i = 0; i < j->ds->count; i++) {
+            unsigned rank = 2 * journal_rank(&j->ds->drives[i]);
+
+            if (rank && (j->mirrors >> i & 1))
+                rank++;
+            if (!(best >> i & 1) && rank > top) {
+                top = rank;
+                at = i;
+            }
+        }
+        if (top)
+            best |= 1ull << at;
+    }
+    return best;
+}
+
+/* Enough of them, all in service: the promise holds, whether or not others would be better. */
+static bool journal_mirrors_safe(const struct journal *j)
 {
     unsigned good = 0;
 
@@ -295,6 +332,13 @@ static bool journal_mirrors_whole(const struct journal *j)
     return good > 0 && good >= journal_mirrors_wanted(j);
 }
 
+static bool journal_mirrors_whole(const struct journal *j)
+{
+    uint64_t best = journal_best_mirrors(j);
+
+    return journal_mirrors_safe(j) && (j->mirrors == best || j->stay == best);
+}
+
 /* A live batch, whole, from a mirror, or from whatever other drive happens to have it. Suspends. */
 static int journal_fetch(struct journal *j, const struct journal_extent *e, struct buf **b)
 {
@@ -302,7 +346,8 @@ static int journal_fetch(struct journal *j, const struct journal_extent *e, stru
         for (unsigned i = 0; i < j->ds->count; i++) {
             struct drive *d = &j->ds->drives[i];
 
-            if (!drive_readable(d) || (int)(j->mirrors >> i & 1) != mirror)
+            if (!drive_readable(d) || (int)(j->mirrors >> i & 1) != mirror ||
+                (d->leaving && !mirror)) /* it may be on its way out (member_let_go) */
                 continue;
             if (drive_pread(d, b, e->span, j->ds->super.journal_off + e->off) == 0 &&
                 journal_batch_whole(j, (*b)->data, e->span, e->seq))
@@ -343,18 +388,24 @@ static int journal_add_mirror(struct journal *j, unsigned i, struct buf *extra, 
 {
     struct drive *to = &j->ds->drives[i];
     bool target_failed = true;
-    int rc = drive_wipe_journal(j->ds, to);
+    int rc;
 
-    if (rc == 0) {
+    j->making = 1ull << i;
+    rc = drive_wipe_journal(j->ds, to);
+
+    if (rc == 0 && !PLANTED(MIRROR_NOT_COPIED)) {
         target_failed = false;
         rc = journal_copy(j, to, &target_failed);
     }
-    if (rc < 0 && !target_failed)
+    if (rc < 0 && !target_failed) {
+        j->making = 0;
         return rc;
+    }
     if (rc == 0 && extra)
         rc = drive_pwrite(to, extra, extra_span, j->ds->super.journal_off + extra_off, true);
     if (rc == 0)
         rc = drive_sync(to);
+    j->making = 0;
     if (rc == 0)
         j->mirrors |= 1ull << i;
     else
@@ -374,24 +425,35 @@ static void journal_set_mirrors(struct format_super *super, void *arg)
     super->fence_epoch = super->epoch + 1;
 }
 
+/* Brings those in that should be mirrors and are not. One that fails is put out. Suspends. */
+static int journal_add_mirrors(struct journal *j, uint64_t best, struct buf *extra,
+                               size_t extra_span, uint64_t extra_off)
+{
+    int rc = 0;
+
+    for (unsigned i = 0; rc == 0 && i < j->ds->count; i++)
+        if ((best >> i & 1) && !(j->mirrors >> i & 1) && drive_usable(&j->ds->drives[i]))
+            rc = journal_add_mirror(j, i, extra, extra_span, extra_off);
+    return rc;
+}
+
 int journal_remirror(struct journal *j, struct buf *extra, size_t extra_span, uint64_t extra_off)
 {
+    j->stay = 0;
     for (;;) {
-        unsigned have = 0;
-        int rc = 0;
+        uint64_t best;
+        int rc;
 
-        for (unsigned i = 0; i < j->ds->count; i++) {
+        for (unsigned i = 0; i < j->ds->count; i++)
             if (!drive_usable(&j->ds->drives[i]))
                 j->mirrors &= ~(1ull << i);
-            have += (unsigned)(j->mirrors >> i & 1);
-        }
-        for (unsigned i = 0; rc == 0 && i < j->ds->count && have < journal_mirrors_wanted(j); i++) {
-            if (!drive_usable(&j->ds->drives[i]) || (j->mirrors >> i & 1))
-                continue;
-            rc = journal_add_mirror(j, i, extra, extra_span, extra_off);
-            have += (unsigned)(j->mirrors >> i & 1);
-        }
-        if (rc < 0)
+        best = journal_best_mirrors(j);
+        rc = journal_add_mirrors(j, best, extra, extra_span, extra_off);
+        if (rc == 0 && best == journal_best_mirrors(j))
+            j->mirrors = best; /* all are in; others are not needed any more */
+        else if (rc < 0 && journal_mirrors_safe(j))
+            j->stay = best; /* it was only a wish: stay with what is right */
+        else if (rc < 0)
             return rc;
         rc = driveset_commit(j->ds, true, journal_set_mirrors, j);
         if (rc < 0 || journal_mirrors_whole(j))
@@ -488,6 +550,31 @@ static void journal_commit_pending(struct journal *j)
     journal_hand_on(j, b, length, records, first);
 }
 
+static void journal_level_now(struct journal *j)
+{
+    int rc;
+
+    j->level = false;
+    if (journal_mirrors_whole(j))
+        return;
+    rc = journal_remirror(j, NULL, 0, 0);
+    if (rc < 0)
+        journal_break(j, rc);
+}
+
+void journal_level(struct journal *j)
+{
+    if (!j->running || journal_mirrors_whole(j))
+        return;
+    j->level = true;
+    fiber_cond_signal(&j->work);
+}
+
+bool journal_on_drive(const struct journal *j, unsigned drive)
+{
+    return (j->mirrors | j->making | j->ds->super.journal_mirrors) >> drive & 1;
+}
+
 static void journal_writer(void *arg)
 {
     struct journal *j = arg;
@@ -497,6 +584,8 @@ static void journal_writer(void *arg)
             journal_commit_pending(j);
         else if (j->stopping)
             break;
+        else if (j->level)
+            journal_level_now(j);
         else
             fiber_cond_wait(&j->work);
     }

@@ -6,8 +6,10 @@
  * at a time (F3), which is what lets replay prove where the journal ends.
  *
  * A mirror that fails is put out, another drive takes its place: it gets a copy of all live
- * batches, then the new membership is committed, then the batch counts as durable. The ring's area
- * is written once before first use, so that a sync never waits for a file system to allocate.
+ * batches, then the new membership is committed, then the batch counts as durable. A mirror that is
+ * leaving, or less fast than a drive that is none, is replaced in the same way, without haste. The
+ * ring's area is written once before first use, so that a sync never waits for a file system to
+ * allocate.
  *
  * Space: batches stay until journal_trim; user appends wait while the ring is nearly full, internal
  * ones (those that make trimming possible) have a reserve.
@@ -86,6 +88,12 @@ size_t journal_record_max(const struct journal *j);
 
 /* Gives up every batch whose records are all below lsn: replay will not want them. Suspends. */
 int journal_trim(struct journal *j, uint64_t lsn);
+
+/* Looks at the mirrors soon, also while nothing is appended: whether one is out, is leaving, or
+ * another drive would be better (of class nvme). Does not suspend. */
+void journal_level(struct journal *j);
+/* Is this drive a mirror, on its way to be one, or was it when superblocks were last written? */
+bool journal_on_drive(const struct journal *j, unsigned drive);
 
 /* The LSN that the next append gets. */
 uint64_t journal_next_lsn(const struct journal *j);

@@ -21,6 +21,9 @@ struct journal {
     uint64_t cap, batch_max;
     size_t batch_soft; /* a pending batch takes records up to this */
     uint64_t mirrors;  /* bit per drive */
+    uint64_t stay;     /* mirrors that would be better and could not be made; 0: none */
+    uint64_t making;   /* the one that is being made */
+    bool level;        /* the writer is to look at the mirrors */
 
     struct list extents;         /* live batches, oldest first */
     uint64_t head_off, head_seq; /* where and what the next batch is */
@@ -61,7 +64,7 @@ bool journal_head_valid(const struct journal *j, const uint8_t *p, struct format
 /* Are these `span` bytes the batch `seq` of this store, whole? */
 bool journal_batch_whole(const struct journal *j, const uint8_t *p, size_t span, uint64_t seq);
 
-/* Makes the mirror set whole again: as many of the drives that count as the profile wants, each
- * with all live batches, committed. `extra` is a batch in flight at extra_off that new mirrors need
- * too (NULL: none). */
+/* Makes the mirror set whole again: as many of the drives that count as the profile wants, the best
+ * of them, each with all live batches, committed. `extra` is a batch in flight at extra_off that
+ * new mirrors need too (NULL: none). */
 int journal_remirror(struct journal *j, struct buf *extra, size_t extra_span, uint64_t extra_off);

@@ -17,7 +17,6 @@
 #define SEGMENT_ROW_VERSION 1u
 #define SEGMENT_STRIPE_GOOD (1u << 20)
 #define SEGMENT_SWEEP_MAX   64u /* segments freed by one record */
-#define SEGMENT_TRIES       8u  /* of compaction, before a segment is left alone */
 
 int segments_new(struct driveset *ds, struct record_log *log, struct segments **ret_segments)
 {
@@ -33,10 +32,9 @@ int segments_new(struct driveset *ds, struct record_log *log, struct segments **
         list_init(&ss->fills[i]);
     for (unsigned i = 0; i < SEGMENT_STREAMS; i++)
         fiber_mutex_init(&ss->stream_lock[i]);
-    for (unsigned i = 0; i < ds->count; i++) {
-        ss->slots[i] = mem_calloc((ds->drives[i].slot_count + 7) / 8, 1);
-        ss->slots_free[i] = ds->drives[i].slot_count;
-    }
+    for (unsigned i = 0; i < ds->count; i++)
+        if (ds->drives[i].state != DRIVE_NONE)
+            segment_take_drive(ss, i);
     metric_hist_init(&ss->stripe_time, METRIC_TIME);
     metric_hist_init(&ss->direct_time, METRIC_TIME);
     metric_hist_init(&ss->careful_time, METRIC_TIME);
@@ -137,7 +135,7 @@ static uint32_t slot_first_free(const struct segments *ss, unsigned drive)
 
 static bool drive_has_slot(const struct segments *ss, unsigned i)
 {
-    return drive_usable(&ss->ds->drives[i]) && ss->slots_free[i] > 0;
+    return drive_takes(&ss->ds->drives[i]) && ss->slots_free[i] > 0;
 }
 
 void segment_geometry(const struct segments *ss, unsigned *ret_k, unsigned *ret_m)
@@ -145,7 +143,7 @@ void segment_geometry(const struct segments *ss, unsigned *ret_k, unsigned *ret_
     unsigned n = 0, k = ss->ds->super.data_columns, m = ss->ds->super.parity_columns;
 
     for (unsigned i = 0; i < ss->ds->count; i++)
-        n += drive_usable(&ss->ds->drives[i]);
+        n += drive_takes(&ss->ds->drives[i]);
     if (n == 0) {
         *ret_k = *ret_m = 0;
         return;
@@ -180,21 +178,18 @@ static bool pick_drives(const struct segments *ss, unsigned n, uint32_t *drives)
     return true;
 }
 
-/* How many segments of n columns the free slots allow: the largest t with sum(min(free_i, t)) >= n
- * t. */
-static uint64_t segments_possible(const struct segments *ss, unsigned n)
+uint64_t segment_count_possible(const uint64_t *slots, unsigned drives, unsigned n)
 {
     uint64_t low = 0, high = 0;
 
-    for (unsigned i = 0; i < ss->ds->count; i++)
-        if (drive_has_slot(ss, i) && ss->slots_free[i] > high)
-            high = ss->slots_free[i];
+    for (unsigned i = 0; i < drives; i++)
+        high += slots[i];
+    high /= n;
     while (low < high) {
         uint64_t t = low + (high - low + 1) / 2, sum = 0;
 
-        for (unsigned i = 0; i < ss->ds->count; i++)
-            if (drive_has_slot(ss, i))
-                sum += ss->slots_free[i] < t ? ss->slots_free[i] : t;
+        for (unsigned i = 0; i < drives; i++)
+            sum += slots[i] < t ? slots[i] : t;
         if (sum >= n * t)
             low = t;
         else
@@ -210,16 +205,20 @@ void segment_get_space(const struct segments *ss, struct segment_space *ret_spac
         .dead = ss->room - ss->live,
         .segments = ss->by_id.count,
     };
-    uint64_t column = ss->ds->super.slot_size - FORMAT_UNIT, slots = 0;
+    uint64_t column = ss->ds->super.slot_size - FORMAT_UNIT;
+    uint64_t all[FORMAT_DRIVES_MAX] = {0}, unused[FORMAT_DRIVES_MAX] = {0};
+    unsigned n = ss->ds->count;
 
     segment_geometry(ss, &sp.k, &sp.m);
-    if (sp.k)
-        sp.free = segments_possible(ss, sp.k + sp.m) * sp.k * column;
-    for (unsigned i = 0; i < ss->ds->count; i++)
-        if (drive_usable(&ss->ds->drives[i]))
-            slots += ss->ds->drives[i].slot_count;
-    if (sp.k)
-        sp.total = slots / (sp.k + sp.m) * sp.k * column;
+    for (unsigned i = 0; i < n; i++)
+        if (drive_takes(&ss->ds->drives[i])) {
+            all[i] = ss->ds->drives[i].slot_count;
+            unused[i] = ss->slots_free[i];
+        }
+    if (sp.k) {
+        sp.free = segment_count_possible(unused, n, sp.k + sp.m) * sp.k * column;
+        sp.total = segment_count_possible(all, n, sp.k + sp.m) * sp.k * column;
+    }
     sp.physical = ss->slots_taken * ss->ds->super.slot_size;
     *ret_space = sp;
 }
@@ -237,9 +236,7 @@ static uint64_t segment_room(const struct segments *ss, const struct segment *s)
     return s->k * (ss->ds->super.slot_size - FORMAT_UNIT);
 }
 
-/* Parity columns that are left when the drives of `gone` (bit per drive) are. None can be relied on
- * where columns do not fit each other. */
-static unsigned segment_parity(const struct segment *s, uint64_t gone)
+unsigned segment_parity(const struct segment *s, uint64_t gone)
 {
     unsigned lost = 0;
 
@@ -301,7 +298,7 @@ bool segment_pick_thin(struct segments *ss, uint64_t *ret_segment)
             const struct segment *s = LIST_ENTRY(it, struct segment, fill_link);
             unsigned parity = segment_parity(s, PLANTED(REBUILD_SKIPS_GONE) ? 0 : ss->given_up);
 
-            if (parity >= least || s->tries >= SEGMENT_TRIES)
+            if (parity >= least || s->tries >= SEGMENT_TRIES || PLANTED(REBUILD_FORGETS))
                 continue;
             least = parity;
             best = s;
@@ -384,7 +381,8 @@ bool segment_can_gain(const struct segments *ss, unsigned below)
 {
     uint64_t segment;
 
-    return ss->empty > 0 || segment_pick_sparse(ss, below, &segment);
+    return ss->empty > 0 || segment_pick_sparse(ss, below, &segment) ||
+           segment_pick_uneven(ss, &segment);
 }
 
 void segment_compact_failed(struct segments *ss, uint64_t segment, bool lost)
@@ -751,8 +749,9 @@ int segment_renew_thin(struct segments *ss)
 
         fiber_mutex_lock(&ss->stream_lock[i]);
         segment_geometry(ss, &k, &m);
-        if (ss->open[i] && segment_parity(ss->open[i], ss->given_up) < m &&
-            !PLANTED(REBUILD_SKIPS_OPEN))
+        if (ss->open[i] &&
+            ((segment_parity(ss->open[i], ss->given_up) < m && !PLANTED(REBUILD_SKIPS_OPEN)) ||
+             segment_on(ss->open[i], segment_leaving_drives(ss))))
             rc = segment_open_new(ss, (enum segment_stream)i, &s);
         fiber_mutex_unlock(&ss->stream_lock[i]);
     }

@@ -12,6 +12,9 @@
  * that is gone, is decoded from the other columns: combinations of k columns are tried until the
  * CRC fits, so that silent corruption of up to m columns is found out and never served.
  *
+ * Drives may come and go while the store runs (member.h): what has a column on a drive that leaves,
+ * or on one that has more than its fair share, is emptied by compaction like what is mostly dead.
+ *
  * The table of segments is in memory, loaded from the KV store at start (a row is about 100 bytes
  * for 16 MiB of data). Slots taken are derived from it.
  */
@@ -213,6 +216,37 @@ int segment_adopt(struct segments *ss, const struct format_fragment *f);
 /* Is this unit a whole fragment header? */
 bool segment_fragment_valid(const struct format_fragment *f);
 
+/* ---- Drives that come and go (segment_balance.c) ---- */
+
+/* Makes room in the tables for a drive that was added; all its slots are free. */
+void segment_take_drive(struct segments *ss, unsigned drive);
+/* The place of a drive on which nothing was is given up. */
+void segment_forget_drive(struct segments *ss, unsigned drive);
+bool segment_drive_empty(const struct segments *ss, unsigned drive);
+/* Drives given up and not back (bit per drive). */
+uint64_t segment_given_up(const struct segments *ss);
+
+/* Bytes of chunks that new segments could hold, all told, with these drives (bit per drive) and
+ * `extra_slots` of one more, at the profile's geometry; 0 when they are too few for it. */
+uint64_t segment_capacity_with(const struct segments *ss, uint64_t drives, uint64_t extra_slots);
+
+/* Settles whether drives are to be made even. A drive's fair share is what it would hold, had all
+ * that is taken been put on the drives there are now. It begins when a drive is further from its
+ * share than 5 % of its slots (and 3), and ends when none is further than 2 % (and 2), when no
+ * segment can be moved that would help, or when twice as many were moved as should have been
+ * needed; then it rests until other drives take. To be called now and then. Does not suspend. */
+void segment_watch_even(struct segments *ss);
+
+/* Stored bytes that are to be written anew, by the reason. Walks the table. */
+struct segment_moves {
+    uint64_t rebuild;                     /* lack parity, with the drives that are not given up */
+    uint64_t leaving;                     /* on drives that leave, and not of the above */
+    uint64_t uneven;                      /* about what evenness takes */
+    uint64_t on_drive[FORMAT_DRIVES_MAX]; /* of a drive that leaves: all that has a column there */
+    uint64_t stuck; /* segments of the first two that cannot be moved before the next start */
+};
+void segment_get_moves(const struct segments *ss, struct segment_moves *ret_moves);
+
 /* ---- Compaction ---- */
 
 /* Segments are told apart by how much of what was written in them is alive, in sixteenths. */
@@ -227,13 +261,24 @@ void segment_give_up(struct segments *ss, unsigned drive);
  * with least: written while drives were missing, or with columns on a drive given up. False when
  * there is none. */
 bool segment_pick_thin(struct segments *ss, uint64_t *ret_segment);
+/* The drives that are leaving, and those that take new segments (bit per drive). */
+uint64_t segment_leaving_drives(const struct segments *ss);
+uint64_t segment_taking_drives(const struct segments *ss);
 /* How many segments have less parity than the profile wants, all drives that do not count
  * considered. Walks the table. */
 uint64_t segment_count_thin(const struct segments *ss);
 /* Opens new segments in place of open ones with less parity than a new one gets. Suspends. */
 int segment_renew_thin(struct segments *ss);
-/* Is there one, or one that is only waiting to be freed? */
+/* Is there one, one that is only waiting to be freed, or one that stands in the way of drives being
+ * filled evenly? */
 bool segment_can_gain(const struct segments *ss, unsigned below);
+/* A sealed segment with something alive and a column on a drive that is leaving. */
+bool segment_pick_leaving(const struct segments *ss, uint64_t *ret_segment);
+/* A sealed segment with something alive and a column on the drive that has most over its fair
+ * share, and none on the one that lacks most; false unless drives are being made even. */
+bool segment_pick_uneven(const struct segments *ss, uint64_t *ret_segment);
+/* A segment was moved for evenness; `stuck`: it cannot go on. */
+void segment_moved_uneven(struct segments *ss, bool stuck);
 /* A run left something alive in it; after a few of these, or when `lost`, it is not picked again
  * before the next start. */
 void segment_compact_failed(struct segments *ss, uint64_t segment, bool lost);

@@ -8,6 +8,8 @@
 #include "lib/store/segment.h"
 
 struct drive_io;
+#define SEGMENT_TRIES 8u /* of compaction, before a segment is left alone */
+
 struct segments {
     struct driveset *ds;
     struct record_log *log;
@@ -24,6 +26,9 @@ struct segments {
     struct list fills[SEGMENT_FILLS]; /* sealed segments with something alive, by how much */
     uint64_t given_up;                /* bit per drive */
     bool thin_maybe;                  /* there may be a segment for segment_pick_thin */
+    bool evening;                     /* drives are being made even: segment_watch_even */
+    uint64_t even_left;               /* segments that may yet be moved for it */
+    uint64_t even_rest;               /* the drives among which no more can be done; 0: none */
     uint64_t room;                    /* bytes of chunks that all segments could hold */
     struct metric_hist stripe_time, direct_time, careful_time;
     uint64_t empty; /* sealed segments with nothing alive: candidates of the sweep */
@@ -34,6 +39,15 @@ struct ec *segment_code(struct segments *ss, unsigned k, unsigned m);
 
 /* The geometry for new segments: m as the profile says, k as the drives that count allow. */
 void segment_geometry(const struct segments *ss, unsigned *ret_k, unsigned *ret_m);
+
+/* Parity columns that are left when the drives of `gone` (bit per drive) are. */
+unsigned segment_parity(const struct segment *s, uint64_t gone);
+/* Has it a column on one of these drives? */
+bool segment_on(const struct segment *s, uint64_t drives);
+
+/* How many segments of n columns so many slots of each drive allow: the largest t with
+ * sum(min(slots_i, t)) >= n t. */
+uint64_t segment_count_possible(const uint64_t *slots, unsigned drives, unsigned n);
 
 /* Opens a new segment for the stream: slots, fragment headers, record. Suspends. */
 int segment_open_new(struct segments *ss, enum segment_stream stream, struct segment **ret_segment);

@@ -111,7 +111,7 @@ static bool segment_fits(const struct segments *ss, const struct segment *s, uin
     if (!s || s->next + width > ss->ds->super.slot_size / FORMAT_UNIT)
         return false;
     for (unsigned i = 0; i < s->k + s->m; i++)
-        if (!drive_usable(&ss->ds->drives[s->drive[i]]))
+        if (!drive_takes(&ss->ds->drives[s->drive[i]]))
             return false;
     segment_geometry(ss, &k, &m);
     return s->k == k && s->m == m;

@@ -90,7 +90,7 @@ static void admin_take_allow_shrink(struct admin_call *c, json_t *body)
 
 /* Fields are taken out as they are read, so what is left is unknown. Refusing it catches the typing
  * error that would otherwise silently mean a default. */
-static void admin_refuse_rest(struct admin_call *c, json_t *body)
+void admin_refuse_rest(struct admin_call *c, json_t *body)
 {
     void *it = json_object_iter(body);
 
@@ -99,7 +99,7 @@ static void admin_refuse_rest(struct admin_call *c, json_t *body)
                         json_object_iter_key(it));
 }
 
-static json_t *admin_body(struct admin_call *c, const struct admin_request *r)
+json_t *admin_body(struct admin_call *c, const struct admin_request *r)
 {
     json_error_t error;
     json_t *body = NULL;
@@ -327,6 +327,9 @@ static const struct admin_route {
     {{"v1", "scrub"}, "GET", ADMIN_SCRUB_SHOW, NULL},
     {{"v1", "scrub", "start"}, "POST", ADMIN_SCRUB_BEGIN, NULL},
     {{"v1", "scrub", "stop"}, "POST", ADMIN_SCRUB_END, NULL},
+    {{"v1", "drives"}, "POST", ADMIN_DRIVE_ORDER, admin_parse_drive},
+    {{"v1", "drives", "*"}, "PATCH", ADMIN_DRIVE_ORDER, admin_parse_drive},
+    {{"v1", "drives", "*", "*"}, "POST", ADMIN_DRIVE_ORDER, admin_parse_drive},
     {{"v1", "volumes"}, "GET", ADMIN_VOLUME_LIST, NULL},
     {{"v1", "volumes"}, "POST", ADMIN_VOLUME_CREATE, admin_parse_create},
     {{"v1", "volumes", "*"}, "GET", ADMIN_VOLUME_SHOW, NULL},
@@ -477,6 +480,7 @@ void admin_call_free(struct admin_call *c)
     mem_free(c->status);
     mem_free(c->drives);
     mem_free(c->scrub);
+    mem_free(c->order);
     mem_free(c->volumes);
     mem_free(c->group);
     mem_free(c->rows);
@@ -739,6 +743,10 @@ void admin_call_run(struct admin_call *c, const struct admin_backend *backend)
         if (backend->admin)
             r = admin_run_scrub(c, backend->admin);
         break;
+    case ADMIN_DRIVE_ORDER:
+        if (backend->admin)
+            r = admin_run_drive(c, backend->admin);
+        break;
     case ADMIN_STATS:
     case ADMIN_METRICS:
         if (backend->metrics)
@@ -841,7 +849,8 @@ unsigned admin_call_answer(struct admin_call *c, char **ret_body, size_t *ret_le
     if (c->kind == ADMIN_OBJECT_PUT)
         return c->object->put.replaced ? 200 : 201;
     return c->kind == ADMIN_VOLUME_CREATE || c->kind == ADMIN_BUCKET_CREATE ||
-                   c->kind == ADMIN_SNAPSHOT_CREATE || c->kind == ADMIN_SNAPSHOT_CLONE
+                   c->kind == ADMIN_SNAPSHOT_CREATE || c->kind == ADMIN_SNAPSHOT_CLONE ||
+                   (c->kind == ADMIN_DRIVE_ORDER && c->order->path[0])
                ? 201
                : 200;
 }

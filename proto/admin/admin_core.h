@@ -8,6 +8,11 @@
  *   GET    /v1/scrub
  *   POST   /v1/scrub/start                begins a pass, or goes on with one    how it is then
  *   POST   /v1/scrub/stop
+ *   POST   /v1/drives                     {"path", "partition"?, "class"?, "size"?, "force"?}   201
+ *   PATCH  /v1/drives/N                   {"class": "nvme" or "disk"}; of another
+ *                                         partition than the first NAME:N
+ *   POST   /v1/drives/N/remove            also keep, rebuild
+ *   POST   /v1/drives/N/replace           as for a new drive                    201
  *   GET    /v1/volumes
  *   POST   /v1/volumes                    {"name", "size", "durability"?}       201
  *   GET    /v1/volumes/NAME

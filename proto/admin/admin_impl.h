@@ -17,6 +17,7 @@ enum admin_kind {
     ADMIN_SCRUB_SHOW,
     ADMIN_SCRUB_BEGIN,
     ADMIN_SCRUB_END,
+    ADMIN_DRIVE_ORDER,
     ADMIN_VOLUME_LIST,
     ADMIN_VOLUME_CREATE,
     ADMIN_VOLUME_SHOW,
@@ -83,6 +84,7 @@ struct admin_call {
     uint64_t size, offset, limit;
     bool allow_shrink;
     enum block_durability durability;
+    struct admin_drive_order *order;
     struct object_match matches[ADMIN_MATCH_MAX]; /* values are the call's own */
     size_t match_count;
 
@@ -98,6 +100,7 @@ struct admin_call {
     size_t count;                 /* of drives, volumes or buckets */
     json_t *stats;                /* an array of series */
     struct strbuf text;           /* metrics as text */
+    unsigned drive;               /* the one that an order was about */
 };
 
 /* Makes the call fail with a sentence that tells the user what to do. */
@@ -131,6 +134,14 @@ void admin_set_number(json_t *object, const char *name, uint64_t value);
 void admin_set_text(json_t *object, const char *name, const char *text); /* made UTF-8 */
 void admin_set_time(json_t *object, const char *name, uint64_t ns);
 void admin_append(json_t *array, json_t *value);
+/* The request's body, an object; NULL after admin_call_fail. A new reference. */
+json_t *admin_body(struct admin_call *c, const struct admin_request *r);
+/* Fields are taken out as they are read: fails when some are left, as they are not known. */
+void admin_refuse_rest(struct admin_call *c, json_t *body);
+
+/* Orders about drives (admin_drive.c). */
+void admin_parse_drive(struct admin_call *c, const struct admin_request *r);
+int admin_run_drive(struct admin_call *c, struct admin_source *a); /* suspends */
 
 /* The answer's JSON for a call without error. A new reference. */
 json_t *admin_json(const struct admin_call *c);

@@ -144,6 +144,29 @@ static json_t *admin_json_start(const struct admin_status *s)
     return json;
 }
 
+static json_t *admin_json_work(const struct admin_work *w)
+{
+    json_t *json = json_object();
+
+    admin_set_number(json, "bytes", w->bytes);
+    if (w->bytes && !w->eta_s)
+        admin_set(json, "eta_seconds", json_null());
+    else
+        admin_set_number(json, "eta_seconds", w->eta_s);
+    return json;
+}
+
+static json_t *admin_json_works(const struct admin_status *s)
+{
+    json_t *json = json_object();
+
+    admin_set(json, "rebuild", admin_json_work(&s->rebuild));
+    admin_set(json, "leaving", admin_json_work(&s->leaving));
+    admin_set(json, "rebalance", admin_json_work(&s->rebalance));
+    admin_set_number(json, "rate", s->work_rate);
+    return json;
+}
+
 static json_t *admin_json_status(const struct admin_status *s)
 {
     json_t *json = json_object(), *reasons = json_array(), *journal = json_object();
@@ -166,6 +189,7 @@ static json_t *admin_json_status(const struct admin_status *s)
     admin_set(json, "listeners", admin_json_listeners(s));
     admin_set(json, "capacity", admin_json_capacity(&s->capacity));
     admin_set(json, "journal", journal);
+    admin_set(json, "work", admin_json_works(s));
     admin_set_number(json, "volumes", s->volumes);
     admin_set_number(json, "studies", s->studies);
     admin_set_number(json, "instances", s->instances);
@@ -208,6 +232,11 @@ static json_t *admin_json_drives(const struct admin_drive *drives, size_t count)
         admin_set_number(d, "timeouts", drives[i].timeouts);
         admin_set_number(d, "repaired", drives[i].repaired);
         admin_set(d, "scrub", admin_json_drive_scrub(&drives[i]));
+        admin_set(d, "journal", json_boolean(drives[i].journal));
+        admin_set(d, "given_up", json_boolean(drives[i].given_up));
+        admin_set(d, "leaving", json_boolean(drives[i].leaving));
+        if (drives[i].leaving)
+            admin_set(d, "work", admin_json_work(&drives[i].work));
         admin_append(array, d);
     }
     admin_set(json, "drives", array);
@@ -469,6 +498,14 @@ static json_t *admin_json_stats(const struct admin_call *c)
     return json;
 }
 
+static json_t *admin_json_order(const struct admin_call *c)
+{
+    json_t *json = json_object();
+
+    admin_set_number(json, "drive", c->drive);
+    return json;
+}
+
 json_t *admin_json(const struct admin_call *c)
 {
     switch (c->kind) {
@@ -480,6 +517,8 @@ json_t *admin_json(const struct admin_call *c)
     case ADMIN_SCRUB_BEGIN:
     case ADMIN_SCRUB_END:
         return admin_json_scrub(c->scrub);
+    case ADMIN_DRIVE_ORDER:
+        return admin_json_order(c);
     case ADMIN_VOLUME_LIST:
         return admin_json_volumes("volumes", c->volumes, c->count);
     case ADMIN_SNAPSHOT_LIST:

@@ -410,7 +410,12 @@ static void crash_init(struct crash *c, const struct crash_workload *w,
         model_instance_init(&r->instances[i]);
     r->drives = s->drives;
     driveset_profile(r->drives, &r->k, &r->m);
-    memcpy(r->paths, drive_paths, sizeof(r->paths));
+    memcpy(r->paths, drive_paths, sizeof(drive_paths));
+    for (unsigned i = CRASH_DRIVES_MAX; i < RUN_DRIVES_MAX; i++)
+        r->paths[i] = "none";
+    memcpy(r->places, drive_paths, sizeof(drive_paths));
+    r->place_count = r->drives;
+    r->member = (1u << r->drives) - 1;
     r->slot_size = FORMAT_SLOT_MIN;
     r->slot_count = w->slots ? w->slots : 16;
     r->journal_len = w->journal ? w->journal : FORMAT_JOURNAL_MIN;

@@ -945,6 +945,9 @@ static void client_step(struct run *r)
     case OP_LIST:
         op_list(r);
         break;
+    case OP_DRIVE:
+        op_drive(r);
+        break;
     default:
         step_objects(r, (enum op_kind)kind);
         break;

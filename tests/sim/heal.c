@@ -35,7 +35,7 @@ void host_check(struct run *r)
     if (!r->host_fills || r->damaged || !r->p || sim_process_ended(r->env))
         return;
     ds = partition_drives(r->p);
-    if (driveset_healthy(ds) < r->drives)
+    if (driveset_healthy(ds) < driveset_members(ds))
         run_fail(r, "a drive was put out though only its file system was full");
 }
 
@@ -43,7 +43,7 @@ void host_check(struct run *r)
 
 void stale_keep(struct run *r)
 {
-    for (unsigned d = 0; d < r->drives; d++)
+    for (unsigned d = 0; d < RUN_DRIVES_MAX; d++)
         if (run_chance(r, 30))
             (void)sim_file_keep(r->sim, r->paths[d]);
 }
@@ -104,14 +104,15 @@ static void deep_drive(struct run *r, const struct driveset *ds, const struct au
                        unsigned d)
 {
     const struct audit_drive *of = &a->drives[d];
+    const char *path = ds->drives[d].path;
     bool there = drive_usable(&ds->drives[d]);
 
-    if ((of->bad_columns || of->bad_headers) && !(r->spoilt >> d & 1))
-        run_fail(r, "%s, which never lied, has %llu bad columns and %llu bad headers", r->paths[d],
+    if ((of->bad_columns || of->bad_headers) && !members_of(r, &ds->drives[d], r->spoilt))
+        run_fail(r, "%s, which never lied, has %llu bad columns and %llu bad headers", path,
                  (unsigned long long)of->bad_columns, (unsigned long long)of->bad_headers);
     if (of->absent_columns && (there || r->is_whole))
         run_fail(r, "%llu columns of what is alive are missing on %s",
-                 (unsigned long long)of->absent_columns, r->paths[d]);
+                 (unsigned long long)of->absent_columns, path);
 }
 
 /* Reads every stripe that is alive. The partition is closed. */
@@ -119,13 +120,13 @@ static void deep_check(struct run *r)
 {
     struct audit_params params = {.kv = r->kv, .deep = true, .found = deep_found, .arg = r};
     struct audit_result result;
-    int rc = driveset_open(r->env, r->paths, r->drives, &params.drives);
+    int rc = driveset_open(r->env, r->places, r->place_count, &params.drives);
 
     if (rc == 0)
         rc = audit_run(&params, &result);
     if (rc < 0)
         run_fail(r, "deep audit: %s", err_name(rc));
-    for (unsigned d = 0; d < r->drives; d++)
+    for (unsigned d = 0; d < params.drives->count; d++)
         deep_drive(r, params.drives, &result, d);
     driveset_close(params.drives);
 }

@@ -55,8 +55,9 @@ void run_trace(struct run *r, const char *fmt, ...)
 
 static void choose_geometry(struct run *r)
 {
-    static const char *const paths[RUN_DRIVES_MAX] = {"drive-0", "drive-1", "drive-2",
-                                                      "drive-3", "drive-4", "drive-5"};
+    static const char *const paths[RUN_DRIVES_MAX] = {"drive-0", "drive-1", "drive-2", "drive-3",
+                                                      "drive-4", "drive-5", "drive-6", "drive-7",
+                                                      "drive-8", "drive-9"};
     static const uint8_t counts[] = {6, 6, 6, 6, 5, 4, 4, 3, 2, 1};
 
     r->churn = run_chance(r, 15);
@@ -65,6 +66,10 @@ static void choose_geometry(struct run *r)
                                               : counts[run_random(r, sizeof(counts))];
     driveset_profile(r->drives, &r->k, &r->m);
     memcpy(r->paths, paths, sizeof(paths));
+    memcpy(r->places, paths, sizeof(paths));
+    r->place_count = RUN_DRIVES_MAX;
+    r->member = (1u << r->drives) - 1;
+    r->drives_change = run_chance(r, 40);
     r->slot_size =
         run_chance(r, 30) ? FORMAT_SLOT_SIZE : FORMAT_SLOT_MIN + run_random(r, 256) * FORMAT_UNIT;
     if (r->churn)
@@ -110,12 +115,13 @@ static void choose_work(struct run *r)
         [OP_BUCKET_READ] = 4, [OP_BUCKET_REMOVE] = 3,
         [OP_BUCKET_LIST] = 2, [OP_SNAPSHOT_DELETE] = 3,
         [OP_CLONE] = 2,       [OP_ROLLBACK] = 2,
-        [OP_SCRUB] = 2,
+        [OP_SCRUB] = 2,       [OP_DRIVE] = 3,
     };
 
     r->weight_sum = 0;
     for (unsigned i = 0; i < OP_COUNT; i++) {
-        bool off = i != OP_CREATE && i != OP_BUCKET && run_chance(r, 25);
+        bool off = (i != OP_CREATE && i != OP_BUCKET && run_chance(r, 25)) ||
+                   (i == OP_DRIVE && !r->drives_change);
 
         r->weights[i] = off ? 0 : (unsigned)(usual[i] * (1 + run_random(r, 4)));
         if (r->churn && (i == OP_WRITE_BULK || i == OP_PUT || i == OP_DELETE || i == OP_COMPACT))
@@ -209,8 +215,13 @@ static void life_work(struct run *r)
 /* The last life: all goes, and all space comes back. */
 static void life_finish(struct run *r)
 {
+    struct partition_status s;
     int rc;
 
+    partition_get_status(r->p, &s);
+    r->phase = "waiting for drives";
+    if (!r->options.lost && s.free / 2 > s.stored)
+        members_converge(r);
     r->phase = "deleting";
     clients_delete_all(r);
     r->phase = "settling";
@@ -221,6 +232,8 @@ static void life_finish(struct run *r)
         env_sleep(r->env, ENV_NS_PER_S);
     }
     verify_empty(r);
+    r->phase = "waiting for drives";
+    members_converge(r);
 }
 
 static void life_main(void *arg)
@@ -231,7 +244,7 @@ static void life_main(void *arg)
 
     r->phase = "opening";
     if (rc == 0)
-        rc = partition_open(r->env, r->kv, r->paths, r->drives, &r->partition, &start, &r->p);
+        rc = partition_open(r->env, r->kv, r->places, r->place_count, &r->partition, &start, &r->p);
     if (rc < 0 && r->options.lost) {
         run_trace(r, "open: %s", err_name(rc));
         (void)kv_close(r->kv);
@@ -240,6 +253,7 @@ static void life_main(void *arg)
     if (rc < 0)
         run_fail(r, "open: %s", err_name(rc));
     run_trace(r, "open, replayed %llu records", (unsigned long long)start.replay.records);
+    members_look(r);
     r->opened = true;
     r->phase = "verifying";
     verify_all(r);
@@ -301,11 +315,11 @@ static void lie(struct run *r, const char *path, bool passing)
 /* Which drive it shall be: one more, as long as the profile bears it. */
 static unsigned damage_pick(struct run *r)
 {
-    unsigned d = (unsigned)run_random(r, r->drives);
+    unsigned d = (unsigned)run_random(r, RUN_DRIVES_MAX);
+    bool full = (unsigned)__builtin_popcount(r->damaged) >= r->damage_max;
 
-    if ((unsigned)__builtin_popcount(r->damaged) >= r->damage_max)
-        while (!(r->damaged >> d & 1))
-            d = (d + 1) % r->drives;
+    while (!((full ? r->damaged : r->member) >> d & 1))
+        d = (d + 1) % RUN_DRIVES_MAX;
     return d;
 }
 
@@ -318,9 +332,11 @@ static void damage(struct run *r)
         return;
     r->damages++;
     r->damage_life = r->life;
+    if (r->env && r->opened && r->p && !sim_process_ended(r->env))
+        members_look(r);
     d = damage_pick(r);
     bit = 1u << d;
-    if (r->deleted & bit)
+    if ((r->deleted | r->spared) & bit)
         return;
     if (r->faulty & bit && run_chance(r, 50)) {
         run_trace(r, "no more faults on %s", r->paths[d]);
@@ -381,7 +397,7 @@ static void damage_passes(struct run *r)
 
 static void heal(struct run *r)
 {
-    for (unsigned d = 0; d < r->drives; d++)
+    for (unsigned d = 0; d < RUN_DRIVES_MAX; d++)
         sim_set_file_faults(r->sim, r->paths[d], NULL);
     r->faulty = 0;
     host_set_full(r, false);

@@ -10,7 +10,7 @@
 #include "tests/sim/model.h"
 #include "tests/sim/objects.h"
 
-#define RUN_DRIVES_MAX 6u
+#define RUN_DRIVES_MAX 10u
 
 /* What clients do; each seed leaves some out and weighs the others. */
 enum op_kind {
@@ -43,6 +43,7 @@ enum op_kind {
     OP_SETTLE,
     OP_COMPACT,
     OP_SCRUB,
+    OP_DRIVE,
     OP_COUNT
 };
 
@@ -64,7 +65,12 @@ struct run {
     /* The store. */
     unsigned drives, k, m;
     uint64_t slot_count, slot_size, journal_len;
-    const char *paths[RUN_DRIVES_MAX];
+    const char *paths[RUN_DRIVES_MAX]; /* disks; the first `drives` of them at the start */
+    const char *places[FORMAT_DRIVES_MAX + RUN_DRIVES_MAX]; /* where the next life looks for them */
+    unsigned place_count;
+    bool drives_change; /* they come and go */
+    uint32_t member;    /* disks that are drives of the store, or may be */
+    uint32_t spared;    /* disks that no harm is done to: see members.c */
     struct partition_options partition;
     bool faults_on;            /* damage may be done to drives */
     uint32_t damaged, deleted; /* bit per drive */
@@ -133,6 +139,21 @@ bool stale_restore(struct run *r, unsigned drive); /* false: there is no copy, o
 /* And healing: waits until the store is whole; reads all of it, once the partition is closed. */
 void heal_work(struct run *r);
 void heal_check(struct run *r);
+/* members.c: an order about drives; what the store's drives are now; waits until all that follows
+ * from drives that came, go or were lost has been done. */
+void op_drive(struct run *r);
+void members_look(struct run *r);
+void members_converge(struct run *r);
+/* Which disk has this path; RUN_DRIVES_MAX when none has. */
+unsigned members_disk(const struct run *r, const char *path);
+/* Of a drive, and a set of disks (bit per disk): is it of them? One whose path is not known may be.
+ */
+static inline bool members_of(const struct run *r, const struct drive *d, uint32_t disks)
+{
+    unsigned disk = members_disk(r, d->path);
+
+    return disk == RUN_DRIVES_MAX || (disks >> disk & 1);
+}
 
 /* verify.c: everything that the store holds against the model; nothing else is at work. Settles
  * what the crash before left open. */

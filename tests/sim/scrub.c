@@ -20,10 +20,11 @@ void scrub_choose(struct run *r)
  * spoilt is right. */
 static void expect_nothing_lost(struct run *r)
 {
+    const struct driveset *ds = partition_drives(r->p);
     struct scrub_status st;
 
-    for (unsigned d = 0; d < r->drives; d++)
-        if (!(r->ever_damaged >> d & 1) && partition_drives(r->p)->drives[d].scrub.bad)
+    for (unsigned d = 0; d < ds->count; d++)
+        if (!members_of(r, &ds->drives[d], r->ever_damaged) && ds->drives[d].scrub.bad)
             run_fail(r, "scrub found wrong places on drive %u, which is sound", d);
     partition_scrub_status(r->p, &st);
     if ((st.state.now.lost || st.state.last.lost) && !r->options.lost)
@@ -64,6 +65,16 @@ static bool scrub_pass(struct run *r)
            st.state.last.found == st.state.last.mended;
 }
 
+static bool disk_usable(struct run *r, unsigned disk)
+{
+    const struct driveset *ds = partition_drives(r->p);
+
+    for (unsigned d = 0; d < ds->count; d++)
+        if (drive_usable(&ds->drives[d]) && members_disk(r, ds->drives[d].path) == disk)
+            return true;
+    return false;
+}
+
 /* Drives that were only spoilt, all of it before this life began (what was in flight then, and what
  * was in the journal, is in no stripe that is not looked at), are whole after a pass and a
  * checkpoint. */
@@ -78,8 +89,8 @@ void scrub_heal(struct run *r)
     if (partition_settle(r->p) < 0 || !scrub_pass(r) || partition_settle(r->p) < 0)
         return;
     partition_get_status(r->p, &status);
-    for (unsigned d = 0; d < r->drives; d++)
-        if (!drive_usable(&partition_drives(r->p)->drives[d]))
+    for (unsigned d = 0; d < RUN_DRIVES_MAX; d++)
+        if (!disk_usable(r, d))
             spoilt &= ~(1u << d);
     if (r->damages != done || status.thin_segments)
         return;
@@ -90,17 +101,17 @@ void scrub_heal(struct run *r)
 void scrub_converge(struct run *r)
 {
     struct driveset *ds = partition_drives(r->p);
-    uint64_t bad[RUN_DRIVES_MAX];
+    uint64_t bad[FORMAT_DRIVES_MAX];
 
     if (r->options.lost)
         return;
     (void)partition_settle(r->p); /* no space: then some is still in the overlay */
     (void)scrub_pass(r);
     (void)partition_settle(r->p);
-    for (unsigned d = 0; d < r->drives; d++)
+    for (unsigned d = 0; d < ds->count; d++)
         bad[d] = ds->drives[d].scrub.bad;
     (void)scrub_pass(r);
-    for (unsigned d = 0; d < r->drives; d++)
+    for (unsigned d = 0; d < ds->count; d++)
         if (drive_usable(&ds->drives[d]) && ds->drives[d].scrub.bad != bad[d])
             run_fail(r, "a second pass of scrub found %llu wrong places on drive %u",
                      (unsigned long long)(ds->drives[d].scrub.bad - bad[d]), d);
@@ -120,14 +131,14 @@ void scrub_audit(struct run *r)
 
     if (r->options.lost)
         return;
-    rc = driveset_open(r->env, r->paths, r->drives, &params.drives);
+    rc = driveset_open(r->env, r->places, r->place_count, &params.drives);
     if (rc == 0)
         rc = audit_run(&params, &result);
     if (rc < 0)
         run_fail(r, "deep audit: %s", err_name(rc));
     if (result.lost_chunks)
         run_fail(r, "deep audit: %llu chunks are lost", (unsigned long long)result.lost_chunks);
-    for (unsigned d = 0; d < r->drives; d++)
+    for (unsigned d = 0; d < params.drives->count; d++)
         if (drive_usable(&params.drives->drives[d]) &&
             (result.drives[d].bad_columns || result.drives[d].bad_headers))
             run_fail(r, "deep audit: %llu columns, %llu headers of drive %u are wrong after scrub",

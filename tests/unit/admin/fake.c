@@ -28,6 +28,9 @@ static int fake_status(struct admin_source *a, struct admin_status *ret_status)
                       {"dicom", "tcp:127.0.0.1:11112", 11112}},
         .listener_count = 2,
         .capacity = {64ull << 30, 10ull << 30, 5ull << 30, 2ull << 30, 3ull << 30, 50ull << 30},
+        .leaving = {3ull << 30, 250},
+        .rebalance = {1ull << 30, 0},
+        .work_rate = 12ull << 20,
         .journal_size = 1u << 30,
         .journal_used = 1u << 28,
         .volumes = f->volume_count,
@@ -68,6 +71,9 @@ static int fake_drives(struct admin_source *a, struct admin_drive **ret_drives, 
         d[i].scrub_found = 4;
         d[i].scrub_repaired = 3;
         d[i].scrub_unrepaired = 1;
+        d[i].leaving = i == 2;
+        d[i].journal = i == 0;
+        d[i].work = (struct admin_work){i == 2 ? 3ull << 30 : 0, i == 2 ? 250 : 0};
     }
     *ret_drives = d;
     *ret_count = 3;
@@ -107,7 +113,25 @@ static int fake_scrub(struct admin_source *a, enum admin_scrub_order order,
     return 0;
 }
 
-static const struct admin_ops fake_admin_ops = {fake_status, fake_drives, fake_scrub};
+/* Drive 1 is the only one that may be removed; the others are needed. */
+static int fake_drive_order(struct admin_source *a, const struct admin_drive_order *order,
+                            char why[ADMIN_WHY_MAX], unsigned *ret_index)
+{
+    struct fake *f = FAKE_OF(a, admin);
+
+    f->order = *order;
+    if (order->verb != ADMIN_DRIVE_ADD && order->index > 2)
+        return ERR_NOENT;
+    if (order->verb == ADMIN_DRIVE_REMOVE && order->index != 1) {
+        snprintf(why, ADMIN_WHY_MAX, "2 drives would be left: add one first");
+        return ERR_PERM;
+    }
+    *ret_index = order->path[0] ? 3 : order->index;
+    return 0;
+}
+
+static const struct admin_ops fake_admin_ops = {fake_status, fake_drives, fake_scrub,
+                                                fake_drive_order};
 
 /* ---- Volumes -------------------------------------------------------------------------------- */
 

@@ -24,6 +24,7 @@ struct fake_study {
 
 struct fake {
     struct admin_source admin;
+    struct admin_drive_order order; /* the last one about a drive */
     struct block_store blocks;
     struct object_store objects;
     struct fake_buckets buckets;

@@ -122,22 +122,76 @@ static void test_status(void **state)
 
 static void test_drives(void **state)
 {
-    json_t *json = test_ask("HEAD", "/v1/drives", NULL, 200), *array;
+    json_t *json = test_ask("HEAD", "/v1/drives", NULL, 200), *array, *scrub;
 
     (void)state;
     array = json_object_get(json, "drives");
     assert_int_equal(json_array_size(array), 3);
     assert_string_equal(text_of(json_array_get(array, 1), "state"), "missing");
     assert_int_equal(number_of(json_array_get(array, 1), "read_errors"), 7);
-    array = json_object_get(json_array_get(array, 1), "scrub");
-    assert_int_equal(number_of(array, "bytes"), 1u << 20);
-    assert_int_equal(number_of(array, "found"), 4);
-    assert_int_equal(number_of(array, "repaired"), 3);
-    assert_int_equal(number_of(array, "unrepaired"), 1);
+    scrub = json_object_get(json_array_get(array, 1), "scrub");
+    assert_int_equal(number_of(scrub, "bytes"), 1u << 20);
+    assert_int_equal(number_of(scrub, "found"), 4);
+    assert_int_equal(number_of(scrub, "repaired"), 3);
+    assert_int_equal(number_of(scrub, "unrepaired"), 1);
     assert_string_equal(text_of(json_array_get(array, 2), "state"), "suspect");
     assert_string_equal(text_of(json_array_get(array, 2), "reason"), "does not answer");
     assert_int_equal(number_of(json_array_get(array, 2), "timeouts"), 5);
+    assert_false(json_is_true(json_object_get(json_array_get(array, 1), "leaving")));
+    assert_true(json_is_true(json_object_get(json_array_get(array, 2), "leaving")));
+    assert_int_equal(number_of(json_object_get(json_array_get(array, 2), "work"), "eta_seconds"),
+                     250);
     json_decref(json);
+    json = test_ask("GET", "/v1/status", NULL, 200);
+    array = json_object_get(json, "work");
+    assert_int_equal(number_of(array, "rate"), 12u << 20);
+    assert_int_equal(number_of(json_object_get(array, "rebuild"), "eta_seconds"), 0);
+    assert_int_equal(number_of(json_object_get(array, "leaving"), "bytes"), 3ull << 30);
+    assert_true(json_is_null(json_object_get(json_object_get(array, "rebalance"), "eta_seconds")));
+    json_decref(json);
+}
+
+static void order(const char *method, const char *path, const char *body, unsigned status,
+                  int64_t drive)
+{
+    json_t *json = test_ask(method, path, body, status);
+
+    assert_int_equal(number_of(json, "drive"), drive);
+    json_decref(json);
+}
+
+static void test_drive_orders(void **state)
+{
+    (void)state;
+    order("POST", "/v1/drives", "{\"path\": \"/dev/x\", \"class\": \"nvme\", \"size\": 8193}", 201,
+          3);
+    assert_int_equal(fake.order.verb, ADMIN_DRIVE_ADD);
+    assert_string_equal(fake.order.path, "/dev/x");
+    assert_true(fake.order.nvme && !fake.order.force);
+    assert_int_equal(fake.order.size, 8192);
+    order("POST", "/v1/drives/1/replace", "{\"path\": \"/y\", \"force\": true}", 201, 3);
+    assert_int_equal(fake.order.verb, ADMIN_DRIVE_REPLACE);
+    assert_int_equal(fake.order.index, 1);
+    assert_true(fake.order.force && !fake.order.nvme && fake.order.size == 0);
+    order("POST", "/v1/drives/1/remove", NULL, 200, 1);
+    order("POST", "/v1/drives/2/keep", NULL, 200, 2);
+    assert_int_equal(fake.order.verb, ADMIN_DRIVE_KEEP);
+    order("POST", "/v1/drives/2/rebuild", NULL, 200, 2);
+    assert_int_equal(fake.order.verb, ADMIN_DRIVE_REBUILD);
+    order("PATCH", "/v1/drives/0", "{\"class\": \"nvme\"}", 200, 0);
+    assert_int_equal(fake.order.verb, ADMIN_DRIVE_SET_CLASS);
+    test_refused("POST", "/v1/drives/0/remove", NULL, 403, "PERM", "add one first");
+    test_refused("POST", "/v1/drives/9/remove", NULL, 404, "NOENT", "");
+    test_refused("POST", "/v1/drives/x/remove", NULL, 400, "INVAL", "number of a drive");
+    test_refused("POST", "/v1/drives/1/sell", NULL, 404, "NOENT", "remove, keep");
+    test_refused("POST", "/v1/drives", "{\"path\": \"dev/x\"}", 400, "INVAL", "absolute");
+    test_refused("POST", "/v1/drives", "{\"path\": \"/x\", \"class\": 1}", 400, "INVAL", "nvme");
+    test_refused("POST", "/v1/drives", "{\"path\": \"/x\", \"size\": 0}", 400, "INVAL", "above 0");
+    test_refused("POST", "/v1/drives", "{\"path\": \"/x\", \"forced\": true}", 400, "INVAL",
+                 "forced");
+    test_refused("PATCH", "/v1/drives/0", "{}", 400, "INVAL", "nvme");
+    test_refused("PATCH", "/v1/drives/0", "{\"class\": \"disk\", \"path\": \"/x\"}", 400, "INVAL",
+                 "path");
 }
 
 static void test_scrub(void **state)
@@ -479,6 +533,7 @@ int main(void)
         cmocka_unit_test_setup(test_status, setup),
         cmocka_unit_test_setup(test_drives, setup),
         cmocka_unit_test_setup(test_scrub, setup),
+        cmocka_unit_test_setup(test_drive_orders, setup),
         cmocka_unit_test_setup(test_volumes, setup),
         cmocka_unit_test_setup(test_snapshots, setup),
         cmocka_unit_test_setup(test_volume_errors, setup),

@@ -66,11 +66,33 @@ class Cli(unittest.TestCase):
         self.assertEqual(series["filmroom_block_seconds"]["max"], 100000000)
         self.assertEqual(series["filmroom_sent_bytes_total"]["value"], 5 << 20)
 
+    def test_drive_orders(self):
+        for args, words in (
+                (["add", "new"], "added drive 3"),
+                (["add", "/dev/x", "--class", "nvme", "--size", "1G", "--force"], "added drive 3"),
+                (["replace", "1", "/dev/x"], "added drive 3"),
+                (["remove", "/data/drive1"], "drive 1 is leaving"),
+                (["keep", "2"], "drive 2 stays"),
+                (["rebuild", "1"], "drive 1 is given up"),
+                (["set-class", "2", "disk"], "drive 2 has another class")):
+            self.assertIn(words, self.run_cli("drive", *args)[0])
+        self.assertEqual(self.json_of("drive", "keep", "2"), {"drive": 2})
+        for args, words in (
+                (["remove", "0"], "2 drives would be left: add one first"),
+                (["remove", "/data/drive9"], "no drive has the path /data/drive9"),
+                (["set-class", "2", "tape"], '"class" must be'),
+                (["keep", "7"], "no such")):
+            self.assertIn(words, self.run_cli("drive", *args, code=1)[1])
+        self.assertIn("not a size", self.run_cli("drive", "add", "x", "--size", "9x", code=2)[1])
+        status = self.run_cli("status")[0]
+        self.assertRegex(status, r"(?m)^Leaving +3 GiB to go, 4 min, at 12 MiB/s$")
+
     def test_drives(self):
         lines = self.run_cli("drive", "list")[0].splitlines()
         self.assertEqual(len(lines), 4)
         self.assertEqual(lines[0].split()[:3], ["DRIVE", "STATE", "CLASS"])
         self.assertRegex(lines[2], r"^ +1  missing  nvme +20 GiB .* 7 .*/data/drive1$")
+        self.assertRegex(lines[3], r"^ +2  leaving  nvme .* 3 GiB to go, 4 min +/data/drive2$")
         column = lines[0].index("STATE")
         self.assertTrue(all(line[column - 1] == " " and line[column] != " " for line in lines))
 

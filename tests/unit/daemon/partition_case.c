@@ -38,8 +38,8 @@ int partition_case_try_open(struct partition_case *pc)
     CHECK_OK(partition_exists(pc->kv, &exists));
     if (!exists)
         CHECK_OK(partition_format(pc->c.env, pc->kv, &params));
-    rc = partition_open(pc->c.env, pc->kv, params.paths, pc->drives, &pc->options, &pc->start,
-                        &pc->p);
+    rc = partition_open(pc->c.env, pc->kv, store_case_paths(pc->paths),
+                        pc->paths ? pc->paths : pc->drives, &pc->options, &pc->start, &pc->p);
     if (rc < 0) {
         CHECK_OK(kv_close(pc->kv));
         return rc;

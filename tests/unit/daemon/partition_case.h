@@ -8,6 +8,7 @@ struct partition_case {
     struct sim_case c;
     struct kv_mem_image *image; /* what of the KV store outlives a process */
     unsigned drives, m;
+    unsigned paths; /* under which drives are looked for; 0: as many as `drives` */
     uint64_t slots, slot_size, journal; /* slot_size 0: the usual */
     struct partition_options options;
     /* Of the running process: */

@@ -1165,7 +1165,7 @@ static void damaged_main(void *arg)
     partition_case_open(&pc);
     assert_int_equal(store(&usual), OBJECT_STORED);
     assert_int_equal(object_open(pc.os, NULL, NULL, usual.instance, &o), 0);
-    sim_file_corrupt(pc.c.sim, "d0", FORMAT_JOURNAL_OFF + pc.journal + 40 * FORMAT_UNIT, 4096);
+    sim_file_corrupt(pc.c.sim, "d0", FORMAT_JOURNAL_OFF + pc.journal + 20 * FORMAT_UNIT, 4096);
     assert_int_equal(object_read(o, 0, got, 300000, &n), ERR_LOST);
     assert_int_equal(n, 77);
     expect_bytes(o, &s, 0, 1000); /* its header is whole */

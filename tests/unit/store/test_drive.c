@@ -292,7 +292,7 @@ static void senseless_main(void *arg)
     put_super(0, &good);
     expect_healthy(3);
     REFUSED(magic, 7);
-    REFUSED(version, 2);
+    REFUSED(version, 3);
     REFUSED(drive_count, 0);
     REFUSED(drive_count, 33);
     REFUSED(drive_index, 3);
@@ -464,19 +464,29 @@ static void test_two_stores(void **state)
     sim_case_run(&c, tie_main, NULL);
 }
 
+/* A drive is known by its superblock: where it is found does not matter, nor in which order. */
 static void places_main(void *arg)
 {
-    const char *const swapped[] = {"d0", "d2", "d1"}, *const all[] = {"d1", "d2", "d0"};
-    const char *const twice[] = {"d0", "d0", "d2"};
+    const char *const swapped[] = {"nowhere", "d2", "d1", "d0"}, *const twice[] = {"d0", "d0",
+                                                                                   "d2"};
     struct driveset *ds;
 
     (void)arg;
-    assert_int_equal(driveset_open(c.env, swapped, 3, &ds), 0);
-    assert_int_equal(driveset_healthy(ds), 1);
+    assert_int_equal(driveset_open(c.env, swapped, 4, &ds), 0);
+    assert_int_equal(driveset_healthy(ds), 3);
+    assert_string_equal(ds->drives[0].path, "d0");
+    assert_string_equal(ds->drives[1].path, "d1");
     driveset_close(ds);
-    assert_int_equal(driveset_open(c.env, all, 3, &ds), ERR_CONFIG);
-    assert_int_equal(driveset_open(c.env, twice, 3, &ds), ERR_LOCKED);
-    assert_int_equal(driveset_open(c.env, store_case_paths(2), 2, &ds), ERR_CONFIG);
+    assert_int_equal(driveset_open(c.env, twice, 3, &ds), 0);
+    assert_int_equal(driveset_healthy(ds), 2);
+    assert_int_equal(ds->drives[1].state, DRIVE_MISSING);
+    driveset_close(ds);
+    assert_int_equal(driveset_open(c.env, store_case_paths(2), 2, &ds), 0);
+    assert_int_equal(driveset_healthy(ds), 2);
+    assert_int_equal(ds->count, 3);
+    assert_string_equal(ds->drives[2].path, "");
+    assert_string_equal(ds->drives[2].reason, "not found under any path known");
+    driveset_close(ds);
 }
 
 static void test_places(void **state)

@@ -1,0 +1,372 @@
+/* Drives join and leave; see member.h. */
+#include "lib/store/member.h"
+
+#include <string.h>
+
+#include "lib/base/check.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+#include "lib/store/drive_io.h"
+#include "lib/store/drive_priv.h"
+
+#define MEMBER_LOOK      (1u << 20) /* bytes at both ends that must be zero */
+#define MEMBER_SLOTS_MAX (1u << 28)
+
+static uint64_t member_slots(const struct driveset *ds, uint64_t size)
+{
+    uint64_t n =
+        size > ds->super.slots_off ? (size - ds->super.slots_off) / ds->super.slot_size : 0;
+
+    return n < MEMBER_SLOTS_MAX ? n : MEMBER_SLOTS_MAX;
+}
+
+/* ---- What is on a drive ---- */
+
+/* Names what begins with these bytes; NULL when nothing does. What is not known by name is found
+ * all the same: anything but zeroes is something. */
+static const char *member_signature(const uint8_t *p, size_t n)
+{
+    static const struct {
+        size_t at;
+        const char *bytes, *name;
+    } known[] = {
+        {0, "LUKS", "a LUKS volume"},
+        {0, "XFSB", "an XFS file system"},
+        {512, "LABELONE", "an LVM volume"},
+        {512, "EFI PART", "a partition table"},
+        {0x438, "\x53\xef", "an ext file system"},
+        {0x10040, "_BHRfS_M", "a btrfs file system"},
+        {4086, "SWAPSPACE2", "swap space"},
+        {3, "NTFS    ", "an NTFS file system"},
+        {4096, "\xfc\x4e\x2b\xa9", "an md RAID member"},
+        {510, "\x55\xaa", "a partition table"},
+    };
+
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        size_t len = strlen(known[i].bytes);
+
+        if (known[i].at + len <= n && memcmp(p + known[i].at, known[i].bytes, len) == 0)
+            return known[i].name;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (p[i])
+            return "something (it does not begin and end with zeroes)";
+    return NULL;
+}
+
+/* A drive that was this store's and is not any more holds nothing that anybody wants: it left when
+ * it was empty, or its data was written anew elsewhere. */
+static bool member_former(const struct driveset *ds, const struct format_super *s)
+{
+    if (memcmp(s->store_uuid, ds->super.store_uuid, 16) != 0)
+        return false;
+    for (unsigned i = 0; i < ds->count; i++)
+        if (ds->drives[i].state != DRIVE_NONE && memcmp(ds->drives[i].uuid, s->drive_uuid, 16) == 0)
+            return false;
+    return true;
+}
+
+/* Where the last part that is looked at begins. */
+static uint64_t member_last(uint64_t size)
+{
+    return (size - MEMBER_LOOK) & ~(uint64_t)(FORMAT_UNIT - 1);
+}
+
+static int member_look(struct driveset *ds, struct env_file *file, uint64_t size,
+                       struct strbuf *why)
+{
+    struct format_super found;
+    struct buf *b = buf_new(MEMBER_LOOK);
+    const char *what = NULL;
+    int rc = 0;
+
+    if (drive_super_read(file, &found) == 0) {
+        if (!member_former(ds, &found))
+            what = memcmp(found.store_uuid, ds->super.store_uuid, 16) == 0
+                       ? "a drive of this store"
+                       : "a drive of another Filmroom store";
+        rc = what ? ERR_EXIST : 0;
+    } else {
+        for (unsigned i = 0; rc == 0 && !what && i < 2; i++) {
+            rc = env_pread(file, b->data, MEMBER_LOOK, i ? member_last(size) : 0);
+            if (rc == 0)
+                what = member_signature(b->data, MEMBER_LOOK);
+        }
+        if (rc == 0 && what)
+            rc = ERR_EXIST;
+    }
+    if (rc == ERR_EXIST)
+        strbuf_addf(why, "it holds %s: nothing was changed; use --force to overwrite it", what);
+    buf_unref(b);
+    return rc;
+}
+
+/* ---- Joining ---- */
+
+/* A drive on its way into the set. */
+struct joiner {
+    const struct member_add *add;
+    struct env_file *file;
+    bool made;          /* the file is new: it goes again on failure */
+    struct drive *lent; /* the file is open as what a missing drive left under this path */
+    uint64_t slot_count;
+};
+
+static int joiner_refuse(struct strbuf *why, int error, const char *text)
+{
+    strbuf_adds(why, text);
+    return error;
+}
+
+/* An empty disk in place of a dead one, under its path, is open already. */
+static int joiner_borrow(struct driveset *ds, struct joiner *j, struct strbuf *why)
+{
+    for (unsigned i = 0; i < ds->count; i++) {
+        struct drive *d = &ds->drives[i];
+
+        if (d->state != DRIVE_MISSING || !d->file || strcmp(d->path, j->add->path) != 0)
+            continue;
+        j->lent = d;
+        j->file = d->file;
+        return 0;
+    }
+    return joiner_refuse(why, ERR_LOCKED, "it is in use, by this store or another one");
+}
+
+static int joiner_open(struct driveset *ds, struct joiner *j, struct strbuf *why)
+{
+    const char *path = j->add->path;
+    int rc;
+
+    rc = env_open(ds->env, path, ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &j->file);
+    if (rc == ERR_LOCKED)
+        return joiner_borrow(ds, j, why);
+    if (rc != ERR_NOENT)
+        return rc;
+    if (strncmp(path, "/dev/", 5) == 0)
+        return joiner_refuse(why, rc, "there is no such device");
+    if (!j->add->size)
+        return joiner_refuse(why, rc, "there is no such file: give --size to have one made");
+    rc = env_open(ds->env, path, ENV_OPEN_CREATE | ENV_OPEN_EXCL | ENV_OPEN_DIRECT | ENV_OPEN_LOCK,
+                  &j->file);
+    j->made = rc == 0;
+    return rc;
+}
+
+/* Settles the size, and that nothing is lost. */
+static int joiner_measure(struct driveset *ds, struct joiner *j, struct strbuf *why)
+{
+    uint64_t have, size, least = ds->super.slots_off + MEMBER_SLOTS_MIN * ds->super.slot_size;
+    int rc = env_file_size(j->file, &have);
+
+    if (rc < 0)
+        return rc;
+    size = j->add->size ? j->add->size : have;
+    if (size < least) {
+        strbuf_addf(why, "it is too small: %llu bytes are needed", (unsigned long long)least);
+        return ERR_RANGE;
+    }
+    if (!j->add->force && have >= MEMBER_LOOK)
+        rc = member_look(ds, j->file, have, why);
+    else if (!j->add->force && have > 0)
+        rc = joiner_refuse(why, ERR_EXIST,
+                           "it is a file with something in it: nothing was "
+                           "changed; use --force to overwrite it");
+    if (rc == 0 && have < size)
+        rc = env_resize(j->file, size);
+    /* It may have to mirror the journal one day, and then the file system under it may be full. */
+    if (rc == 0 && env_reserve(j->file, ds->super.journal_off, ds->super.journal_len) == ERR_NOSPC)
+        rc = joiner_refuse(why, ERR_NOSPC, "there is no space for it in its file system");
+    j->slot_count = member_slots(ds, size);
+    return rc;
+}
+
+int member_measure(struct driveset *ds, const struct member_add *add, uint64_t *ret_slots)
+{
+    struct env_file *file;
+    uint64_t size = add->size;
+    int rc = 0;
+
+    if (!size) {
+        rc = env_open(ds->env, add->path, ENV_OPEN_RDONLY, &file);
+        if (rc == 0) {
+            rc = env_file_size(file, &size);
+            env_close(file);
+        }
+    }
+    if (rc < 0 && rc != ERR_NOENT)
+        return rc;
+    *ret_slots = member_slots(ds, size);
+    return 0;
+}
+
+static unsigned member_free_place(const struct driveset *ds)
+{
+    for (unsigned i = 0; i < ds->count; i++)
+        if (ds->drives[i].state == DRIVE_NONE)
+            return i;
+    return ds->count;
+}
+
+/* Writes both superblocks of the new drive, as the store will have them next, and nobody else's. */
+static int joiner_sign(struct driveset *ds, const struct joiner *j, unsigned index,
+                       const uint8_t *uuid)
+{
+    struct format_super *s = mem_alloc(sizeof(*s));
+    struct buf *b = buf_new(FORMAT_UNIT);
+    int rc;
+
+    *s = ds->super;
+    s->version = FORMAT_VERSION_MEMBERS;
+    s->generation++;
+    s->epoch++;
+    if (index >= s->drive_count)
+        s->drive_count = index + 1;
+    s->members[index] = (struct format_member){
+        .state = FORMAT_DRIVE_OK, .class_ = j->add->class_, .slot_count = j->slot_count};
+    memcpy(s->members[index].uuid, uuid, 16);
+    if (j->add->replaces != MEMBER_NOBODY)
+        s->members[j->add->replaces].state = FORMAT_DRIVE_LEAVING;
+    drive_super_sign(s, index, uuid, b);
+    rc = env_pwrite(j->file, b->data, FORMAT_UNIT, FORMAT_SUPER_OFF_A, true);
+    if (rc == 0)
+        rc = env_pwrite(j->file, b->data, FORMAT_UNIT, FORMAT_SUPER_OFF_B, true);
+    if (rc == 0)
+        rc = env_sync(j->file); /* its size too */
+    buf_unref(b);
+    mem_free(s);
+    return rc;
+}
+
+/* From here on the drive is in the set. Does not suspend. */
+static void joiner_install(struct driveset *ds, struct joiner *j, unsigned index,
+                           const uint8_t *uuid)
+{
+    struct drive *d = &ds->drives[index];
+
+    if (j->lent)
+        j->lent->file = NULL; /* whoever reads from it just now has the file all the same */
+    mem_free(d->path);        /* NULL or that of an empty place */
+    drive_init(ds, index);
+    mem_free(d->path);
+    d->path = mem_strdup(j->add->path);
+    d->state = DRIVE_OK;
+    d->transit = true;
+    d->class_ = j->add->class_;
+    d->file = j->file;
+    d->slot_count = j->slot_count;
+    d->cache = env_file_cache(j->file);
+    memcpy(d->uuid, uuid, 16);
+    if (index == ds->count)
+        ds->count++;
+    ds->super.version = FORMAT_VERSION_MEMBERS;
+    if (j->add->replaces != MEMBER_NOBODY)
+        ds->drives[j->add->replaces].leaving = true;
+}
+
+static void joiner_drop(struct driveset *ds, struct joiner *j)
+{
+    if (j->lent)
+        return;
+    env_close(j->file);
+    if (j->made)
+        (void)env_unlink(ds->env, j->add->path); /* it is empty, and was not there before */
+}
+
+int member_add(struct driveset *ds, const struct member_add *add, struct strbuf *why,
+               uint32_t *ret_index)
+{
+    struct joiner j = {.add = add};
+    uint8_t uuid[16];
+    unsigned index;
+    int rc;
+
+    env_random(ds->env, uuid, sizeof(uuid));
+    fiber_mutex_lock(&ds->super_lock);
+    index = member_free_place(ds);
+    rc = index < FORMAT_DRIVES_MAX
+             ? joiner_open(ds, &j, why)
+             : joiner_refuse(why, ERR_BUSY, "all places are taken: remove a drive first");
+    if (rc == 0)
+        rc = joiner_measure(ds, &j, why);
+    if (rc == 0)
+        rc = joiner_sign(ds, &j, index, uuid);
+    if (rc < 0) {
+        joiner_drop(ds, &j);
+        fiber_mutex_unlock(&ds->super_lock);
+        return rc;
+    }
+    joiner_install(ds, &j, index, uuid);
+    rc = driveset_commit_locked(ds, true);
+    fiber_mutex_unlock(&ds->super_lock);
+    if (rc == 0)
+        *ret_index = index;
+    return rc;
+}
+
+void member_joined(struct driveset *ds, uint32_t index)
+{
+    ds->drives[index].transit = false;
+}
+
+/* ---- Leaving ---- */
+
+int member_leave(struct driveset *ds, uint32_t index, bool leave)
+{
+    int rc;
+
+    fiber_mutex_lock(&ds->super_lock);
+    ds->drives[index].leaving = leave;
+    ds->super.version = FORMAT_VERSION_MEMBERS;
+    rc = driveset_commit_locked(ds, true);
+    fiber_mutex_unlock(&ds->super_lock);
+    return rc;
+}
+
+/* Makes the drive a blank one, as far as member_look asks. What cannot be wiped remains a stranger
+ * (member_former). */
+static void member_wipe(struct env_file *file)
+{
+    struct buf *b = buf_new(MEMBER_LOOK);
+    uint64_t size;
+
+    memset(b->data, 0, MEMBER_LOOK);
+    if (env_file_size(file, &size) == 0 && size >= MEMBER_LOOK)
+        (void)env_pwrite(file, b->data, MEMBER_LOOK, member_last(size), false);
+    (void)env_pwrite(file, b->data, MEMBER_LOOK, 0, true);
+    buf_unref(b);
+}
+
+int member_let_go(struct driveset *ds, uint32_t index)
+{
+    struct drive *d = &ds->drives[index];
+    struct env_file *file;
+    bool ours;
+    int rc;
+
+    d->transit = true;
+    fiber_mutex_lock(&ds->super_lock);
+    CHECK(d->leaving && !(ds->super.journal_mirrors >> index & 1));
+    ours = drive_usable(d); /* under a missing one's path there may be anything */
+    file = drive_io_detach(d);
+    mem_free(d->path);
+    drive_init(ds, index);
+    rc = driveset_commit_locked(ds, true);
+    fiber_mutex_unlock(&ds->super_lock);
+    if (rc == 0 && ours && file)
+        member_wipe(file); /* not under the lock: it may take long, and nobody needs it */
+    env_close(file);
+    return rc;
+}
+
+int member_set_class(struct driveset *ds, uint32_t index, uint8_t class_)
+{
+    int rc;
+
+    fiber_mutex_lock(&ds->super_lock);
+    ds->drives[index].class_ = class_;
+    ds->super.version = FORMAT_VERSION_MEMBERS;
+    rc = driveset_commit_locked(ds, true);
+    fiber_mutex_unlock(&ds->super_lock);
+    return rc;
+}

@@ -1,0 +1,382 @@
+/* lib/store/member: drives join and leave a set; what a crash in the middle leaves; what is
+ * refused.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "lib/base/err.h"
+#include "lib/store/member.h"
+#include "tests/unit/store/store_case.h"
+
+#define SLOTS 8u
+
+static struct sim_case c;
+
+static int setup(void **state)
+{
+    (void)state;
+    sim_case_init(&c, 1);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    sim_case_free(&c);
+    return 0;
+}
+
+static void format3(void *arg)
+{
+    (void)arg;
+    assert_int_equal(store_case_format(&c, 3, 2, 1, SLOTS, STORE_JOURNAL), 0);
+}
+
+static uint64_t size_of(unsigned slots)
+{
+    return FORMAT_JOURNAL_OFF + STORE_JOURNAL + slots * (uint64_t)FORMAT_SLOT_SIZE;
+}
+
+static int add(struct driveset *ds, const char *path, uint64_t size, bool force, const char *why)
+{
+    struct member_add a = {
+        .path = path, .size = size, .force = force, .class_ = 1, .replaces = MEMBER_NOBODY};
+    STRBUF_AUTO struct strbuf text = STRBUF_INIT;
+    uint32_t index = 99;
+    int rc = member_add(ds, &a, &text, &index);
+
+    if (rc < 0) {
+        assert_int_equal(index, 99);
+        assert_non_null(strstr(text.len ? text.data : "", why));
+        return rc;
+    }
+    member_joined(ds, index);
+    return (int)index;
+}
+
+static struct driveset *reopen(struct driveset *ds)
+{
+    driveset_close(ds);
+    return store_case_open(&c, 8);
+}
+
+/* ---- Joining ---- */
+
+static void add_main(void *arg)
+{
+    struct driveset *ds = store_case_open(&c, 3);
+
+    (void)arg;
+    assert_int_equal(add(ds, "d5", size_of(9), false, ""), 3);
+    assert_int_equal(sim_file_size(c.sim, "d5"), size_of(9));
+    assert_int_equal(ds->super.epoch, 2);
+    ds = reopen(ds);
+    assert_int_equal(ds->count, 4);
+    assert_int_equal(driveset_healthy(ds), 4);
+    assert_string_equal(ds->drives[3].path, "d5");
+    assert_int_equal(ds->drives[3].slot_count, 9);
+    assert_int_equal(ds->drives[3].class_, 1);
+    assert_int_equal(ds->super.version, FORMAT_VERSION_MEMBERS);
+    assert_true(drive_takes(&ds->drives[3]));
+    /* Without it the others know that it is missing. */
+    driveset_close(ds);
+    ds = store_case_open(&c, 3);
+    assert_int_equal(ds->count, 4);
+    assert_int_equal(ds->drives[3].state, DRIVE_MISSING);
+    driveset_close(ds);
+}
+
+static void test_add(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format3, NULL);
+    sim_case_run(&c, add_main, NULL);
+}
+
+static void put(const char *path, uint64_t size, uint64_t at, const char *text)
+{
+    struct env_file *f;
+
+    assert_int_equal(env_open(c.env, path, ENV_OPEN_CREATE, &f), 0);
+    assert_int_equal(env_resize(f, size), 0);
+    assert_int_equal(env_pwrite(f, text, strlen(text), at, true), 0);
+    env_close(f);
+}
+
+static void refuse_main(void *arg)
+{
+    struct driveset *ds = store_case_open(&c, 3);
+    uint64_t size = size_of(SLOTS), epoch = ds->super.epoch;
+    char byte = 0;
+
+    (void)arg;
+    assert_int_equal(add(ds, "d4", 0, false, "give --size"), ERR_NOENT);
+    assert_int_equal(add(ds, "/dev/nothing", size, false, "no such device"), ERR_NOENT);
+    assert_int_equal(add(ds, "d4", size_of(7), false, "too small"), ERR_RANGE);
+    assert_int_equal(sim_file_size(c.sim, "d4"), 0); /* and it was not left behind */
+    put("d4", size, 0x438, "\x53\xef");
+    assert_int_equal(add(ds, "d4", 0, false, "an ext file system"), ERR_EXIST);
+    put("d5", size, size - 1, "x");
+    assert_int_equal(add(ds, "d5", 0, false, "something"), ERR_EXIST);
+    assert_int_equal(sim_file_read(c.sim, "d5", &byte, 1, size - 1), 0);
+    assert_int_equal(byte, 'x');
+    put("d6", 10, 0, "x");
+    assert_int_equal(add(ds, "d6", size, false, "something in it"), ERR_EXIST);
+    assert_int_equal(add(ds, "d1", 0, true, "in use"), ERR_LOCKED);
+    assert_int_equal(ds->count, 3);
+    assert_int_equal(ds->super.epoch, epoch);
+    assert_int_equal(add(ds, "d4", 0, true, ""), 3);
+    assert_int_equal(add(ds, "d5", 0, true, ""), 4);
+    ds = reopen(ds);
+    assert_int_equal(driveset_healthy(ds), 5);
+    driveset_close(ds);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format3, NULL);
+    sim_case_run(&c, refuse_main, NULL);
+}
+
+/* The new drive has its superblock before any other drive hears of it. */
+struct watch {
+    unsigned writes;
+    bool new_first;
+};
+
+static int hook_order(void *arg, const char *path, const struct env_io *io)
+{
+    struct watch *w = arg;
+
+    if (io->kind == ENV_WRITE && io->off <= FORMAT_SUPER_OFF_B && w->writes++ < 2)
+        w->new_first = w->new_first && strcmp(path, "d3") == 0;
+    return 0;
+}
+
+static int hook_new_fails(void *arg, const char *path, const struct env_io *io)
+{
+    (void)arg;
+    return io->kind == ENV_WRITE && strcmp(path, "d3") == 0 ? ERR_IO : 0;
+}
+
+static void order_main(void *arg)
+{
+    struct driveset *ds = store_case_open(&c, 3);
+    struct watch w = {.new_first = true};
+
+    (void)arg;
+    c.hook = hook_new_fails;
+    assert_int_equal(add(ds, "d3", size_of(SLOTS), false, ""), ERR_IO);
+    assert_int_equal(ds->count, 3);
+    assert_int_equal(driveset_healthy(ds), 3);
+    assert_int_equal(sim_file_size(c.sim, "d3"), 0);
+    c.hook = hook_order;
+    c.hook_arg = &w;
+    assert_int_equal(add(ds, "d3", size_of(SLOTS), false, ""), 3);
+    assert_true(w.new_first);
+    assert_int_equal(w.writes, 10);
+    c.hook = NULL;
+    driveset_close(ds);
+}
+
+static void test_new_one_first(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format3, NULL);
+    sim_case_run(&c, order_main, NULL);
+}
+
+/* ---- Leaving ---- */
+
+static void leave_main(void *arg)
+{
+    struct driveset *ds = store_case_open(&c, 3);
+    uint8_t uuid[16];
+
+    (void)arg;
+    assert_int_equal(add(ds, "d3", size_of(SLOTS), false, ""), 3);
+    assert_int_equal(member_leave(ds, 2, true), 0);
+    ds = reopen(ds);
+    assert_true(ds->drives[2].leaving);
+    assert_false(drive_takes(&ds->drives[2]));
+    assert_true(drive_usable(&ds->drives[2]));
+    assert_int_equal(member_leave(ds, 2, false), 0);
+    ds = reopen(ds);
+    assert_true(drive_takes(&ds->drives[2]));
+    memcpy(uuid, ds->drives[2].uuid, 16);
+    assert_int_equal(member_leave(ds, 2, true), 0);
+    assert_int_equal(member_let_go(ds, 2), 0);
+    assert_int_equal(ds->drives[2].state, DRIVE_NONE);
+    ds = reopen(ds);
+    assert_int_equal(ds->count, 4);
+    assert_int_equal(ds->drives[2].state, DRIVE_NONE);
+    assert_int_equal(ds->super.members[2].state, FORMAT_DRIVE_NONE);
+    assert_int_equal(driveset_healthy(ds), 3);
+    /* It is blank, and what comes next has its place. */
+    assert_int_equal(add(ds, "d2", 0, false, ""), 2);
+    ds = reopen(ds);
+    assert_int_equal(driveset_healthy(ds), 4);
+    assert_memory_not_equal(uuid, ds->drives[2].uuid, 16);
+    driveset_close(ds);
+}
+
+static void test_leave(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format3, NULL);
+    sim_case_run(&c, leave_main, NULL);
+}
+
+/* A drive that left while it was away comes back: it does not count, and may be added again. */
+static void stranger_main(void *arg)
+{
+    struct driveset *ds = store_case_open(&c, 3);
+
+    (void)arg;
+    assert_int_equal(add(ds, "d3", size_of(SLOTS), false, ""), 3);
+    driveset_put_out(ds, 2, "for the test");
+    assert_int_equal(member_leave(ds, 2, true), 0);
+    assert_int_equal(member_let_go(ds, 2), 0);
+    ds = reopen(ds);
+    assert_int_equal(driveset_healthy(ds), 3);
+    assert_int_equal(ds->drives[2].state, DRIVE_NONE);
+    assert_int_equal(add(ds, "d2", 0, false, ""), 2);
+    assert_int_equal(driveset_healthy(ds), 4);
+    driveset_close(ds);
+}
+
+static void test_stranger(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format3, NULL);
+    sim_case_run(&c, stranger_main, NULL);
+}
+
+/* An empty disk under the path of a dead one is open already, as what may be left of that. */
+static void swap_main(void *arg)
+{
+    struct driveset *ds;
+
+    (void)arg;
+    sim_file_delete(c.sim, "d1");
+    put("d1", size_of(SLOTS), 0, "");
+    ds = store_case_open(&c, 3);
+    assert_int_equal(ds->drives[1].state, DRIVE_MISSING);
+    assert_non_null(ds->drives[1].file);
+    assert_int_equal(add(ds, "d1", 0, false, ""), 3);
+    assert_null(ds->drives[1].file);
+    assert_int_equal(driveset_healthy(ds), 3);
+    ds = reopen(ds);
+    assert_string_equal(ds->drives[3].path, "d1");
+    assert_int_equal(ds->drives[1].state, DRIVE_MISSING);
+    driveset_close(ds);
+}
+
+static void test_swap(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format3, NULL);
+    sim_case_run(&c, swap_main, NULL);
+}
+
+/* ---- Power cuts ---- */
+
+struct cut {
+    unsigned writes, at;
+    bool leave;
+};
+
+static int hook_cut(void *arg, const char *path, const struct env_io *io)
+{
+    struct cut *cut = arg;
+
+    (void)path;
+    if (io->kind == ENV_WRITE && ++cut->writes == cut->at)
+        sim_pause(c.sim);
+    return 0;
+}
+
+static void prepare_main(void *arg)
+{
+    const struct cut *cut = arg;
+    struct driveset *ds;
+
+    format3(NULL);
+    if (!cut->leave)
+        return;
+    ds = store_case_open(&c, 3);
+    assert_int_equal(add(ds, "d3", size_of(SLOTS), false, ""), 3);
+    assert_int_equal(member_leave(ds, 2, true), 0);
+    driveset_close(ds);
+}
+
+static void cut_main(void *arg)
+{
+    struct cut *cut = arg;
+    struct driveset *ds = store_case_open(&c, 8);
+
+    c.hook = hook_cut;
+    c.hook_arg = arg;
+    if (cut->leave)
+        assert_int_equal(member_let_go(ds, 2), 0);
+    else
+        assert_int_equal(add(ds, "d3", size_of(SLOTS), false, ""), 3);
+    sim_pause(c.sim);
+    env_sleep(c.env, ENV_NS_PER_S);
+}
+
+/* Before or after, whole, and the order can be given again. */
+static void after_main(void *arg)
+{
+    const struct cut *cut = arg;
+    struct driveset *ds = store_case_open(&c, 8);
+    unsigned n = driveset_healthy(ds);
+
+    if (cut->leave) {
+        assert_true(ds->drives[2].state == DRIVE_NONE ? n == 3 : n == 4 && ds->drives[2].leaving);
+        if (n == 4)
+            assert_int_equal(member_let_go(ds, 2), 0);
+        assert_int_equal(add(ds, "d2", 0, false, ""), 2);
+    } else {
+        assert_int_equal(n, ds->count);
+        if (n == 3)
+            assert_int_equal(add(ds, "d3", size_of(SLOTS), false, ""), 3);
+    }
+    ds = reopen(ds);
+    assert_int_equal(driveset_healthy(ds), 4);
+    driveset_close(ds);
+}
+
+static void test_power_cuts(void **state)
+{
+    for (unsigned i = 0; i < 26; i++) {
+        struct cut cut = {.at = 1 + i / 2, .leave = i % 2};
+
+        teardown(state);
+        sim_case_init(&c, i + 1);
+        sim_case_run(&c, prepare_main, &cut);
+        sim_case_run_and_kill(&c, cut_main, &cut, true);
+        c.hook = NULL;
+        sim_case_run(&c, after_main, &cut);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_add, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_new_one_first, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_leave, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_stranger, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_swap, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_power_cuts, setup, teardown),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
