@@ -12,7 +12,8 @@
  *
  * A drive may be removed as long as the others can hold the data at the profile's parity. One that
  * is out may go also when they are fewer than the profile's columns: to keep its place would not
- * make anything safer.
+ * make anything safer. Where others are lost after that, so that m or fewer would be left, a drive
+ * that leaves stays for as long as the journal needs it as a mirror.
  */
 #pragma once
 

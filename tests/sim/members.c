@@ -180,9 +180,13 @@ static const char *members_unsettled(struct run *r)
 {
     const struct driveset *ds = partition_drives(r->p);
     struct partition_status s;
+    unsigned taking = 0;
 
     partition_get_status(r->p, &s);
     for (unsigned i = 0; i < ds->count; i++)
+        taking += drive_takes(&ds->drives[i]);
+    /* Where others were lost since, the journal may need it yet. */
+    for (unsigned i = 0; i < ds->count && taking > s.m; i++)
         if (ds->drives[i].leaving)
             return "a drive is leaving still";
     if (s.current_m == s.m && s.thin_segments)
