@@ -84,7 +84,8 @@ void scrub_heal(struct run *r)
     unsigned done = r->damages;
     struct partition_status status;
 
-    if (!spoilt || r->damage_life == r->life || r->options.lost || !run_chance(r, 80))
+    /* Storms are there to find journals that were not trimmed for long. */
+    if (!spoilt || r->storm || r->damage_life == r->life || r->options.lost || !run_chance(r, 40))
         return;
     if (partition_settle(r->p) < 0 || !scrub_pass(r) || partition_settle(r->p) < 0)
         return;
