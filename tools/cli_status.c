@@ -148,8 +148,8 @@ int cli_status(struct cli *cli)
 int cli_drive_list(struct cli *cli)
 {
     static const char *const headings[] = {
-        ">DRIVE",        "STATE",     "CLASS",     ">SIZE", ">USED", ">READ ERRORS",
-        ">WRITE ERRORS", ">TIMEOUTS", ">REPAIRED", "PATH",  "REASON"};
+        ">DRIVE",        "STATE",     "CLASS",     ">SIZE",  ">USED", ">READ ERRORS",
+        ">WRITE ERRORS", ">TIMEOUTS", ">REPAIRED", "REASON", "PATH"};
     json_t *json = cli_get(cli, "/v1/drives"), *drive;
     struct cli_table *t;
     size_t i;
@@ -173,8 +173,8 @@ int cli_drive_list(struct cli *cli)
         cli_table_number(t, cli_number(drive, "write_errors"));
         cli_table_number(t, cli_number(drive, "timeouts"));
         cli_table_number(t, cli_number(drive, "repaired"));
+        cli_table_cell(t, *cli_text(drive, "reason") ? cli_text(drive, "reason") : "-");
         cli_table_cell(t, cli_text(drive, "path"));
-        cli_table_cell(t, cli_text(drive, "reason"));
     }
     cli_table_print(t);
     cli_table_free(t);

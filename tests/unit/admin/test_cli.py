@@ -71,6 +71,7 @@ class Cli(unittest.TestCase):
         self.assertEqual(len(lines), 4)
         self.assertEqual(lines[0].split()[:3], ["DRIVE", "STATE", "CLASS"])
         self.assertRegex(lines[2], r"^ +1  missing  nvme +20 GiB .* 7 .*/data/drive1$")
+        self.assertRegex(lines[3], r"^ +2  suspect .* 5 .* does not answer +/data/drive2$")
         column = lines[0].index("STATE")
         self.assertTrue(all(line[column - 1] == " " and line[column] != " " for line in lines))
 
