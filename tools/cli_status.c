@@ -224,8 +224,8 @@ int cli_drive_list(struct cli *cli)
 {
     static const char *const headings[] = {
         ">DRIVE",       "STATE",         "CLASS",     ">SIZE",     ">USED",
-        ">READ ERRORS", ">WRITE ERRORS", ">TIMEOUTS", ">REPAIRED", ">SCRUBBED",
-        ">SCRUB FOUND", ">UNREPAIRED",   "LEAVES",    "PATH",      "REASON"};
+        ">READ ERRORS", ">WRITE ERRORS", ">TIMEOUTS", ">REPAIRED", ">SCRUB FOUND",
+        ">UNREPAIRED",  "LEAVES",        "REASON",    "PATH"};
     json_t *json = cli_get(cli, "/v1/drives"), *drive;
     struct strbuf leaves = STRBUF_INIT;
     struct cli_table *t;
@@ -254,7 +254,6 @@ int cli_drive_list(struct cli *cli)
         cli_table_number(t, cli_number(drive, "write_errors"));
         cli_table_number(t, cli_number(drive, "timeouts"));
         cli_table_number(t, cli_number(drive, "repaired"));
-        cli_table_size(t, cli_number(json_object_get(drive, "scrub"), "bytes"));
         cli_table_number(t, cli_number(json_object_get(drive, "scrub"), "found"));
         cli_table_number(t, cli_number(json_object_get(drive, "scrub"), "unrepaired"));
         strbuf_reset(&leaves);
@@ -262,8 +261,8 @@ int cli_drive_list(struct cli *cli)
         if (leaving && !leaves.len)
             strbuf_adds(&leaves, "soon");
         cli_table_cell(t, leaves.len ? leaves.data : "-");
+        cli_table_cell(t, *cli_text(drive, "reason") ? cli_text(drive, "reason") : "-");
         cli_table_cell(t, cli_text(drive, "path"));
-        cli_table_cell(t, cli_text(drive, "reason"));
     }
     cli_table_print(t);
     cli_table_free(t);

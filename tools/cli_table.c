@@ -10,7 +10,7 @@
 #include "lib/base/strbuf.h"
 #include "tools/cli.h"
 
-#define CLI_TABLE_COLUMNS 12u
+#define CLI_TABLE_COLUMNS 16u
 #define CLI_CELL_MAX      64 /* columns on the terminal; longer text is cut, but in the last one */
 #define CLI_SAFE_MAX      500u
 

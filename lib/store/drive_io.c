@@ -153,8 +153,9 @@ static bool drive_writing(const struct drive *d)
 }
 
 /* Can the store do without this drive, and without those that are late as well? What drives had
- * that are gone and has been written anew does not count against it (`made_up`). */
-static bool drive_spare(const struct drive *d)
+ * that are gone and has been written anew does not count against it (`made_up`). A drive that is
+ * late takes with it those on the same device: a flush that one of them waits for is for all. */
+static bool drive_spare(const struct drive *d, bool late)
 {
     const struct driveset *ds = d->set;
     unsigned gone = 0;
@@ -162,8 +163,10 @@ static bool drive_spare(const struct drive *d)
     for (unsigned i = 0; i < ds->count; i++) {
         const struct drive *o = &ds->drives[i];
 
-        if (o->state != DRIVE_NONE)
-            gone += o == d || !drive_usable(o) || drive_silence(o) >= HEALTH_LATE;
+        if (o->state == DRIVE_NONE)
+            continue;
+        gone += o == d || !drive_usable(o) || drive_silence(o) >= HEALTH_LATE ||
+                (late && d->cache && o->cache == d->cache);
     }
     return gone < driveset_members(ds) && gone <= ds->super.parity_columns + ds->made_up;
 }
@@ -195,7 +198,7 @@ static void drive_judge(struct drive *d, uint64_t now)
     if (silence.ns >= HEALTH_GIVE_UP)
         silence.writing = drive_writing(d);
     if (drive_usable(d) && !d->set->patient) {
-        spare = drive_spare(d);
+        spare = drive_spare(d, silence.ns >= HEALTH_LATE);
         health_judge(&d->health, now, &silence, spare);
         if (d->health.state == HEALTH_OUT)
             driveset_put_out(d->set, d->index, d->health.reason);

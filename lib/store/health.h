@@ -18,8 +18,9 @@
  *
  * A drive is put out only while the store can spare it (`spare`): together with all drives that are
  * out, or late too, no more are gone than the profile bears. Beyond that everybody waits: when one
- * device under several drives pauses, or the machine does, putting drives out would turn a
- * pause into an outage. Such a drive stays in, and its reason says so.
+ * device under several drives pauses (drives on the same device count together), or the machine
+ * does, putting drives out would turn a pause into an outage. Such a drive stays in, and its reason
+ * says so.
  */
 #pragma once
 

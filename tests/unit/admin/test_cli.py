@@ -92,7 +92,8 @@ class Cli(unittest.TestCase):
         self.assertEqual(len(lines), 4)
         self.assertEqual(lines[0].split()[:3], ["DRIVE", "STATE", "CLASS"])
         self.assertRegex(lines[2], r"^ +1  missing  nvme +20 GiB .* 7 .*/data/drive1$")
-        self.assertRegex(lines[3], r"^ +2  leaving  nvme .* 3 GiB to go, 4 min +/data/drive2$")
+        self.assertRegex(lines[3], r"^ +2  suspect  nvme .* 5 .* 3 GiB to go, 4 min +does not "
+                                   r"answer +/data/drive2$")
         column = lines[0].index("STATE")
         self.assertTrue(all(line[column - 1] == " " and line[column] != " " for line in lines))
 
@@ -276,7 +277,7 @@ class Cli(unittest.TestCase):
         out, _ = self.run_cli("--help")
         areas = "status|stats|drive|volume|patient|study|bucket|object"
         commands = re.findall(rf"^  ((?:{areas})(?: [\w-]+)?)  ", out, re.M)
-        self.assertEqual(len(commands), 26, out)
+        self.assertEqual(len(commands), 32, out)
         for command in commands:
             text, _ = self.run_cli(*command.split(), "--help", data=False)
             self.assertIn(f"Usage: filmroom [--data DIR] [--json] {command}", text)

@@ -415,6 +415,15 @@ static void test_all_pause(void **state)
     sim_case_run(&pc.c, too_many_main, NULL);
 }
 
+/* Files on one device: what one of them waits for is the device's. */
+static void test_one_device(void **state)
+{
+    (void)state;
+    pc.c.cache = 7;
+    hanging = 0x1;
+    sim_case_run(&pc.c, too_many_main, NULL);
+}
+
 /* One drive, no redundancy: a pause is a pause. */
 static void test_only_drive(void **state)
 {
@@ -600,6 +609,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_slow_start, setup, teardown),
         cmocka_unit_test_setup_teardown(test_too_many, setup, teardown),
         cmocka_unit_test_setup_teardown(test_all_pause, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_one_device, setup, teardown),
         cmocka_unit_test_setup_teardown(test_only_drive, setup, teardown),
         cmocka_unit_test_setup_teardown(test_slow_drive, setup, teardown),
         cmocka_unit_test_setup_teardown(test_all_slow, setup, teardown),
