@@ -86,6 +86,7 @@ void audit_chunk_first(struct audit *a, struct kv_slice key, struct kv_slice val
 void audit_chunk_second(struct audit *a, struct kv_slice key, struct kv_slice value);
 void audit_leaf(struct audit *a, struct kv_slice key, struct kv_slice value);
 void audit_recipe(struct audit *a, struct kv_slice key, struct kv_slice value);
+void audit_image(struct audit *a);
 void audit_fprint(struct audit *a, struct kv_slice key, struct kv_slice value);
 void audit_totals(struct audit *a);
 

@@ -17,6 +17,7 @@ struct partition {
     struct chunkstore *chunks;
     struct volumes *volumes;
     struct studies *studies;
+    struct image *image;
     struct partition_options options;
 
     uint64_t applied_lsn;   /* last record in the KV store */

@@ -41,6 +41,8 @@ const char *dump_record_name(unsigned type)
         return "object-put";
     case RECORD_OBJECT_DELETE:
         return "object-delete";
+    case RECORD_IMAGE:
+        return "image";
     }
     return "unknown";
 }
@@ -156,6 +158,16 @@ static void set_snapshots(unsigned type, struct codec_reader *r, json_t *row)
     }
 }
 
+/* What the metadata's copy consists of; see daemon/image_form.h. */
+static void set_image(struct codec_reader *r, json_t *row)
+{
+    (void)codec_read_le64(r);
+    dump_set(row, "settled", codec_read_le64(r));
+    dump_set(row, "upto", codec_read_le64(r));
+    (void)codec_read_le64(r);
+    dump_set(row, "runs", codec_read_le32(r));
+}
+
 void dump_record(const struct journal_record *rec, json_t *row)
 {
     struct codec_reader r = codec_reader_on(rec->body, rec->length);
@@ -202,6 +214,10 @@ void dump_record(const struct journal_record *rec, json_t *row)
     case RECORD_VOLUME_MERGE:
     case RECORD_VOLUME_REAP:
         set_snapshots(rec->type, &r, row);
+        break;
+    case RECORD_IMAGE:
+        r = skip_chunks(rec, row);
+        set_image(&r, row);
         break;
     case RECORD_CHUNK_MOVE:
         break;

@@ -33,7 +33,13 @@
     X(MOVE_COUNTED_TWICE, "a moved chunk is still counted where it was")                    \
     X(HOLE_INHERITS, "a block zeroed after a snapshot shows what the snapshot has")         \
     X(MERGE_OVERRIDES, "a deleted snapshot's blocks replace those written after it")        \
-    X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")
+    X(MERGE_UNDRAINED, "a deleted snapshot is gone before its small writes are drained")    \
+    X(IMAGE_NOT_SYNCED, "the metadata's copy is named before it is durable")                \
+    X(IMAGE_TRIMMED_PAST, "the journal is trimmed past what the metadata's copy has")       \
+    X(IMAGE_KEEPS_DELETED, "the metadata's copy does not learn of deleted rows")            \
+    X(IMAGE_FORGETS, "after a start the metadata's copy lacks what changed before")         \
+    X(IMAGE_BASE_TORN, "rows that change while the copy's base is written are lost to it")  \
+    X(IMAGE_NOT_FOLLOWED, "a rebuild looks for moved chunks of the copy where they were")
 
 enum plant {
     PLANT_NONE,

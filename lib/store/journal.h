@@ -87,6 +87,9 @@ size_t journal_record_max(const struct journal *j);
 /* Gives up every batch whose records are all below lsn: replay will not want them. Suspends. */
 int journal_trim(struct journal *j, uint64_t lsn);
 
+/* A clean stop leaves the records from lsn on for the next start to read, as trimming would. */
+void journal_keep(struct journal *j, uint64_t lsn);
+
 /* The LSN that the next append gets. */
 uint64_t journal_next_lsn(const struct journal *j);
 

@@ -26,6 +26,7 @@ enum record_type {
     RECORD_VOLUME_MERGE = 31,
     RECORD_OBJECT_PUT = 40, /* daemon/study*.c */
     RECORD_OBJECT_DELETE = 41,
+    RECORD_IMAGE = 60, /* daemon/image.c */
 };
 
 /* Implemented by the partition. */

@@ -78,8 +78,10 @@ struct run {
     uint64_t ops_left, think_ns, block_span;
     struct fiber_group group;
     bool opened, last;
+    bool rebuilt; /* the KV store could be made anew */
 
     uint64_t ops, nospc, kills, compacted, moved; /* counts, for --trace */
+    uint64_t rebuilds, rebuilds_missing;          /* KV stores lost; that no copy was found of */
 };
 
 /* Ends the test: prints what went wrong and how to see it again. */
@@ -107,6 +109,9 @@ void clients_delete_all(struct run *r);
 void verify_all(struct run *r);
 /* After everything was deleted and settled: no space is in use. */
 void verify_empty(struct run *r);
+
+/* rebuild.c: makes r->image, which is empty, anew from the drives. */
+void rebuild_main(void *arg);
 
 /* recount.c: references, chunks, segments and indexes in the KV store, counted again from maps and
  * recipes; the partition is closed. */
