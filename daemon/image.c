@@ -17,7 +17,8 @@
  * is found again by the chunk store, and a new base costs hardly more writes than its changes.
  *
  * Chunks of runs are chunks like all others, with one reference for each place in a run, from the
- * row "image" of KV_META. Compaction, rebuilding of lost drives, and the audit need to know no more.
+ * row "image" of KV_META. Compaction, rebuilding of lost drives, and the audit need to know no
+ * more.
  *
  * The root. RECORD_IMAGE names all runs and where their chunks lie. It is journaled after they are
  * durable, its LSN is above `settled`, and the journal is trimmed up to `upto` <= `settled` + 1
@@ -26,16 +27,16 @@
  * searched for, and no leftovers can be taken for the copy: stripes that no such record names do
  * not count, whatever a crash left of them.
  *
- *   RECORD_IMAGE: list of chunks, new ones and found ones (chunk_batch_encode), form (image_form.h),
- *                 list of the chunks of the runs that stay (as the first)
+ *   RECORD_IMAGE: list of chunks, new ones and found ones (chunk_batch_encode), form
+ * (image_form.h), list of the chunks of the runs that stay (as the first)
  *
  * After a start. The KV store is ahead of the copy; the sets that were in memory are gone. So each
  * batch in the KV store carries a list of the keys that it changes (KV_IMAGE); at start the rows of
  * all lists are gathered anew. Rows too many do no harm: a row that did not change since has the
  * same value in the copy. The lists up to `settled` are deleted after each checkpoint.
  *
- * Derived rows are not in the copy: the fingerprint index, the lists, and of KV_META what belongs to
- * one KV store ("store", "trim").
+ * Derived rows are not in the copy: the fingerprint index, the lists, and of KV_META what belongs
+ * to one KV store ("store", "trim").
  *
  * When there is no room. The copy's space is kept from users (image_room). Should it fail to be
  * written in spite of that, the checkpoint goes on without: serving comes before the second copy,
@@ -73,14 +74,14 @@ static const struct kv_slice image_mended_key = {IMAGE_MENDED_KEY, sizeof(IMAGE_
 struct image {
     struct partition *p;
     struct image_form named;
-    bool lost;                         /* there is no base to build upon */
-    struct kv_changes *active;         /* since the last freeze */
-    struct kv_changes *frozen;         /* being written, or NULL */
-    struct chunk_batch *batch;         /* of runs that no record names yet, or NULL */
-    struct image_run base;             /* written into the batch and not yet named */
+    bool lost;                 /* there is no base to build upon */
+    struct kv_changes *active; /* since the last freeze */
+    struct kv_changes *frozen; /* being written, or NULL */
+    struct chunk_batch *batch; /* of runs that no record names yet, or NULL */
+    struct image_run base;     /* written into the batch and not yet named */
     bool base_ready;
-    uint64_t frozen_at;                /* the last record applied at the last freeze */
-    uint64_t retry_at;                 /* a base failed: not before this */
+    uint64_t frozen_at; /* the last record applied at the last freeze */
+    uint64_t retry_at;  /* a base failed: not before this */
     struct image_stats stats;
 };
 
@@ -396,8 +397,7 @@ static int base_row(void *arg, enum kv_table t, const struct kv_row *row)
     if (t == KV_META && meta_is_local(row->key))
         return 0;
     /* At a stop only the first base is worth the wait. */
-    return w->im->p->stopping && !w->im->lost ? ERR_SHUTDOWN
-                                              : run_add(w, t, row->key, &row->value);
+    return w->im->p->stopping && !w->im->lost ? ERR_SHUTDOWN : run_add(w, t, row->key, &row->value);
 }
 
 /* Writes a base of what was frozen last, or is newer. Suspends, for long. */
@@ -594,8 +594,7 @@ void image_tidy(struct image *im)
     for (uint32_t i = 0; i < im->named.count; i++)
         *(im->named.runs[i].base ? &base : &rest) += im->named.runs[i].bytes;
     /* An error of the KV store will be met by who writes next. */
-    if (drop_lists(im) == 0 &&
-        (rest > base + IMAGE_GROW_MIN || im->named.count > IMAGE_RUNS_MAX))
+    if (drop_lists(im) == 0 && (rest > base + IMAGE_GROW_MIN || im->named.count > IMAGE_RUNS_MAX))
         write_base(im);
 }
 

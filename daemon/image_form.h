@@ -29,10 +29,10 @@ struct image_run {
 };
 
 struct image_form {
-    uint64_t lsn;     /* of the record that named it; 0: none did */
-    uint64_t settled; /* it is the state after this record ... */
-    uint64_t upto;    /* ... and with all records from here on in order, the exact state */
-    uint64_t time;    /* when, ns since the Unix epoch */
+    uint64_t lsn;           /* of the record that named it; 0: none did */
+    uint64_t settled;       /* it is the state after this record ... */
+    uint64_t upto;          /* ... and with all records from here on in order, the exact state */
+    uint64_t time;          /* when, ns since the Unix epoch */
     struct image_run *runs; /* in the order in which they are to be loaded */
     uint32_t count;
 };

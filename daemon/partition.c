@@ -249,10 +249,11 @@ static void partition_copy(struct partition *p, uint64_t upto)
     int rc = image_write(p->image, p->processed_lsn, upto);
 
     if (rc < 0 && rc != ERR_AGAIN && rc != ERR_SHUTDOWN && !p->broken)
-        log_warn("partition",
-                 "the metadata's copy on the drives could not be renewed: until it is, keep kv/ safe "
-                 "error=%s",
-                 err_name(rc));
+        log_warn(
+            "partition",
+            "the metadata's copy on the drives could not be renewed: until it is, keep kv/ safe "
+            "error=%s",
+            err_name(rc));
 }
 
 /* Makes the state durable and lets go of the journal before it.

@@ -17,6 +17,7 @@ struct rebuild_result {
  *
  * ERR_EXIST: the KV store has a store. ERR_NOENT: the journal names no copy. ERR_LOST: parts of the
  * copy cannot be read from any drive (ret_result tells how many); with `partial` what can be had is
- * loaded all the same. ERR_JOURNAL, ERR_LOST, ERR_CONFIG, ERR_LOCKED as partition_open. Suspends. */
+ * loaded all the same. ERR_JOURNAL, ERR_LOST, ERR_CONFIG, ERR_LOCKED as partition_open. Suspends.
+ */
 int rebuild_metadata(struct env *env, struct kv *kv, const char *const *drive_paths,
                      unsigned drives, bool partial, struct rebuild_result *ret_result);

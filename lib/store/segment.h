@@ -183,8 +183,8 @@ int segment_verify_headers(struct segments *ss, uint64_t segment, uint32_t *ret_
 /* Takes a segment as one of its fragments describes it, sealed and written to its end, into a table
  * that serves only to look: for walking it without the KV store. ERR_FORMAT. */
 int segment_adopt(struct segments *ss, const struct format_fragment *f);
-/* Calls `fn` for the fragment header at the front of each slot of each drive that can be read, where
- * it is whole, of this store, and in its own place. Suspends. */
+/* Calls `fn` for the fragment header at the front of each slot of each drive that can be read,
+ * where it is whole, of this store, and in its own place. Suspends. */
 void segment_walk_fragments(struct driveset *ds,
                             void (*fn)(void *arg, const struct format_fragment *f), void *arg);
 /* Is this unit a whole fragment header? */

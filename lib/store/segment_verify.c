@@ -321,8 +321,7 @@ void segment_walk_fragments(struct driveset *ds,
                           drive_slot_off(ds, (uint32_t)slot)) < 0)
                 continue;
             memcpy(&f, b->data, sizeof(f));
-            if (segment_fragment_valid(&f) &&
-                memcmp(f.store_uuid, ds->super.store_uuid, 16) == 0 &&
+            if (segment_fragment_valid(&f) && memcmp(f.store_uuid, ds->super.store_uuid, 16) == 0 &&
                 f.columns[f.column].drive == i && f.columns[f.column].slot == slot)
                 fn(arg, &f);
         }
