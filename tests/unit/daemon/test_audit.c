@@ -469,7 +469,7 @@ static const struct damage {
 } damages[] = {
     {d_refs, "chunk-refs", "its row says 77", true},
     {d_orphan, "chunk-orphan", "chunk 999: nobody refers to it", true},
-    {d_chunk_gone, "volume-data", "volume v: blocks 0 to ", false},
+    {d_chunk_gone, "volume-data", "volume v: blocks ", false},
     {d_chunk_cut, "chunk-row", "is broken", false},
     {d_chunk_place, "chunk-place", "segment 4711, which is not there", false},
     {d_chunk_place, "volume-data", "cannot be read", false},
