@@ -22,7 +22,7 @@
 #include "proto/nbd/nbd_server.h"
 
 /* Added to the capacity so that users get all of it: what internal writes keep for themselves. */
-#define NODE_SPARE (112u << 20)
+#define NODE_SPARE (144u << 20)
 
 struct node {
     struct env *env;

@@ -871,7 +871,7 @@ static void full_main(void *arg)
 static void test_full(void **state)
 {
     (void)state;
-    pc.slots = 8;
+    pc.slots = 9;
     sim_case_run(&pc.c, full_main, NULL);
 }
 
