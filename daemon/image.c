@@ -38,11 +38,11 @@
  * Derived rows are not in the copy: the fingerprint index, the lists, and of KV_META what belongs
  * to one KV store ("store", "trim").
  *
- * When there is no room. The copy's space is kept from users (image_room). Should it fail to be
- * written in spite of that, the checkpoint goes on without: serving comes before the second copy,
- * and a journal that cannot be trimmed would stop everything. Nothing is forgotten then, the next
- * copy takes it in; until then a lost KV store cannot be made anew, and that is logged and in the
- * metrics.
+ * When there is no room. The space of twice the copy is kept from users (image_count). Should it
+ * fail to be written in spite of that, the checkpoint goes on without: serving comes before the
+ * second copy, and a journal that cannot be trimmed would stop everything. Nothing is forgotten
+ * then, the next copy takes it in; until then a lost KV store cannot be made anew, and that is
+ * logged and in the metrics.
  */
 #include "daemon/image.h"
 
@@ -242,8 +242,7 @@ static int take_meta(void *arg, enum kv_table t, const struct kv_row *row)
     return 0;
 }
 
-/* Counts what the copy takes in the chunk table. Suspends. */
-static int image_count(struct image *im)
+int image_count(struct image *im)
 {
     size_t n;
     uint64_t *ids = image_form_ids(&im->named, &n);
@@ -276,7 +275,7 @@ static int load_form(struct image *im)
     value = NULL;
     rc = kv_get(im->p->kv, KV_IMAGE, image_mended_key, &value, &len);
     im->lost = rc == 0;
-    return rc == 0 || rc == ERR_NOENT ? image_count(im) : rc;
+    return rc == ERR_NOENT ? 0 : rc;
 }
 
 int image_load(struct image *im)

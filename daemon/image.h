@@ -10,6 +10,9 @@ void image_new(struct partition *p, struct image **ret_image);
 void image_free(struct image *im); /* NULL is fine */
 /* At start, before replay: what the copy lacks of what is in the KV store. Suspends. */
 int image_load(struct image *im);
+/* After replay: counts what the copy takes in the chunk table, and keeps room for the next from
+ * users. Suspends. */
+int image_count(struct image *im);
 
 /* ---- Applying ---- */
 

@@ -654,6 +654,8 @@ static int partition_load(struct partition *p, struct partition_start *start)
     if (rc == 0)
         rc = partition_replay(p, start);
     if (rc == 0)
+        rc = image_count(p->image);
+    if (rc == 0)
         rc = journal_start(p->journal);
     return rc;
 }

@@ -1,6 +1,6 @@
 /* The metadata's copy on the drives: its encoding, and making the metadata anew from it. What the
- * simulator does with it at random is done here on purpose: drives are gone, too many are, the metadata
- * is there.
+ * simulator does with it at random is done here on purpose: drives are gone, too many are, the
+ * metadata is there.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -41,8 +41,7 @@ static void test_form(void **state)
     uint64_t ids[] = {7, 9, 7, UINT64_MAX}, *all;
     struct image_run runs[] = {{.order = 5, .base = true, .bytes = 100, .count = 3, .ids = ids},
                                {.order = 6, .count = 1, .ids = ids + 3}};
-    struct image_form f = {
-        .lsn = 8, .settled = 6, .upto = 4, .time = 1, .runs = runs, .count = 2};
+    struct image_form f = {.lsn = 8, .settled = 6, .upto = 4, .time = 1, .runs = runs, .count = 2};
     struct image_form g;
     STRBUF_AUTO struct strbuf out = STRBUF_INIT;
     size_t used, n;
@@ -173,8 +172,8 @@ static void rebuild_main(void *arg)
     struct kv *kv;
 
     assert_int_equal(kv_mem_open(pc.c.env, pc.image, &kv), 0);
-    rebuild_rc = rebuild_metadata(pc.c.env, kv, store_case_paths(pc.drives), pc.drives, arg != NULL,
-                                  &r);
+    rebuild_rc =
+        rebuild_metadata(pc.c.env, kv, store_case_paths(pc.drives), pc.drives, arg != NULL, &r);
     assert_int_equal(kv_close(kv), 0);
 }
 
