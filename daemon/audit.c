@@ -7,6 +7,8 @@
  */
 #include "daemon/audit_priv.h"
 
+#include "daemon/image_form.h"
+
 #include <stdarg.h>
 #include <string.h>
 
@@ -120,8 +122,12 @@ void audit_leave(struct audit *a, const char *kind, const char *fmt, ...)
     va_end(ap);
 }
 
+/* What is changed here is in no record: the copy on the drives must begin anew. */
 static void write_batch(struct audit *a, struct kv_batch *batch)
 {
+    static const struct kv_slice mark = {IMAGE_MENDED_KEY, sizeof(IMAGE_MENDED_KEY) - 1};
+
+    kv_batch_put(batch, KV_IMAGE, mark, (struct kv_slice){"", 0});
     if (a->rc == 0)
         a->rc = kv_write(a->p->kv, batch);
     kv_batch_free(batch);
@@ -305,6 +311,7 @@ int audit_run(const struct audit_params *params, struct audit_result *ret_result
     audit_buckets(a);   /* before recipes: it knows their names */
     audit_walk(a, KV_MAP, "volume maps", audit_leaf);
     audit_walk(a, KV_RECIPE, "recipes", audit_recipe);
+    audit_image(a);
     audit_catalog(a);
     audit_walk(a, KV_FPRINT, "fingerprints", audit_fprint);
     audit_walk(a, KV_CHUNK, "references", audit_chunk_second);

@@ -3,6 +3,7 @@
 
 #include "daemon/audit_priv.h"
 #include "daemon/catalog.h"
+#include "daemon/image_form.h"
 #include "daemon/leafmap.h"
 #include "daemon/recipe.h"
 #include "dedup/chunk_priv.h"
@@ -299,6 +300,33 @@ void audit_recipe(struct audit *a, struct kv_slice key, struct kv_slice value)
         audit_leave(a, "recipe-orphan", "instance %s: has a recipe, and is not in the catalogue",
                     uid);
     }
+}
+
+/* The metadata's copy on the drives (image.c). */
+void audit_image(struct audit *a)
+{
+    static const struct kv_slice key = {IMAGE_META_KEY, sizeof(IMAGE_META_KEY) - 1};
+    struct image_form form;
+    MEM_AUTO void *value = NULL;
+    uint64_t *ids;
+    size_t len, used, n;
+    bool lost = false;
+
+    value = audit_get(a, KV_META, key, &len);
+    if (!value)
+        return;
+    if (image_form_decode(value, len, &form, &used) < 0) {
+        audit_leave(a, "copy-row", "the row of the metadata's copy on the drives is broken");
+        a->refs_doubtful = true;
+        return;
+    }
+    ids = image_form_ids(&form, &n);
+    for (size_t i = 0; i < n; i++)
+        lost |= refer(a, ids[i]) != NULL;
+    if (lost)
+        audit_leave(a, "copy-data", "part of the metadata's copy on the drives is lost");
+    mem_free(ids);
+    image_form_free(&form);
 }
 
 /* ---- The index and the totals ---- */

@@ -91,6 +91,7 @@ void audit_recipe(struct audit *a, struct kv_slice key, struct kv_slice value);
  */
 struct recipe;
 const char *audit_refer(struct audit *a, const struct recipe *r, uint64_t *ret_chunk);
+void audit_image(struct audit *a);
 void audit_fprint(struct audit *a, struct kv_slice key, struct kv_slice value);
 void audit_totals(struct audit *a);
 

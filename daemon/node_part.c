@@ -13,7 +13,7 @@
 #include "lib/rt/env_uring.h"
 
 /* Added to the capacity so that users get all of it: what internal writes keep for themselves. */
-#define PART_SPARE (112u << 20)
+#define PART_SPARE (144u << 20)
 
 /* ---- Making and opening it ---- */
 

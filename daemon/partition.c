@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "daemon/content.h"
+#include "daemon/image.h"
 #include "daemon/partition_priv.h"
 #include "lib/base/check.h"
 #include "lib/base/codec.h"
@@ -130,6 +131,8 @@ static int apply_dispatch(struct partition *p, uint16_t type, const struct apply
     case RECORD_BUCKET_REMOVE:
     case RECORD_BUCKET_REAP:
         return a->kv ? buckets_apply(p->buckets, type, a) : 0;
+    case RECORD_IMAGE:
+        return image_apply(p->image, a);
     }
     return ERR_FORMAT; /* a journal of a later version */
 }
@@ -145,9 +148,11 @@ static int apply_write(struct partition *p, struct kv_batch *batch, uint64_t lsn
         return 0;
     codec_put_le64(value, lsn);
     kv_batch_put(batch, KV_META, partition_lsn_key, (struct kv_slice){value, 8});
+    image_note(p->image, batch, lsn);
     rc = kv_write(p->kv, batch);
     if (rc < 0)
         return rc;
+    image_take(p->image, batch);
     p->applied_lsn = lsn;
     chunkstore_written(p->chunks);
     volumes_written(p->volumes);
@@ -247,6 +252,20 @@ static void partition_applier(void *arg)
 
 /* ---- Background work ---- */
 
+/* Brings the metadata's copy on the drives up to what was just frozen. Without room for it the
+ * journal is trimmed all the same; see image.c. */
+static void partition_copy(struct partition *p, uint64_t upto)
+{
+    int rc = image_write(p->image, p->processed_lsn, upto);
+
+    if (rc < 0 && rc != ERR_AGAIN && rc != ERR_SHUTDOWN && !p->broken)
+        log_warn(
+            "partition",
+            "the metadata's copy on the drives could not be renewed: until it is, keep kv/ safe "
+            "error=%s",
+            err_name(rc));
+}
+
 /* Makes the state durable and lets go of the journal before it.
  *
  * How far is settled before the flush, the overlay's oldest write included. A write that is drained
@@ -263,10 +282,16 @@ int partition_checkpoint(struct partition *p)
     int rc;
 
     fiber_mutex_lock(&p->checkpoint_lock);
+    image_prepare(p->image);
     upto = p->processed_lsn + 1;
     oldest = volumes_oldest_lsn(p->volumes);
     if (oldest < upto && !PLANTED(TRIM_TOO_EARLY) && !PLANTED(TRIM_RACES_FLUSH))
         upto = oldest;
+    image_freeze(p->image);
+    partition_copy(p, upto);
+    if (PLANTED(IMAGE_TRIMMED_PAST))
+        upto = volumes_oldest_lsn(p->volumes) < p->processed_lsn ? volumes_oldest_lsn(p->volumes)
+                                                                 : p->processed_lsn;
     codec_put_le64(value, upto);
     kv_batch_put(note, KV_META, partition_trim_key, (struct kv_slice){value, 8});
     rc = kv_write(p->kv, note);
@@ -276,6 +301,8 @@ int partition_checkpoint(struct partition *p)
         upto = volumes_oldest_lsn(p->volumes);
     if (rc == 0)
         rc = journal_trim(p->journal, upto);
+    if (rc == 0)
+        image_tidy(p->image);
     took = env_now(p->env) - start;
     metric_record(&p->checkpoint_time, took);
     log_debug("partition", "checkpoint lsn=%llu us=%llu", (unsigned long long)upto,
@@ -327,7 +354,7 @@ static void partition_maintain(void *arg)
             continue;
         partition_watch_health(p);
         membership_watch(p);
-        if (journal_pressure(p->journal) >= PARTITION_PRESSURE) {
+        if (journal_pressure(p->journal) >= PARTITION_PRESSURE || image_due(p->image)) {
             volumes_hurry(p->volumes, p->processed_lsn);
             rc = partition_checkpoint(p);
         }
@@ -459,6 +486,20 @@ int partition_format(struct env *env, struct kv *kv, const struct driveset_param
     batch = kv_batch_new();
     kv_batch_put(batch, KV_META, partition_store_key, (struct kv_slice){ds->super.store_uuid, 16});
     driveset_close(ds);
+    rc = kv_write(kv, batch);
+    kv_batch_free(batch);
+    return rc == 0 ? kv_flush(kv) : rc;
+}
+
+int partition_mark(struct kv *kv, struct driveset *ds, uint64_t upto)
+{
+    struct kv_batch *batch = kv_batch_new();
+    uint8_t trim[8];
+    int rc;
+
+    codec_put_le64(trim, upto);
+    kv_batch_put(batch, KV_META, partition_trim_key, (struct kv_slice){trim, 8});
+    kv_batch_put(batch, KV_META, partition_store_key, (struct kv_slice){ds->super.store_uuid, 16});
     rc = kv_write(kv, batch);
     kv_batch_free(batch);
     return rc == 0 ? kv_flush(kv) : rc;
@@ -614,6 +655,8 @@ static int partition_make_parts(struct partition *p)
         rc = buckets_new(p, &p->buckets);
     p->scrubber = scrubber_new(p);
     if (rc == 0)
+        image_new(p, &p->image);
+    if (rc == 0)
         partition_fit_space(p);
     return rc;
 }
@@ -635,7 +678,11 @@ static int partition_load(struct partition *p, struct partition_start *start)
     if (rc == 0)
         rc = scrubber_load(p->scrubber);
     if (rc == 0)
+        rc = image_load(p->image);
+    if (rc == 0)
         rc = partition_replay(p, start);
+    if (rc == 0)
+        rc = image_count(p->image);
     if (rc == 0)
         rc = journal_start(p->journal);
     return rc;
@@ -643,6 +690,7 @@ static int partition_load(struct partition *p, struct partition_start *start)
 
 static void partition_free(struct partition *p)
 {
+    image_free(p->image);
     scrubber_free(p->scrubber);
     buckets_free(p->buckets);
     studies_free(p->studies);
@@ -732,6 +780,8 @@ int partition_close(struct partition *p)
     chunkstore_stop(p->chunks);
     if (rc == 0)
         rc = partition_checkpoint(p);
+    if (rc == 0)
+        journal_keep(p->journal, image_upto(p->image));
     /* Whatever background fibers still submit gets its answer before the applier goes. */
     stopped = journal_stop(p->journal, false);
     p->apply_stop = true;
@@ -793,6 +843,27 @@ void partition_observe(struct partition *p, struct metrics *m, struct slow_log *
     studies_observe(p->studies, m);
     buckets_observe(p->buckets, m);
     scrubber_observe(p->scrubber, m);
+    image_observe(p->image, m);
+}
+
+static uint64_t without(uint64_t all, uint64_t part)
+{
+    return all > part ? all - part : 0; /* a record may be applied and not yet counted */
+}
+
+/* The metadata's copy is chunks as well, but nobody's data. */
+static void status_of_copy(const struct partition *p, struct partition_status *s)
+{
+    struct image_stats copy;
+
+    image_get_stats(p->image, &copy);
+    s->chunks.chunks = without(s->chunks.chunks, copy.chunks);
+    s->chunks.raw_bytes = without(s->chunks.raw_bytes, copy.raw);
+    s->chunks.stored_bytes = without(s->chunks.stored_bytes, copy.stored);
+    s->chunks.referenced_bytes = without(s->chunks.referenced_bytes, copy.referenced);
+    s->copy_bytes = copy.stored;
+    s->copy_lsn = copy.settled;
+    s->copy_failures = copy.failures;
 }
 
 void partition_get_status(struct partition *p, struct partition_status *ret_status)
@@ -804,6 +875,7 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
 
     segment_get_space(p->segments, &space);
     chunkstore_get_stats(p->chunks, &s.chunks);
+    status_of_copy(p, &s);
     journal_get_stats(p->journal, &s.journal);
     volumes_get_counts(p->volumes, &s.volumes, &mapped, &s.overlay_bytes, &written);
     studies_get_counts(p->studies, &s.studies);

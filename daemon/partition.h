@@ -62,6 +62,10 @@ int partition_format(struct env *env, struct kv *kv, const struct driveset_param
 /* Is there a finished store in the KV store? Suspends. */
 int partition_exists(struct kv *kv, bool *ret_exists);
 
+/* Marks a KV store that was made anew as these drives', which needs the journal from `upto` on, and
+ * makes all of it durable. Suspends. */
+int partition_mark(struct kv *kv, struct driveset *ds, uint64_t upto);
+
 /* Is the KV store these drives', and does it lack nothing that their journal no longer has? ERR_KV
  * otherwise. For looking at a store at rest. Suspends. */
 int partition_match(struct kv *kv, struct driveset *ds);
@@ -126,6 +130,10 @@ struct partition_status {
     uint64_t drive_bytes;   /* ... and bytes written to drives, for them and in the background */
     struct partition_start start;
     struct partition_moves moves;
+    /* The metadata's copy on the drives (daemon/image.h), which `chunks` does not count. */
+    uint64_t copy_bytes;    /* stored */
+    uint64_t copy_lsn;      /* the state after this record; 0: there is no copy */
+    uint64_t copy_failures; /* checkpoints without one, since start */
     struct journal_stats journal;
     struct chunkstore_stats chunks;
 };

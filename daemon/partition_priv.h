@@ -23,6 +23,7 @@ struct partition {
     struct studies *studies;
     struct buckets *buckets;
     struct scrubber *scrubber;
+    struct image *image;
     struct partition_options options;
 
     uint64_t applied_lsn;   /* last record in the KV store */

@@ -255,13 +255,15 @@ const char *place_advice(int error)
     case ERR_LOCKED:
         return "another daemon uses this store: stop it first";
     case ERR_EXIST:
-        return "the drives hold a store whose metadata directory DIR/kv is gone: bring it back";
+        return "the drives hold a store whose metadata directory DIR/kv is gone: bring it back, or "
+               "have it made anew: filmroom-fsck --data DIR --rebuild";
     case ERR_JOURNAL:
         return "all drives with the journal are missing or damaged: bring one of them back";
     case ERR_LOST:
         return "no drive of the store can be read: check the drives' paths";
     case ERR_KV:
-        return "the metadata in DIR/kv does not belong to these drives, or is damaged or too old";
+        return "the metadata in DIR/kv does not belong to these drives, or is damaged or too old: "
+               "move DIR/kv away and have it made anew: filmroom-fsck --data DIR --rebuild";
     case ERR_CONFIG:
         return "the drives are of different stores, as many of one as of another: check their "
                "paths";

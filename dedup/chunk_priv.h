@@ -53,6 +53,7 @@ struct chunkstore {
     uint64_t writing; /* the tick of the oldest change that the KV store may lack; 0: none */
     uint64_t next_id;
     uint64_t reserved; /* bytes of user writes under way */
+    uint64_t kept;     /* chunkstore_keep */
     struct fiber_mutex compacting;
     bool closing;
     uint64_t room_failures; /* rounds of compaction, wanted by waiters, that gained nothing */

@@ -571,6 +571,117 @@ int chunk_list_length(const uint8_t *body, size_t len, size_t *ret_used)
     return 0;
 }
 
+int chunk_list_walk(const uint8_t *body, size_t len,
+                    void (*fn)(void *arg, const struct segment_entry *e), void *arg)
+{
+    struct codec_reader r = codec_reader_on(body, len);
+    uint32_t n = codec_read_le32(&r), flags;
+    size_t used;
+    int rc = chunk_list_length(body, len, &used);
+
+    for (uint32_t i = 0; rc == 0 && i < n; i++) {
+        struct chunk_row row = {0};
+        struct segment_entry e;
+
+        if (!chunk_listed_decode(&r, &row, &flags))
+            return ERR_FORMAT;
+        e = (struct segment_entry){.id = row.id,
+                                   .loc = row.loc,
+                                   .raw = row.raw,
+                                   .codec = row.codec,
+                                   .fingerprint_algorithm = row.fp_algorithm};
+        memcpy(e.fingerprint, row.fp, FINGERPRINT_SIZE);
+        fn(arg, &e);
+    }
+    return rc;
+}
+
+static int chunk_id_compare(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* Loads and pins the rows of ids, each once: *ret_ids and *ret_rows from mem_alloc. */
+static int chunk_rows_once(struct chunkstore *cs, const uint64_t *ids, size_t n, uint64_t **ret_ids,
+                           struct chunk_row ***ret_rows, size_t *ret_count)
+{
+    uint64_t *once = mem_calloc(n, sizeof(*once));
+    struct chunk_row **rows = mem_calloc(n, sizeof(struct chunk_row *));
+    size_t count = 0;
+    int rc;
+
+    if (n) {
+        memcpy(once, ids, n * sizeof(*once));
+        qsort(once, n, sizeof(*once), chunk_id_compare);
+    }
+    for (size_t i = 0; i < n; i++)
+        if (i == 0 || once[i] != once[i - 1])
+            once[count++] = once[i];
+    rc = chunk_rows_get(cs, once, count, rows);
+    if (rc < 0) {
+        mem_free(once);
+        mem_free(rows);
+        return rc;
+    }
+    *ret_ids = once;
+    *ret_rows = rows;
+    *ret_count = count;
+    return 0;
+}
+
+int chunkstore_list(struct chunkstore *cs, const uint64_t *ids, size_t n, struct strbuf *out)
+{
+    uint8_t bytes[CHUNK_LISTED_SIZE];
+    struct chunk_row **rows;
+    uint64_t *once;
+    size_t count;
+    int rc = chunk_rows_once(cs, ids, n, &once, &rows, &count);
+
+    if (rc < 0)
+        return rc;
+    codec_put_le32(strbuf_room(out, 4), (uint32_t)count);
+    for (size_t i = 0; i < count; i++) {
+        if (!rows[i]) {
+            rc = ERR_NOENT;
+            continue;
+        }
+        chunk_listed_encode(rows[i], 0, bytes);
+        strbuf_add(out, bytes, sizeof(bytes));
+        chunk_row_unpin(cs, rows[i]);
+    }
+    mem_free(once);
+    mem_free(rows);
+    return rc;
+}
+
+int chunkstore_sum(struct chunkstore *cs, const uint64_t *ids, size_t n,
+                   struct chunkstore_stats *ret_sum)
+{
+    struct chunkstore_stats sum = {0};
+    struct chunk_row **rows;
+    uint64_t *once;
+    size_t count;
+    int rc = chunk_rows_once(cs, ids, n, &once, &rows, &count);
+
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; i < count; i++) {
+        if (!rows[i])
+            continue;
+        sum.chunks++;
+        sum.raw_bytes += rows[i]->raw;
+        sum.stored_bytes += rows[i]->loc.stored;
+        sum.referenced_bytes += rows[i]->raw * rows[i]->refs;
+        chunk_row_unpin(cs, rows[i]);
+    }
+    mem_free(once);
+    mem_free(rows);
+    *ret_sum = sum;
+    return 0;
+}
+
 int chunk_txn_take(struct chunk_txn *t, const uint8_t *body, size_t len, size_t *ret_used)
 {
     struct codec_reader r = codec_reader_on(body, len);
@@ -778,11 +889,16 @@ uint64_t chunkstore_kept(const struct chunkstore *cs)
 
 int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes)
 {
-    uint64_t kept = cs->options.space_kept + cs->reserved;
+    uint64_t kept = cs->options.space_kept + cs->kept + cs->reserved;
     struct segment_space sp;
 
     segment_get_space(cs->segments, &sp);
     return sp.free < kept || sp.free - kept < bytes ? ERR_NOSPC : 0;
+}
+
+void chunkstore_keep(struct chunkstore *cs, uint64_t bytes)
+{
+    cs->kept = bytes;
 }
 
 /* Waiting must end: when compaction has nothing left to do, and also when it goes on and on without

@@ -104,7 +104,7 @@ static bool space_is_low(const struct chunkstore *cs)
     struct segment_space sp;
 
     segment_get_space(cs->segments, &sp);
-    return sp.free < cs->options.space_kept + cs->reserved + sp.total / COMPACT_LOW;
+    return sp.free < cs->options.space_kept + cs->kept + cs->reserved + sp.total / COMPACT_LOW;
 }
 
 enum compact_need chunkstore_compact_need(const struct chunkstore *cs)
@@ -123,7 +123,7 @@ enum compact_need chunkstore_compact_need(const struct chunkstore *cs)
 
 /* ---- One step: read, write, verify, switch ---- */
 
-static bool same_place(const struct segment_loc *a, const struct segment_loc *b)
+bool chunk_same_place(const struct segment_loc *a, const struct segment_loc *b)
 {
     return a->stripe.segment == b->stripe.segment && a->stripe.offset == b->stripe.offset &&
            a->position == b->position;
@@ -263,7 +263,7 @@ static int run_stripe(struct compact_run *run, const struct segment_entry *entri
     for (size_t i = 0; rc == 0 && i < n; i++) {
         struct chunk_row *r = rows[i];
 
-        if (!r || !same_place(&r->loc, &entries[i].loc) || run->stopped) {
+        if (!r || !chunk_same_place(&r->loc, &entries[i].loc) || run->stopped) {
             chunk_row_unpin(st->cs, r);
             rows[i] = NULL;
             continue;
@@ -315,6 +315,8 @@ static void step_drop(struct compact_step *st)
 
 static enum segment_stream survivors_of(enum segment_stream stream)
 {
+    if (stream == SEGMENT_IMAGE)
+        return SEGMENT_IMAGE;
     return stream == SEGMENT_STUDIES || stream == SEGMENT_STUDIES_KEPT ? SEGMENT_STUDIES_KEPT
                                                                        : SEGMENT_VOLUMES_KEPT;
 }
@@ -393,11 +395,28 @@ static int move_decode(const uint8_t *body, size_t len, struct compact_entry **r
     return 0;
 }
 
+int chunk_move_walk(const uint8_t *body, size_t len,
+                    void (*fn)(void *arg, uint64_t id, const struct segment_loc *from,
+                               const struct segment_loc *to),
+                    void *arg)
+{
+    struct compact_entry *entries;
+    size_t n;
+    int rc = move_decode(body, len, &entries, &n);
+
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; i < n; i++)
+        fn(arg, entries[i].id, &entries[i].from, &entries[i].to);
+    mem_free(entries);
+    return 0;
+}
+
 /* Does not suspend. */
 static void move_row(struct chunkstore *cs, struct chunk_row *r, const struct compact_entry *e,
                      struct kv_batch *batch)
 {
-    if (!same_place(&r->loc, &e->from))
+    if (!chunk_same_place(&r->loc, &e->from))
         return;
     if (!PLANTED(MOVE_COUNTED_TWICE))
         segment_account(cs->segments, &r->loc, false);

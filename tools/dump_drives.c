@@ -208,6 +208,7 @@ struct found_segment {
 struct found {
     struct found_segment *rows;
     size_t count, room;
+    uint64_t only;
 };
 
 static void found_add(struct found *f, const struct format_fragment *fr)
@@ -225,29 +226,19 @@ static void found_add(struct found *f, const struct format_fragment *fr)
     f->rows[f->count++] = (struct found_segment){*fr, 1u << fr->column};
 }
 
+static void found_fragment(void *arg, const struct format_fragment *fr)
+{
+    struct found *f = arg;
+
+    if (!f->only || fr->segment == f->only)
+        found_add(f, fr);
+}
+
 /* Looks at the front of every slot of every drive; `only` is 0 or the segment that is wanted. */
 static void find_segments(struct dump *d, uint64_t only, struct found *f)
 {
-    struct driveset *ds = d->o.drives;
-    struct buf *b = buf_new(FORMAT_UNIT);
-
-    for (unsigned i = 0; i < ds->count; i++) {
-        if (!drive_readable(&ds->drives[i]))
-            continue;
-        for (uint64_t slot = 0; slot < ds->drives[i].slot_count; slot++) {
-            struct format_fragment fr;
-
-            if (env_pread(ds->drives[i].file, b->data, FORMAT_UNIT,
-                          drive_slot_off(ds, (uint32_t)slot)) < 0)
-                continue;
-            memcpy(&fr, b->data, sizeof(fr));
-            if (segment_fragment_valid(&fr) && (!only || fr.segment == only) &&
-                memcmp(fr.store_uuid, ds->super.store_uuid, 16) == 0 &&
-                fr.columns[fr.column].drive == i && fr.columns[fr.column].slot == slot)
-                found_add(f, &fr);
-        }
-    }
-    buf_unref(b);
+    f->only = only;
+    segment_walk_fragments(d->o.drives, found_fragment, f);
 }
 
 static int found_compare(const void *x, const void *y)

@@ -57,6 +57,8 @@ const char *dump_record_name(unsigned type)
         return "bucket-remove";
     case RECORD_BUCKET_REAP:
         return "bucket-reap";
+    case RECORD_IMAGE:
+        return "image";
     }
     return "unknown";
 }
@@ -239,6 +241,16 @@ void dump_set_scrub(json_t *o, const void *p, size_t len)
     (void)json_object_set_new(o, "last", scrub_pass(&st.last));
 }
 
+/* What the metadata's copy consists of; see daemon/image_form.h. */
+static void set_image(struct codec_reader *r, json_t *row)
+{
+    (void)codec_read_le64(r);
+    dump_set(row, "settled", codec_read_le64(r));
+    dump_set(row, "upto", codec_read_le64(r));
+    (void)codec_read_le64(r);
+    dump_set(row, "runs", codec_read_le32(r));
+}
+
 void dump_record(const struct journal_record *rec, json_t *row)
 {
     struct codec_reader r = codec_reader_on(rec->body, rec->length);
@@ -295,6 +307,10 @@ void dump_record(const struct journal_record *rec, json_t *row)
     case RECORD_BUCKET_REMOVE:
     case RECORD_BUCKET_REAP:
         set_bucket(rec, &r, row);
+        break;
+    case RECORD_IMAGE:
+        r = skip_chunks(rec, row);
+        set_image(&r, row);
         break;
     case RECORD_CHUNK_MOVE:
         break;

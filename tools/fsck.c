@@ -7,12 +7,14 @@
  */
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <jansson.h>
 
 #include "daemon/audit.h"
 #include "daemon/partition.h"
+#include "daemon/rebuild.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "tools/offline.h"
@@ -25,13 +27,14 @@ enum { FSCK_MENDED = 1, FSCK_LEFT = 4, FSCK_FAILED = 8, FSCK_USAGE = 16 };
 
 struct fsck {
     struct offline o;
-    bool deep, json, repair, terminal;
+    bool deep, json, repair, rebuild, terminal;
     int code;
     bool clean;            /* the journal was, when we came */
     uint64_t replayed;     /* records */
     bool quiet_left;       /* findings that stay were told in the pass before */
     uint64_t mended, open; /* findings: mended; still there */
     struct audit_result result;
+    struct rebuild_result rebuilt;
     json_t *findings;
 };
 
@@ -124,12 +127,62 @@ static int fsck_audit(struct fsck *f, bool deep)
     return rc;
 }
 
+static void rebuild_failed(const struct fsck *f, int rc)
+{
+    const struct offline *o = &f->o;
+
+    if (rc == ERR_EXIST)
+        offline_say(o,
+                    "there is metadata in %s: check it without --rebuild; if it is not to be "
+                    "used, move that directory away first",
+                    o->place.kv);
+    else if (rc == ERR_NOENT)
+        offline_say(o, "the drives hold no copy of the metadata: bring %s back", o->place.kv);
+    else if (rc == ERR_LOST && f->rebuilt.chunks_lost)
+        offline_say(o,
+                    "%llu of %llu parts of the metadata's copy cannot be read from any drive: "
+                    "bring a missing drive back; or give --rebuild --repair, which brings back "
+                    "what the others have",
+                    (unsigned long long)f->rebuilt.chunks_lost,
+                    (unsigned long long)(f->rebuilt.chunks_lost + f->rebuilt.chunks));
+    else
+        offline_say(o, "the metadata cannot be made anew: %s", place_advice(rc));
+}
+
+/* Makes the metadata anew. Suspends. */
+static int fsck_rebuild(struct fsck *f)
+{
+    int rc = place_open_kv(f->o.env, &f->o.config, &f->o.place, PLACE_MAKE, &f->o.kv);
+
+    if (rc < 0) {
+        f->o.kv = NULL;
+        offline_say(&f->o, "cannot open the metadata in %s: move that directory away first: %s",
+                    f->o.place.kv, err_text(rc));
+        return rc;
+    }
+    driveset_close(f->o.drives);
+    f->o.drives = NULL;
+    rc = rebuild_metadata(f->o.env, f->o.kv, (const char *const *)f->o.place.drives,
+                          f->o.place.count, f->repair, &f->rebuilt);
+    if (rc < 0) {
+        rebuild_failed(f, rc);
+        return rc;
+    }
+    f->code |= FSCK_MENDED;
+    if (f->rebuilt.chunks_lost) {
+        tell(f, "copy-lost", "parts of the metadata's copy are lost: what they had is missing",
+             AUDIT_LEFT);
+        f->code |= FSCK_LEFT;
+    }
+    return offline_open_drives(&f->o);
+}
+
 static int fsck_open(struct fsck *f)
 {
     int rc = offline_open_drives(&f->o);
 
     if (rc == 0)
-        rc = offline_open_kv(&f->o);
+        rc = f->rebuild ? fsck_rebuild(f) : offline_open_kv(&f->o);
     if (rc == 0) {
         rc = partition_match(f->o.kv, f->o.drives);
         if (rc < 0)
@@ -167,7 +220,8 @@ static int fsck_replay(struct fsck *f)
 
 static void fsck_check(struct fsck *f)
 {
-    f->clean = f->o.drives->super.clean;
+    /* A clean stop's metadata may be gone, what was made anew wants the journal. */
+    f->clean = f->o.drives->super.clean && !f->rebuild;
     if (!f->clean) {
         if (fsck_audit(f, false) < 0)
             return;
@@ -191,6 +245,33 @@ static void fsck_check(struct fsck *f)
 
 /* ---- Summing up ---- */
 
+static void print_rebuilt(const struct fsck *f)
+{
+    time_t when = (time_t)(f->rebuilt.time / ENV_NS_PER_S);
+    struct tm tm;
+    char text[32] = "";
+
+    if (!f->rebuild)
+        return;
+    if (f->rebuilt.time && gmtime_r(&when, &tm))
+        (void)strftime(text, sizeof(text), "%Y-%m-%d %H:%M:%S UTC", &tm);
+    if (*text)
+        printf("the metadata was made anew: %llu rows from the copy of %s, and the journal\n",
+               (unsigned long long)f->rebuilt.rows, text);
+    else
+        printf("the metadata was made anew from the journal, which has all of it\n");
+}
+
+static json_t *sum_rebuilt(const struct fsck *f)
+{
+    if (!f->rebuild)
+        return json_null();
+    return json_pack("{s:I, s:I, s:I, s:I, s:I}", "rows", (json_int_t)f->rebuilt.rows, "time",
+                     (json_int_t)(f->rebuilt.time / ENV_NS_PER_S), "record",
+                     (json_int_t)f->rebuilt.settled, "chunks", (json_int_t)f->rebuilt.chunks,
+                     "chunks_lost", (json_int_t)f->rebuilt.chunks_lost);
+}
+
 static const char *drive_word(const struct drive *d)
 {
     return d->state == DRIVE_OK        ? "ok"
@@ -212,6 +293,7 @@ static void print_sum(const struct fsck *f)
             printf("note: drive %u: %llu columns of stripes could not be read\n", i,
                    (unsigned long long)r->drives[i].absent_columns);
     }
+    print_rebuilt(f);
     if (!f->clean)
         printf("the journal was not clean: %llu records replayed\n",
                (unsigned long long)f->replayed);
@@ -255,11 +337,11 @@ static void print_json(struct fsck *f)
                   (json_int_t)r->studies, "instances", (json_int_t)r->instances, "chunks",
                   (json_int_t)r->chunks, "segments", (json_int_t)r->segments, "stripes",
                   (json_int_t)r->stripes, "lost_chunks", (json_int_t)r->lost_chunks);
-    json_t *sum =
-        json_pack("{s:b, s:I, s:b, s:I, s:I, s:i, s:o, s:o, s:O}", "journal_clean", f->clean,
-                  "replayed_records", (json_int_t)f->replayed, "deep", f->deep, "mended",
-                  (json_int_t)f->mended, "left", (json_int_t)f->open, "exit_code", f->code,
-                  "checked", checked, "drives", sum_drives(f), "findings", f->findings);
+    json_t *sum = json_pack("{s:b, s:I, s:b, s:o, s:I, s:I, s:i, s:o, s:o, s:O}", "journal_clean",
+                            f->clean, "replayed_records", (json_int_t)f->replayed, "deep", f->deep,
+                            "rebuilt", sum_rebuilt(f), "mended", (json_int_t)f->mended, "left",
+                            (json_int_t)f->open, "exit_code", f->code, "checked", checked, "drives",
+                            sum_drives(f), "findings", f->findings);
 
     (void)json_dumpf(sum, stdout, JSON_INDENT(2));
     putchar('\n');
@@ -285,7 +367,8 @@ static void fsck_main(void *arg)
 /* ---- The command line ---- */
 
 static const char usage[] =
-    "Usage: filmroom-fsck --data DIR [--config FILE] [--deep] [--repair] [--json]\n"
+    "Usage: filmroom-fsck --data DIR [--config FILE] [--deep] [--repair] [--rebuild]\n"
+    "                     [--json]\n"
     "\n"
     "Checks a store while no daemon runs on it.\n"
     "\n"
@@ -295,6 +378,7 @@ static const char usage[] =
     "                 another partition than the first\n"
     "  --deep         read everything from the drives and verify it\n"
     "  --repair       mend what follows from the rest\n"
+    "  --rebuild      first make lost metadata (DIR/kv) anew from the drives\n"
     "  --json         tell in JSON\n"
     "  --help, --version\n"
     "\n"
@@ -306,6 +390,8 @@ static bool take_flag(struct fsck *f, const char *arg)
         f->deep = true;
     else if (strcmp(arg, "--repair") == 0)
         f->repair = true;
+    else if (strcmp(arg, "--rebuild") == 0)
+        f->rebuild = true;
     else if (strcmp(arg, "--json") == 0)
         f->json = true;
     else

@@ -161,7 +161,10 @@ int offline_open_kv(struct offline *o)
     int rc = place_open_kv(o->env, &o->config, &o->place, PLACE_EXTANT, &o->kv);
 
     if (rc == ERR_NOENT)
-        offline_say(o, "there is no metadata in %s: bring that directory back", o->place.kv);
+        offline_say(o,
+                    "there is no metadata in %s: bring that directory back, or give --rebuild to "
+                    "filmroom-fsck",
+                    o->place.kv);
     else if (rc < 0)
         offline_say(o, "cannot open the metadata in %s: %s", o->place.kv, advice(rc));
     if (rc < 0)

@@ -11,6 +11,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -21,17 +22,18 @@ struct kv_batch;
 /* The tables. Their keys and values are described where they are encoded. The numbers are part of
  * the keys on the medium: append only. */
 enum kv_table {
-    KV_META,       /* singletons: applied LSN, format, counters */
-    KV_VOLUME,     /* volumes */
-    KV_MAP,        /* volume map leaves */
-    KV_CHUNK,      /* chunk table */
-    KV_FPRINT,     /* fingerprint index */
-    KV_SEGMENT,    /* segments */
-    KV_CATALOG,    /* patients, studies, series, instances */
-    KV_RECIPE,     /* recipes of instances and objects */
-    KV_INDEX,      /* secondary indexes and work lists */
-    KV_BUCKET = 9, /* buckets and objects */
-    KV_TABLE_COUNT = 11
+    KV_META,    /* singletons: applied LSN, format, counters */
+    KV_VOLUME,  /* volumes */
+    KV_MAP,     /* volume map leaves */
+    KV_CHUNK,   /* chunk table */
+    KV_FPRINT,  /* fingerprint index */
+    KV_SEGMENT, /* segments */
+    KV_CATALOG, /* patients, studies, series, instances */
+    KV_RECIPE,  /* recipes of instances and objects */
+    KV_INDEX,   /* secondary indexes and work lists */
+    KV_BUCKET,  /* buckets and objects */
+    KV_IMAGE,   /* the copy of the metadata on the drives (daemon/image.c) */
+    KV_TABLE_COUNT
 };
 
 struct kv_slice {
@@ -85,6 +87,33 @@ int kv_get_stats(struct kv *kv, struct kv_stats *ret_stats);
 
 /* Flushes and closes. Suspends. NULL is fine. */
 int kv_close(struct kv *kv);
+
+/* ---- Changed rows (kv_changes.c) ---- */
+
+/* The rows that batches changed, each with the value that it had last, or as deleted. Rows of some
+ * tables can be left out: bit t of `but` leaves out table t. Nothing here suspends. */
+struct kv_changes;
+struct kv_changes *kv_changes_new(unsigned but);
+void kv_changes_free(struct kv_changes *c); /* NULL is fine */
+void kv_changes_add(struct kv_changes *c, const struct kv_batch *b);
+/* One row; `value` NULL: it is deleted. */
+void kv_changes_set(struct kv_changes *c, enum kv_table t, struct kv_slice key,
+                    const struct kv_slice *value);
+/* Adds what is in `older` and not in `c`. */
+void kv_changes_add_older(struct kv_changes *c, const struct kv_changes *older);
+size_t kv_changes_bytes(const struct kv_changes *c); /* of memory */
+size_t kv_changes_count(const struct kv_changes *c);
+/* The rows in the order of their tables and keys: *ret_rows has kv_changes_count of them, the
+ * caller frees it; good until `c` changes. May run on a lane. */
+struct kv_change {
+    enum kv_table table;
+    bool gone;
+    struct kv_slice key, value;
+};
+void kv_changes_sorted(const struct kv_changes *c, struct kv_change **ret_rows);
+/* Calls `fn` with the table and key of each row that a batch changes, in order. */
+void kv_batch_keys(const struct kv_batch *b,
+                   void (*fn)(void *arg, enum kv_table t, struct kv_slice key), void *arg);
 
 /* ---- Write-behind (kv_front.c) ---- */
 

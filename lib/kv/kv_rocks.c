@@ -309,12 +309,30 @@ static void kv_rocks_scan_run(void *arg)
     rocksdb_readoptions_destroy(o);
 }
 
+/* Scans in place where that can be short and finds all in memory, else on the lane. Suspends. */
+static int kv_rocks_scan_try(struct kv_rocks_scan *s, bool in_place)
+{
+    s->result = ERR_AGAIN;
+    s->memory_only = true;
+    if (in_place)
+        kv_rocks_scan_run(s);
+    if (s->result == ERR_AGAIN) {
+        s->memory_only = false;
+        env_offload(s->k->env, ENV_LANE_KV, kv_rocks_scan_run, s);
+    }
+    return s->result;
+}
+
 static int kv_rocks_scan(struct kv *kv, struct kv_slice from, struct kv_slice to, size_t max_rows,
                          size_t max_bytes, int reverse, struct kv_rows **ret_rows)
 {
-    struct kv_rocks *k = kv_rocks_of(kv);
-    struct kv_rocks_scan s = {k,    from, to,       max_rows, max_bytes, reverse != 0,
-                              true, NULL, ERR_AGAIN};
+    struct kv_rocks_scan s = {.k = kv_rocks_of(kv),
+                              .from = from,
+                              .to = to,
+                              .max_rows = max_rows,
+                              .max_bytes = max_bytes,
+                              .reverse = reverse != 0};
+    int rc;
 
     /* RocksDB takes bounds that cross for a broken invariant of its own. */
     if (kv_slice_cmp(from, to) >= 0) {
@@ -324,16 +342,10 @@ static int kv_rocks_scan(struct kv *kv, struct kv_slice from, struct kv_slice to
         *ret_rows = kv_page_pack(&page);
         return 0;
     }
-    if (max_rows <= KV_ROCKS_INLINE_ROWS)
-        kv_rocks_scan_run(&s);
-    if (s.result == ERR_AGAIN) {
-        s.memory_only = false;
-        env_offload(k->env, ENV_LANE_KV, kv_rocks_scan_run, &s);
-    }
-    if (s.result < 0)
-        return s.result;
-    *ret_rows = s.rows;
-    return 0;
+    rc = kv_rocks_scan_try(&s, max_rows <= KV_ROCKS_INLINE_ROWS);
+    if (rc == 0)
+        *ret_rows = s.rows;
+    return rc;
 }
 
 /* ---- Several keys at once ------------------------------------------------------------------- */
@@ -362,19 +374,18 @@ static int kv_rocks_multi_walk(struct kv_rocks *k, const struct kv_slice *keys, 
 {
     struct kv_slice last = keys[n - 1];
     struct kv_full_key to = {.len = last.len + 1};
-    struct kv_rocks_scan s = {k,    keys[0], kv_full_slice(&to), SIZE_MAX, SIZE_MAX, false,
-                              true, NULL,    ERR_AGAIN};
+    struct kv_rocks_scan s = {.k = k,
+                              .from = keys[0],
+                              .to = kv_full_slice(&to),
+                              .max_rows = SIZE_MAX,
+                              .max_bytes = SIZE_MAX};
     size_t at = 0;
+    int rc;
 
     memcpy(to.bytes, last.data, last.len); /* and a zero: the next key there can be */
-    if (n <= KV_ROCKS_INLINE_ROWS)
-        kv_rocks_scan_run(&s);
-    if (s.result == ERR_AGAIN) {
-        s.memory_only = false;
-        env_offload(k->env, ENV_LANE_KV, kv_rocks_scan_run, &s);
-    }
-    if (s.result < 0)
-        return s.result;
+    rc = kv_rocks_scan_try(&s, n <= KV_ROCKS_INLINE_ROWS);
+    if (rc < 0)
+        return rc;
     for (size_t i = 0; i < n; i++) {
         struct kv_slice key = kv_key_of_full(keys[i]);
 

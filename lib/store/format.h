@@ -87,11 +87,14 @@ struct format_super {
     /* Replay begins here: the batch of this sequence number, at this offset of the area. */
     uint64_t replay_seq, replay_off, replay_lsn;
     uint64_t fence_seq, fence_epoch; /* F7 */
-    uint8_t reserved1[FORMAT_UNIT - 160 - FORMAT_DRIVES_MAX * sizeof(struct format_member)];
+    /* A clean stop's end of the journal, as the replay point may stay before it; lsn 0: it is the
+     * replay point. Only for a start that finds no mirror any more. */
+    uint64_t clean_seq, clean_off, clean_lsn;
+    uint8_t reserved1[FORMAT_UNIT - 184 - FORMAT_DRIVES_MAX * sizeof(struct format_member)];
     struct format_member members[FORMAT_DRIVES_MAX];
 };
 _Static_assert(sizeof(struct format_super) == FORMAT_UNIT, "on media");
-_Static_assert(offsetof(struct format_super, reserved1) == 160, "no holes");
+_Static_assert(offsetof(struct format_super, reserved1) == 184, "no holes");
 
 #define FORMAT_BATCH_MAGIC 0x42724c46u /* "FLrB" */
 

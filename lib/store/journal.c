@@ -40,6 +40,7 @@ int journal_open(struct driveset *ds, const struct journal_ops *ops, void *arg,
     j->head_off = ds->super.replay_off;
     j->head_seq = ds->super.replay_seq;
     j->next_lsn = j->head_lsn = ds->super.replay_lsn;
+    j->keep_lsn = UINT64_MAX;
     list_init(&j->extents);
     fiber_cond_init(&j->work);
     fiber_cond_init(&j->space);
@@ -609,6 +610,7 @@ int journal_start(struct journal *j)
 struct journal_replay_point {
     uint64_t seq, off, lsn;
     bool clean;
+    uint64_t end_seq, end_off, end_lsn; /* of a clean stop; else 0 */
 };
 
 static void journal_set_replay(struct format_super *super, void *arg)
@@ -619,6 +621,9 @@ static void journal_set_replay(struct format_super *super, void *arg)
     super->replay_off = p->off;
     super->replay_lsn = p->lsn;
     super->clean = p->clean;
+    super->clean_seq = p->end_seq;
+    super->clean_off = p->end_off;
+    super->clean_lsn = p->end_lsn;
 }
 
 /* Where replay must begin when it no longer needs any record below lsn. */
@@ -630,9 +635,10 @@ static struct journal_replay_point journal_point(const struct journal *j, uint64
         uint64_t end = it->next == &j->extents ? j->head_lsn : next->first_lsn;
 
         if (end > lsn)
-            return (struct journal_replay_point){e->seq, e->off, e->first_lsn, false};
+            return (struct journal_replay_point){.seq = e->seq, .off = e->off, .lsn = e->first_lsn};
     }
-    return (struct journal_replay_point){j->head_seq, j->head_off, j->head_lsn, false};
+    return (struct journal_replay_point){
+        .seq = j->head_seq, .off = j->head_off, .lsn = j->head_lsn};
 }
 
 int journal_trim(struct journal *j, uint64_t lsn)
@@ -657,6 +663,11 @@ int journal_trim(struct journal *j, uint64_t lsn)
     return rc;
 }
 
+void journal_keep(struct journal *j, uint64_t lsn)
+{
+    j->keep_lsn = lsn;
+}
+
 int journal_stop(struct journal *j, bool clean)
 {
     j->stopping = true;
@@ -667,8 +678,12 @@ int journal_stop(struct journal *j, bool clean)
     if (j->broken)
         return j->broken;
     if (clean) {
-        struct journal_replay_point p = {j->head_seq, j->head_off, j->head_lsn, true};
+        struct journal_replay_point p = journal_point(j, j->keep_lsn);
 
+        p.clean = true;
+        p.end_seq = j->head_seq;
+        p.end_off = j->head_off;
+        p.end_lsn = j->head_lsn;
         return driveset_commit(j->ds, false, journal_set_replay, &p);
     }
     return 0;

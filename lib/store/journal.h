@@ -94,6 +94,8 @@ int journal_trim(struct journal *j, uint64_t lsn);
 void journal_level(struct journal *j);
 /* Is this drive a mirror, on its way to be one, or was it when superblocks were last written? */
 bool journal_on_drive(const struct journal *j, unsigned drive);
+/* A clean stop leaves the records from lsn on for the next start to read, as trimming would. */
+void journal_keep(struct journal *j, uint64_t lsn);
 
 /* The LSN that the next append gets. */
 uint64_t journal_next_lsn(const struct journal *j);

@@ -29,6 +29,7 @@ struct journal {
     uint64_t head_off, head_seq; /* where and what the next batch is */
     uint64_t head_lsn;           /* first LSN that is in no live or trimmed batch */
     uint64_t next_lsn;
+    uint64_t keep_lsn; /* journal_keep */
 
     struct buf *pending; /* being filled; NULL when empty */
     size_t pending_len;

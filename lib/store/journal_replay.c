@@ -285,6 +285,21 @@ static void replay_sync(struct replay *r)
             driveset_put_out(r->j->ds, r->mirrors[i].drive->index, "journal sync failed");
 }
 
+/* No mirror is left. After a clean stop that does not matter: the journal goes on at its end. */
+static int replay_nothing(struct journal *j)
+{
+    struct format_super *s = &j->ds->super;
+
+    if (!s->clean)
+        return ERR_JOURNAL;
+    if (s->clean_lsn) {
+        s->replay_seq = j->head_seq = s->clean_seq;
+        s->replay_off = j->head_off = s->clean_off;
+        s->replay_lsn = j->head_lsn = j->next_lsn = s->clean_lsn;
+    }
+    return 0;
+}
+
 int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journal_record *r),
                    void *arg, struct journal_replay_stats *ret_stats)
 {
@@ -299,7 +314,7 @@ int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journ
             r->mirrors[r->count++].drive = &j->ds->drives[i];
     replay_sync(r);
     if (r->count == 0)
-        rc = j->ds->super.clean ? 0 : ERR_JOURNAL;
+        rc = replay_nothing(j);
     else
         rc = replay_all(r, apply, arg, &stats);
     for (unsigned i = 0; i < r->count; i++) {

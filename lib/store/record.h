@@ -32,6 +32,7 @@ enum record_type {
     RECORD_BUCKET_PUT = 52,
     RECORD_BUCKET_REMOVE = 53,
     RECORD_BUCKET_REAP = 54,
+    RECORD_IMAGE = 60, /* daemon/image.c */
 };
 
 /* Implemented by the partition. */

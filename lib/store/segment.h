@@ -40,6 +40,7 @@ enum segment_stream {
     SEGMENT_STUDIES,
     SEGMENT_VOLUMES_KEPT,
     SEGMENT_STUDIES_KEPT,
+    SEGMENT_IMAGE, /* of the metadata; what outlived a segment stays in this stream */
     SEGMENT_STREAMS
 };
 
@@ -213,6 +214,10 @@ void segment_ails(struct segments *ss, uint64_t segment);
 /* Takes a segment as one of its fragments describes it, sealed and written to its end, into a table
  * that serves only to look: for walking it without the KV store. ERR_FORMAT. */
 int segment_adopt(struct segments *ss, const struct format_fragment *f);
+/* Calls `fn` for the fragment header at the front of each slot of each drive that can be read,
+ * where it is whole, of this store, and in its own place. Suspends. */
+void segment_walk_fragments(struct driveset *ds,
+                            void (*fn)(void *arg, const struct format_fragment *f), void *arg);
 /* Is this unit a whole fragment header? */
 bool segment_fragment_valid(const struct format_fragment *f);
 

@@ -337,3 +337,26 @@ int segment_adopt(struct segments *ss, const struct format_fragment *f)
     segment_row_encode(&s, &row);
     return segment_load(ss, s.id, row.data, row.len);
 }
+
+void segment_walk_fragments(struct driveset *ds,
+                            void (*fn)(void *arg, const struct format_fragment *f), void *arg)
+{
+    struct buf *b = buf_new(FORMAT_UNIT);
+
+    for (unsigned i = 0; i < ds->count; i++) {
+        if (!drive_readable(&ds->drives[i]))
+            continue;
+        for (uint64_t slot = 0; slot < ds->drives[i].slot_count; slot++) {
+            struct format_fragment f;
+
+            if (drive_pread(&ds->drives[i], &b, FORMAT_UNIT, drive_slot_off(ds, (uint32_t)slot)) <
+                0)
+                continue;
+            memcpy(&f, b->data, sizeof(f));
+            if (segment_fragment_valid(&f) && memcmp(f.store_uuid, ds->super.store_uuid, 16) == 0 &&
+                f.columns[f.column].drive == i && f.columns[f.column].slot == slot)
+                fn(arg, &f);
+        }
+    }
+    buf_unref(b);
+}

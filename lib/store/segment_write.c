@@ -181,7 +181,9 @@ static int stripe_write_columns(struct segments *ss, const struct segment *s,
         drive_io_prepare(d, &ios[i], ENV_WRITE, b, b->data + i * column, column,
                          segment_column_off(ss, s, i) + (uint64_t)where->offset * FORMAT_UNIT);
         ios[i].dsync = !PLANTED(STRIPE_NOT_SYNCED) &&
-                       !(PLANTED(COMPACT_NOT_SYNCED) && s->stream >= SEGMENT_VOLUMES_KEPT);
+                       !(PLANTED(COMPACT_NOT_SYNCED) && (s->stream == SEGMENT_VOLUMES_KEPT ||
+                                                         s->stream == SEGMENT_STUDIES_KEPT)) &&
+                       !(PLANTED(IMAGE_NOT_SYNCED) && s->stream == SEGMENT_IMAGE);
     }
     drive_io_run(ios, n);
     return segment_columns_written(ss, s, ios);

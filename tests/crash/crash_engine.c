@@ -301,6 +301,7 @@ static void kill_process(struct crash *c)
     model_crash(&c->run.model);
     for (unsigned i = 0; i < INSTANCES; i++)
         model_instance_crash(&c->run.instances[i]);
+    objects_crash(c->run.buckets);
     c->version++;
 }
 
@@ -408,6 +409,7 @@ static void crash_init(struct crash *c, const struct crash_workload *w,
     model_init(&r->model);
     for (unsigned i = 0; i < INSTANCES; i++)
         model_instance_init(&r->instances[i]);
+    objects_init(r->buckets);
     r->drives = s->drives;
     driveset_profile(r->drives, &r->k, &r->m);
     memcpy(r->paths, drive_paths, sizeof(drive_paths));
@@ -440,6 +442,7 @@ static void crash_free(struct crash *c)
     crash_meta_free(&c->meta);
     for (unsigned i = 0; i < INSTANCES; i++)
         model_instance_free(&c->run.instances[i]);
+    objects_free(c->run.buckets);
     model_free(&c->run.model);
     mem_free(c->seen);
     mem_free(c);

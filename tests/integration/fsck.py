@@ -260,7 +260,7 @@ class Store:
                       ["volume", "none"]):
             done = run(DUMP, *base, *words, ok=False)
             check(done.returncode == 1 and done.stderr, words, "gave", done.returncode, done.stderr)
-        check(run(FSCK, *base, "--rebuild", ok=False).returncode == 16, "an unknown option")
+        check(run(FSCK, *base, "--no-such", ok=False).returncode == 16, "an unknown option")
         done = run(FSCK, "--data", self.folder + "/none", ok=False)
         check(done.returncode == 8 and not os.path.exists(self.folder + "/none"),
               "fsck of nothing gave", done.returncode)

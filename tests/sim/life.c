@@ -484,6 +484,26 @@ static void live(struct run *r, bool to_the_end)
     life_over(r, run_chance(r, 50));
 }
 
+/* The KV store is lost, and made anew from the drives. Where they have no copy of it, it turns up
+ * again: there would be nothing to go on with. */
+static void lose_kv(struct run *r)
+{
+    struct kv_mem_image *old = r->image;
+
+    r->image = kv_mem_image_new();
+    for (bool done = false; !done;) {
+        life_started(r, "rebuild", rebuild_main);
+        life_run(r, run_chance(r, 20) ? run_random(r, 10 * ENV_NS_PER_MS) : LIFE_MAX_NS);
+        done = r->opened;
+        life_over(r, run_chance(r, 50));
+    }
+    r->rebuilds++;
+    r->rebuilds_missing += !r->rebuilt;
+    kv_mem_image_free(r->rebuilt ? old : r->image);
+    if (!r->rebuilt)
+        r->image = old;
+}
+
 static void make_store(struct run *r)
 {
     r->phase = "formatting";
@@ -552,6 +572,8 @@ uint64_t run_seed(uint64_t seed, const struct run_options *options)
         live(r, run_chance(r, r->storm ? 5 : 35));
         if (run_chance(r, r->storm ? 20 : 50))
             damage(r);
+        if (run_chance(r, 35) && !r->options.lost)
+            lose_kv(r);
     }
     heal(r);
     r->faults_on = r->host_fills = false;
@@ -570,9 +592,10 @@ uint64_t run_seed(uint64_t seed, const struct run_options *options)
     run_trace(
         r,
         "ended well: %llu operations, %llu without space, %llu kills, %llu bytes moved out of "
-        "%llu segments",
+        "%llu segments, %llu rebuilds, %llu without a copy",
         (unsigned long long)r->ops, (unsigned long long)r->nospc, (unsigned long long)r->kills,
-        (unsigned long long)r->moved, (unsigned long long)r->compacted);
+        (unsigned long long)r->moved, (unsigned long long)r->compacted,
+        (unsigned long long)r->rebuilds, (unsigned long long)r->rebuilds_missing);
     run_free(r);
     return digest;
 }

@@ -104,8 +104,10 @@ struct run {
     bool healing;  /* this life: no faults, and the store must become whole */
     bool is_whole; /* it did */
     bool converge; /* the life before the last: scrub has to make everything whole */
+    bool rebuilt;  /* the KV store could be made anew */
 
     uint64_t ops, nospc, kills, compacted, moved; /* counts, for --trace */
+    uint64_t rebuilds, rebuilds_missing;          /* KV stores lost; that no copy was found of */
 };
 
 /* Ends the test: prints what went wrong and how to see it again. */
@@ -123,6 +125,8 @@ static inline bool run_chance(struct run *r, unsigned percent)
 
 /* clients.c: a client fiber works until r->ops_left is used up. */
 void client_main(void *arg);
+/* studies.c: an operation on instances; false when it is none. */
+bool studies_step(struct run *r, enum op_kind kind);
 /* Reads a whole instance; which of its contents it is, ABSENT when there is none. */
 int client_read_instance(struct run *r, unsigned index, int *ret_content);
 /* Is it fair to say that the store is full, or the file systems under it, for a write of so many
@@ -169,6 +173,8 @@ void scrub_op(struct run *r);
 void scrub_heal(struct run *r);
 void scrub_converge(struct run *r);
 void scrub_audit(struct run *r);
+/* rebuild.c: makes r->image, which is empty, anew from the drives. */
+void rebuild_main(void *arg);
 
 /* recount.c: references, chunks, segments and indexes in the KV store, counted again from maps and
  * recipes; the partition is closed. */

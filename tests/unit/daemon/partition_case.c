@@ -7,7 +7,7 @@
 
 void partition_case_init(struct partition_case *pc, uint64_t seed)
 {
-    *pc = (struct partition_case){.drives = 3, .m = 1, .slots = 12, .journal = 4u << 20};
+    *pc = (struct partition_case){.drives = 3, .m = 1, .slots = 14, .journal = 4u << 20};
     pc->options.cache_bytes = 100u << 10;
     pc->options.overlay_bytes = 1u << 20;
     pc->options.ingest_bytes = 32u << 20;

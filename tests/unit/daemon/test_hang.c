@@ -32,6 +32,7 @@ static int setup(void **state)
 {
     (void)state;
     partition_case_init(&pc, 1);
+    pc.slots = 24;
     pc.drives = 6;
     pc.m = 2;
     hanging = lost = 0;

@@ -1,0 +1,256 @@
+/* The metadata's copy on the drives: its encoding, and making the metadata anew from it. What the
+ * simulator does with it at random is done here on purpose: drives are gone, too many are, the
+ * metadata is there.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "daemon/image_form.h"
+#include "daemon/rebuild.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+#include "tests/unit/daemon/partition_case.h"
+
+#define MIB (1u << 20)
+
+static struct partition_case pc;
+
+static int setup(void **state)
+{
+    (void)state;
+    partition_case_init(&pc, 7);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    partition_case_free(&pc);
+    return 0;
+}
+
+/* ---- Encoding ---- */
+
+static void test_form(void **state)
+{
+    uint64_t ids[] = {7, 9, 7, UINT64_MAX}, *all;
+    struct image_run runs[] = {{.order = 5, .base = true, .bytes = 100, .count = 3, .ids = ids},
+                               {.order = 6, .count = 1, .ids = ids + 3}};
+    struct image_form f = {.lsn = 8, .settled = 6, .upto = 4, .time = 1, .runs = runs, .count = 2};
+    struct image_form g;
+    STRBUF_AUTO struct strbuf out = STRBUF_INIT;
+    size_t used, n;
+
+    (void)state;
+    image_form_encode(&f, &out);
+    for (size_t i = 0; i < out.len; i++)
+        assert_int_equal(image_form_decode(out.data, i, &g, &used), ERR_FORMAT);
+    strbuf_adds(&out, "tail");
+    assert_int_equal(image_form_decode(out.data, out.len, &g, &used), 0);
+    assert_int_equal(used, out.len - 4);
+    assert_true(g.lsn == 8 && g.settled == 6 && g.upto == 4 && g.time == 1 && g.count == 2);
+    assert_true(g.runs[0].base && !g.runs[1].base && g.runs[0].bytes == 100);
+    all = image_form_ids(&g, &n);
+    assert_int_equal(n, 4);
+    assert_memory_equal(all, ids, sizeof(ids));
+    mem_free(all);
+    image_form_free(&g);
+}
+
+static void test_rows(void **state)
+{
+    struct kv_slice value = {"value", 5};
+    struct kv_change row;
+    STRBUF_AUTO struct strbuf out = STRBUF_INIT;
+    size_t used, first;
+
+    (void)state;
+    image_row_encode(&out, KV_MAP, (struct kv_slice){"key", 3}, &value);
+    first = out.len;
+    image_row_encode(&out, KV_CHUNK, (struct kv_slice){"k", 1}, NULL);
+    for (size_t i = 0; i < first; i++)
+        assert_int_equal(image_row_decode(out.data, i, &row, &used), ERR_TRUNCATED);
+    assert_int_equal(image_row_decode(out.data, out.len, &row, &used), 0);
+    assert_int_equal(used, first);
+    assert_true(row.table == KV_MAP && !row.gone && row.key.len == 3 && row.value.len == 5);
+    assert_memory_equal(row.value.data, "value", 5);
+    assert_int_equal(image_row_decode(out.data + first, out.len - first, &row, &used), 0);
+    assert_true(row.table == KV_CHUNK && row.gone && row.key.len == 1);
+    out.data[first] = (char)KV_TABLE_COUNT;
+    assert_int_equal(image_row_decode(out.data + first, out.len - first, &row, &used), ERR_FORMAT);
+}
+
+/* ---- Changed rows ---- */
+
+static void set(struct kv_changes *c, const char *key, const char *value)
+{
+    struct kv_slice v = {value, value ? strlen(value) : 0};
+
+    kv_changes_set(c, KV_MAP, (struct kv_slice){key, strlen(key)}, value ? &v : NULL);
+}
+
+static void test_changes(void **state)
+{
+    struct kv_changes *old = kv_changes_new(1u << KV_FPRINT), *c = kv_changes_new(0);
+    struct kv_slice v = {"x", 1};
+    struct kv_change *rows;
+
+    (void)state;
+    kv_changes_set(old, KV_FPRINT, (struct kv_slice){"f", 1}, &v); /* left out */
+    set(old, "a", "old");
+    set(old, "b", "old");
+    set(c, "c", "new");
+    set(c, "b", "new");
+    set(c, "b", NULL);
+    kv_changes_add_older(c, old);
+    assert_int_equal(kv_changes_count(c), 3);
+    kv_changes_sorted(c, &rows);
+    assert_true(rows[0].value.len == 3 && !rows[0].gone); /* a: only the older one has it */
+    assert_true(rows[1].gone);                            /* b: deleted is newer */
+    assert_memory_equal(rows[2].key.data, "c", 1);
+    mem_free(rows);
+    kv_changes_free(c);
+    kv_changes_free(old);
+}
+
+/* ---- Making anew ---- */
+
+static void expect(struct block_volume *v, uint64_t at, size_t n, uint64_t seed)
+{
+    uint8_t *want = malloc(n), *got = malloc(n);
+
+    sim_case_bytes(seed, want, n);
+    assert_int_equal(block_read(v, at, got, n), 0);
+    assert_memory_equal(got, want, n);
+    free(want);
+    free(got);
+}
+
+static void put(struct block_volume *v, uint64_t at, size_t n, uint64_t seed)
+{
+    uint8_t *p = malloc(n);
+
+    sim_case_bytes(seed, p, n);
+    assert_int_equal(block_write(v, at, p, n, 0), 0);
+    free(p);
+}
+
+/* A store with a copy of several runs. */
+static void fill_main(void *arg)
+{
+    struct block_volume *v;
+
+    (void)arg;
+    partition_case_open(&pc);
+    assert_int_equal(block_create(pc.bs, "v", 16 * MIB, BLOCK_EVERY_WRITE), 0);
+    assert_int_equal(block_create(pc.bs, "gone", MIB, BLOCK_EVERY_WRITE), 0);
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    for (unsigned i = 0; i < 5; i++) {
+        put(v, (uint64_t)i * MIB, MIB, i + 1);
+        assert_int_equal(partition_settle(pc.p), 0);
+        assert_true(partition_case_status(&pc).copy_lsn > 0);
+    }
+    assert_int_equal(block_remove(pc.bs, "gone"), 0);
+    assert_int_equal(partition_settle(pc.p), 0);
+    assert_int_equal(partition_case_status(&pc).copy_failures, 0);
+    put(v, 6 * MIB, 4096, 77);
+    put(v, 8 * MIB, MIB, 78);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static int rebuild_rc;
+
+static void rebuild_main(void *arg)
+{
+    struct rebuild_result r;
+    struct kv *kv;
+
+    assert_int_equal(kv_mem_open(pc.c.env, pc.image, &kv), 0);
+    rebuild_rc =
+        rebuild_metadata(pc.c.env, kv, store_case_paths(pc.drives), pc.drives, arg != NULL, &r);
+    assert_int_equal(kv_close(kv), 0);
+}
+
+static void lose_kv(void)
+{
+    kv_mem_image_free(pc.image);
+    pc.image = kv_mem_image_new();
+}
+
+static void check_main(void *arg)
+{
+    struct block_volume *v;
+
+    (void)arg;
+    partition_case_open(&pc);
+    assert_int_equal(block_open(pc.bs, "gone", &v), ERR_NOENT);
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    for (unsigned i = 0; i < 5; i++)
+        expect(v, (uint64_t)i * MIB, MIB, i + 1);
+    expect(v, 6 * MIB, 4096, 77);
+    expect(v, 8 * MIB, MIB, 78);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+/* Again and again, from the copy that the store made anew has written. */
+static void test_rebuild(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, fill_main, NULL);
+    for (unsigned i = 0; i < 3; i++) {
+        lose_kv();
+        sim_case_run(&pc.c, rebuild_main, NULL);
+        assert_int_equal(rebuild_rc, 0);
+        sim_case_run(&pc.c, check_main, NULL);
+    }
+    sim_case_run(&pc.c, rebuild_main, NULL);
+    assert_int_equal(rebuild_rc, ERR_EXIST);
+}
+
+static void test_rebuild_short(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, fill_main, NULL);
+    lose_kv();
+    assert_int_equal(sim_file_delete(pc.c.sim, store_case_paths(pc.drives)[1]), 0);
+    sim_case_run(&pc.c, rebuild_main, NULL);
+    assert_int_equal(rebuild_rc, 0);
+    sim_case_run(&pc.c, check_main, NULL);
+}
+
+/* Beyond parity: it is said, nothing is left that the daemon would take for a store, and what there
+ * is can be had. */
+static void test_beyond(void **state)
+{
+    (void)state;
+    pc.drives = 4; /* 3+1: journals on two drives */
+    sim_case_run(&pc.c, fill_main, NULL);
+    lose_kv();
+    assert_int_equal(sim_file_delete(pc.c.sim, store_case_paths(pc.drives)[2]), 0);
+    assert_int_equal(sim_file_delete(pc.c.sim, store_case_paths(pc.drives)[3]), 0);
+    sim_case_run(&pc.c, rebuild_main, NULL);
+    assert_int_equal(rebuild_rc, ERR_LOST);
+    sim_case_run(&pc.c, rebuild_main, NULL);
+    assert_int_equal(rebuild_rc, ERR_LOST); /* and not ERR_EXIST */
+    sim_case_run(&pc.c, rebuild_main, &pc);
+    assert_int_equal(rebuild_rc, 0);
+}
+
+#define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_form), cmocka_unit_test(test_rows), cmocka_unit_test(test_changes),
+        CASE(test_rebuild),          CASE(test_rebuild_short),    CASE(test_beyond),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
