@@ -46,9 +46,10 @@ def drown(path, seed):
                 f.write(rng.randbytes(min(MIB, length - at)))
 
 
-def flip(path, rng, count):
-    """Changes single bytes at random places that hold data."""
-    extents = list(data_extents(path))
+def flip(path, rng, count, front=0):
+    """Changes single bytes at random places that hold data, from `front` on."""
+    extents = [(max(at, front), at + n - max(at, front)) for at, n in data_extents(path)
+               if at + n > front]
     with open(path, "r+b") as f:
         for _ in range(count):
             start, length = rng.choices(extents, [n for _, n in extents])[0]
@@ -244,7 +245,7 @@ class Drives:
         data = self.copy()
         pair = self.random.sample(self.names, 2)
         for path in self.paths(data, pair):
-            flip(path, self.random, 400)
+            flip(path, self.random, 400, MIB)  # a drive without superblocks is none
         slow = CONFIG + "scrub_rate = 1M\n"
         with Daemon(data, config=slow) as daemon:
             check("is running" in daemon.cli("scrub", "start").stdout, "it should say that it runs")
