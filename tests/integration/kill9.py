@@ -7,7 +7,11 @@ write that may be the last one there (blockmodel.py). Some restarts are killed t
 filmroom-fsck finds nothing: in half of the rounds before the restart, so that it replays the
 journal, in the others after one more kill, so that the daemon's own recovery is looked at.
 
-  kill9.py [--rounds N] [--seed S]    default 6 rounds (2 on slow builds); a campaign is 50 and more
+All the while an administrator keeps the background work busy: takes and deletes snapshots, puts and
+removes objects, has everything scrubbed, adds drives and removes them. Now and then a study is
+deleted; what was acknowledged as gone stays gone.
+
+  kill9.py [--rounds N] [--seed S]    default 6 rounds (2 on slow builds); a campaign is 200
 """
 
 import argparse
@@ -21,10 +25,11 @@ import time
 import blockmodel
 import dicom
 import nbd
-from harness import MIB, SHORT, Daemon, Failure, Suite, check, fsck, log, phantom, scratch
+from harness import (CLI, MIB, SHORT, Daemon, Failure, Suite, check, fsck, log, phantom, run,
+                     scratch)
 
 # A small journal and cache: the journal wraps, and reads come from the drives.
-CONFIG = "[store]\njournal_size = 16M\ncache_size = 16M\n"
+CONFIG = "[store]\njournal_size = 16M\ncache_size = 16M\nscrub_rate = 1T\nrebuild_after = 1\n"
 REGION = 8 * MIB // blockmodel.SECTOR
 
 
@@ -107,6 +112,54 @@ class Sender(threading.Thread):
                 self.acks += len(stored)
 
 
+class Administrator(threading.Thread):
+    """Gives orders of all kinds, one after the other, until the daemon is gone. Which of them were
+    carried out nobody keeps account of here; they keep the background work busy."""
+
+    def __init__(self, daemon, seed, stop):
+        super().__init__(daemon=True)
+        self.daemon_, self.stop_event = daemon, stop
+        self.random = random.Random(seed)
+        self.error = None
+        self.acks = 0
+
+    def run(self):
+        orders = [self.snapshot, self.snapshot, self.snapshot_delete, self.put, self.put,
+                  self.remove, self.scrub, self.drive_add, self.drive_remove]
+        while not self.stop_event.is_set():
+            done = run(CLI, "--data", self.daemon_.data, *self.random.choice(orders)(), ok=False,
+                       stdin=self.random.randbytes(self.random.randrange(300000)))
+            self.acks += done.returncode == 0
+            if done.returncode < 0:
+                self.error = Failure(f"the command died: {done.stderr}")
+
+    def name(self):
+        return f"n{self.random.randrange(6)}"
+
+    def snapshot(self):
+        return "volume", "snapshot", "sure,cached", self.name()
+
+    def snapshot_delete(self):
+        volume = self.random.choice(["sure", "cached"])
+        return "volume", "snapshot-delete", volume, self.name(), "--force"
+
+    def put(self):
+        return "object", "put", f"b/{self.name()}"
+
+    def remove(self):
+        return "object", "rm", f"b/{self.name()}", "--force"
+
+    def scrub(self):
+        return "scrub", self.random.choice(["start", "start", "stop"])
+
+    def drive_add(self):
+        path = os.path.join(self.daemon_.data, f"extra-{self.random.randrange(2)}")
+        return "drive", "add", path, "--size", "512M", "--force"
+
+    def drive_remove(self):
+        return "drive", "remove", str(self.random.randrange(8))
+
+
 class Rounds:
     def __init__(self, folder, seed):
         self.random = random.Random(seed)
@@ -120,6 +173,7 @@ class Rounds:
 
     def prepare(self):
         self.daemon.start()
+        self.daemon.cli("bucket", "create", "b")
         for name, durability in (("sure", "every-write"), ("cached", "on-flush")):
             self.daemon.cli("volume", "create", name, "64M", "--durability", durability)
             self.volumes[name] = [
@@ -134,6 +188,7 @@ class Rounds:
                 yield blockmodel.BlockWriter(self.daemon.nbd, name, model, seed(), stop)
         for how in ("C-STORE", "C-STORE", "STOW"):
             yield Sender(self.daemon, self.instances, seed(), stop, how)
+        yield Administrator(self.daemon, seed(), stop)
 
     def round(self):
         stop = threading.Event()
@@ -153,6 +208,7 @@ class Rounds:
                 raise worker.error
         blocks = sum(w.acks for w in workers if isinstance(w, blockmodel.BlockWriter))
         objects = sum(w.acks for w in workers if isinstance(w, Sender))
+        orders = sum(w.acks for w in workers if isinstance(w, Administrator))
         while self.random.random() < 0.3:
             self.kill_in_recovery()
         fsck_first = self.random.random() < 0.5
@@ -166,8 +222,19 @@ class Rounds:
             self.daemon.kill()
             self.fsck()
             self.daemon.start()
-        log(f"{blocks} requests on blocks, {objects} instances acknowledged; back after "
-            f"{took:.2f} s; {listed} instances listed, all exact")
+        log(f"{blocks} requests on blocks, {objects} instances acknowledged, {orders} orders; back "
+            f"after {took:.2f} s; {listed} instances listed, all exact")
+        if listed > 1500:
+            self.delete_study()
+
+    def delete_study(self):
+        """One of the two; what comes in later is new."""
+        study = self.random.choice(self.instances.bases).study
+        self.daemon.cli("study", "delete", study, "--force")
+        gone = [uid for uid, row in self.instances.sent.items() if row[3][0] == study]
+        for uid in gone:
+            del self.instances.sent[uid]
+            self.verified.discard(uid)
 
     def fsck(self):
         told = fsck(self.daemon.data, self.daemon.data + ".conf", "--deep")
