@@ -12,8 +12,14 @@
 #include "lib/base/mem.h"
 #include "lib/rt/env_uring.h"
 
-/* Added to the capacity so that users get all of it: what internal writes keep for themselves. */
-#define PART_SPARE (144u << 20)
+/* Added to the capacity so that users get all of it: what internal writes keep for themselves, and
+ * a segment for each stream. */
+#define PART_SPARE (80u << 20)
+
+/* Drives have no more slots than this, as far as large ones help: the table of segments is in
+ * memory and read at every start, so it must not grow with the drives. */
+#define PART_SLOTS_GOOD (128u << 10)
+#define PART_SLOT_MAX   (256u << 20)
 
 /* ---- Making and opening it ---- */
 
@@ -35,13 +41,23 @@ static uint64_t part_smallest_drive(struct node_part *n)
     return least == UINT64_MAX ? 0 : least;
 }
 
+/* Slots for each of so many drives, of p->slot_size, that hold the capacity. */
+static uint64_t part_slots(const struct driveset_params *p, uint64_t capacity)
+{
+    uint64_t segment = p->k * (p->slot_size - FORMAT_UNIT), segments;
+
+    segments = (capacity + PART_SPARE + segment - 1) / segment + SEGMENT_STREAMS;
+    return (segments * (p->k + p->m) + p->count - 1) / p->count;
+}
+
 static int part_plan(struct node_part *n, struct driveset_params *p)
 {
     const struct config *c = n->config;
-    uint64_t column = FORMAT_SLOT_SIZE - FORMAT_UNIT, least, segments;
+    uint64_t least = part_smallest_drive(n), head;
 
     *p = (struct driveset_params){.count = c->store.drives,
                                   .paths = (const char *const *)n->place.drives,
+                                  .slot_size = FORMAT_SLOT_SIZE,
                                   .journal_len =
                                       c->store.journal_size & ~(uint64_t)(FORMAT_UNIT - 1)};
     driveset_profile(p->count, &p->k, &p->m);
@@ -49,17 +65,16 @@ static int part_plan(struct node_part *n, struct driveset_params *p)
         p->k = c->store.data_columns;
         p->m = c->store.parity_columns;
     }
-    segments = (c->store.capacity + PART_SPARE + p->k * column - 1) / (p->k * column);
-    p->slot_count = (segments * (p->k + p->m) + p->count - 1) / p->count;
-    least = part_smallest_drive(n);
-    if (least) {
-        uint64_t head = FORMAT_JOURNAL_OFF + p->journal_len;
-
-        if (least < head + 8 * (uint64_t)FORMAT_SLOT_SIZE)
-            return ERR_NOSPC;
-        if ((least - head) / FORMAT_SLOT_SIZE < p->slot_count)
-            p->slot_count = (least - head) / FORMAT_SLOT_SIZE;
-    }
+    while (part_slots(p, c->store.capacity) > PART_SLOTS_GOOD && p->slot_size < PART_SLOT_MAX)
+        p->slot_size *= 2;
+    p->slot_count = part_slots(p, c->store.capacity);
+    if (!least)
+        return 0;
+    head = FORMAT_JOURNAL_OFF + p->journal_len;
+    if (least < head + 8 * p->slot_size)
+        return ERR_NOSPC;
+    if ((least - head) / p->slot_size < p->slot_count)
+        p->slot_count = (least - head) / p->slot_size;
     return 0;
 }
 

@@ -178,6 +178,30 @@ def full_store(folder):
             check(stored == [uid], f"after a deletion STOW still gives HTTP status {status}")
 
 
+def large_store(folder):
+    """Thirty tebibytes, empty: neither memory nor the start may grow with that."""
+    data = os.path.join(folder, "large")
+    try:
+        with open(data + ".probe", "wb") as f:
+            os.truncate(f.fileno(), 8 << 40)
+        os.unlink(data + ".probe")
+    except OSError as e:
+        raise Skip("a file system with sparse files of 8 TiB") from e
+    with Daemon(data, "--capacity", "30T") as daemon:
+        daemon.volume("v", "1T")
+        with nbd.Nbd(daemon.nbd, "v") as c:
+            for at in range(0, 1 << 40, 1 << 34):
+                c.write(at, b"x" * 4096)
+            c.flush()
+        daemon.restart()
+        start = daemon.status()["start"]["milliseconds"]
+        check(daemon.status()["capacity"]["limit"] >= 30 << 40, "the capacity is less")
+        check(daemon.rss() < 200 * MIB, "memory:", daemon.rss())
+        log(f"started in {start} ms, {daemon.rss() >> 20} MiB of memory")
+        with nbd.Nbd(daemon.nbd, "v") as c:
+            check(c.read(5 << 34, 4096) == b"x" * 4096, "a block is not what was written")
+
+
 def main():
     suite = Suite()
     with scratch() as folder:
@@ -189,6 +213,8 @@ def main():
             real_study_twice(folder)
         with suite.case("a full store refuses clearly, reads on, and recovers by deletion"):
             full_store(folder)
+        with suite.case("a large store costs no more to start than a small one"):
+            large_store(folder)
     return suite.finish()
 
 
