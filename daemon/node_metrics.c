@@ -95,13 +95,13 @@ static void gauges_register(struct metrics *m, const struct node_part_metrics *p
         const uint64_t *value;
     } rows[] = {
         {"filmroom_writes_stopped", "1 after an error that stopped all writes", &g->writes_stopped},
-        {"filmroom_capacity_bytes", "Bytes that chunks may take, before parity", &g->capacity},
+        {"filmroom_capacity_bytes", "Bytes for users' chunks, before parity", &g->capacity},
         {"filmroom_logical_bytes", "Bytes that volumes map and instances and objects have",
          &g->logical},
         {"filmroom_unique_bytes", "Bytes of distinct chunks", &g->unique},
         {"filmroom_stored_bytes", "Bytes of distinct chunks, compressed", &g->stored},
         {"filmroom_physical_bytes", "Bytes of drives taken, with parity", &g->physical},
-        {"filmroom_free_bytes", "Bytes left for new chunks; 0 when writes are refused", &g->free},
+        {"filmroom_free_bytes", "Bytes of it not taken; 0: writes wait or fail", &g->free},
         {"filmroom_journal_size_bytes", "Size of the journal", &g->journal_size},
         {"filmroom_journal_used_bytes", "Bytes of the journal in use", &g->journal_used},
         {"filmroom_overlay_bytes", "Small writes in memory, to be moved into stripes", &g->overlay},

@@ -12,9 +12,13 @@
 #include "lib/base/mem.h"
 #include "lib/rt/env_uring.h"
 
-/* Added to the capacity so that users get all of it: what internal writes keep for themselves, and
- * a segment for each stream. */
-#define PART_SPARE (80u << 20)
+/* Added to the capacity so that users get all of it, and can go on to write over it when it is all
+ * taken: what internal writes keep for themselves, with a segment for each stream beside it; and a
+ * part of all for the metadata's copy (blocks of 4 KiB that do not compress: 1%, kept free twice
+ * again) and for the dead bytes that compaction lives on. The less of these there are the more it
+ * has to move for each byte it gains. */
+#define PART_SPARE      (80u << 20)
+#define PART_SPARE_PART 8u
 
 /* Drives have no more slots than this, as far as large ones help: the table of segments is in
  * memory and read at every start, so it must not grow with the drives. */
@@ -46,7 +50,8 @@ static uint64_t part_slots(const struct driveset_params *p, uint64_t capacity)
 {
     uint64_t segment = p->k * (p->slot_size - FORMAT_UNIT), segments;
 
-    segments = (capacity + PART_SPARE + segment - 1) / segment + SEGMENT_STREAMS;
+    capacity += capacity / PART_SPARE_PART + PART_SPARE;
+    segments = (capacity + segment - 1) / segment + SEGMENT_STREAMS;
     return (segments * (p->k + p->m) + p->count - 1) / p->count;
 }
 

@@ -19,6 +19,8 @@
 #define PARTITION_MADE_UP       (10 * ENV_NS_PER_S)
 #define COMPACTOR_QUIET         8u /* records between two steps that count as other work */
 #define COMPACTOR_RETRY         (100 * ENV_NS_PER_MS)
+#define COMPACTOR_MOMENT        (5 * ENV_NS_PER_MS)
+#define COMPACTOR_PATIENCE      20u /* such moments */
 #define PARTITION_SEGMENT_PAGE  4096u
 #define PARTITION_CACHE         (96u << 20)
 #define PARTITION_OVERLAY       (48u << 20)
@@ -383,19 +385,37 @@ static bool compactor_pause(void *arg, uint64_t took)
     return !p->stopping && !p->broken;
 }
 
-static int compactor_round(struct partition *p, enum compact_need need)
+/* Tells the writes that wait for room what came of a round. `wanted`: some did when it began; who
+ * came later has not been looked for yet. A segment that has only to be freed may have somebody at
+ * it for a moment. */
+static void compactor_tell(struct partition *p, bool wanted, bool nothing, bool freed)
 {
-    uint64_t freed = p->segments_freed;
+    if (freed || !wanted || !nothing)
+        p->compactor_vain = 0;
+    if (freed)
+        chunkstore_room_changed(p->chunks, true);
+    else if (wanted && nothing && segment_sweep_due(p->segments) &&
+             p->compactor_vain++ < COMPACTOR_PATIENCE)
+        env_sleep(p->env, COMPACTOR_MOMENT);
+    else if (wanted && nothing)
+        chunkstore_room_changed(p->chunks, false);
+}
+
+static int compactor_round(struct partition *p)
+{
+    uint64_t before = p->segments_freed;
+    bool wanted = chunkstore_room_wanted(p->chunks), nothing;
+    enum compact_need need = chunkstore_compact_need(p->chunks);
     int rc;
 
     (void)segment_renew_thin(p->segments); /* without room for it now, later */
     rc = need == COMPACT_NOTHING ? 0 : chunkstore_compact(p->chunks, need, compactor_pause, p);
     if (rc == 0 || rc == ERR_NOENT)
         rc = partition_reclaim(p);
-    if (p->segments_freed > freed)
-        chunkstore_room_changed(p->chunks, true);
-    else if (need == COMPACT_NOTHING || rc < 0)
-        chunkstore_room_changed(p->chunks, false);
+    else if (rc == ERR_NOSPC)
+        (void)partition_reclaim(p); /* there may be room the next time */
+    nothing = need == COMPACT_NOTHING || rc < 0;
+    compactor_tell(p, wanted, nothing, p->segments_freed > before);
     return rc;
 }
 
@@ -412,7 +432,7 @@ static void partition_compactor(void *arg)
         if (p->stopping)
             break;
         if (!p->broken)
-            rc = compactor_round(p, chunkstore_compact_need(p->chunks));
+            rc = compactor_round(p);
         else
             chunkstore_room_changed(p->chunks, false);
         if ((rc < 0 && rc != ERR_SHUTDOWN) || p->broken) {
@@ -439,14 +459,28 @@ int partition_compact(struct partition *p)
     return rc == ERR_NOENT ? partition_reclaim(p) : rc;
 }
 
+/* Compacts what can be gained at leisure; room that there was not may come by what is freed. */
+static int settle_compact(struct partition *p)
+{
+    uint64_t freed;
+    int rc, rc2;
+
+    do {
+        freed = p->segments_freed;
+        do
+            rc = chunkstore_compact(p->chunks, COMPACT_IDLE, NULL, NULL);
+        while (rc == 0);
+        rc2 = partition_reclaim(p);
+    } while (rc == ERR_NOSPC && rc2 == 0 && p->segments_freed > freed);
+    return rc == ERR_NOENT ? rc2 : rc;
+}
+
 int partition_settle(struct partition *p)
 {
     int rc = volumes_drain_all(p->volumes);
 
-    while (rc == 0)
-        rc = chunkstore_compact(p->chunks, COMPACT_IDLE, NULL, NULL);
-    if (rc == ERR_NOENT)
-        rc = partition_reclaim(p);
+    if (rc == 0)
+        rc = settle_compact(p);
     if (rc == 0)
         rc = partition_checkpoint(p);
     return rc;
@@ -871,7 +905,7 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
     struct partition_status s = {
         .broken = p->broken, .k = p->ds->super.data_columns, .m = p->ds->super.parity_columns};
     struct segment_space space;
-    uint64_t mapped, written;
+    uint64_t mapped, written, kept;
 
     segment_get_space(p->segments, &space);
     chunkstore_get_stats(p->chunks, &s.chunks);
@@ -884,8 +918,9 @@ void partition_get_status(struct partition *p, struct partition_status *ret_stat
     for (unsigned i = 0; i < p->ds->count; i++)
         s.drive_bytes += p->ds->drives[i].write_bytes;
     s.start = p->start;
-    s.capacity = space.total;
-    s.free = chunkstore_admit(p->chunks, 0) == 0 ? space.free : 0;
+    kept = chunkstore_kept(p->chunks);
+    s.capacity = space.total > kept ? space.total - kept : 0;
+    s.free = space.free > kept ? space.free - kept : 0;
     s.logical = mapped + s.studies.bytes + s.buckets.bytes;
     s.unique = s.chunks.raw_bytes;
     s.stored = s.chunks.stored_bytes;

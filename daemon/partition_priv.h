@@ -35,6 +35,7 @@ struct partition {
     struct membership membership;
     uint64_t segments_freed; /* since start */
     uint64_t compactor_lsn;  /* last record when compaction last looked */
+    unsigned compactor_vain; /* rounds for nothing that waiting writes were not told of */
     int broken;
 
     struct list apply_queue; /* durable batches */

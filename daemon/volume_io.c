@@ -236,8 +236,10 @@ static int write_small(struct volume *v, uint64_t first, const uint8_t *bytes, u
     uint8_t head[24] = {0};
     struct iovec iov[] = {{head, sizeof(head)},
                           {(void *)(uintptr_t)bytes, (size_t)blocks * BLOCK_SIZE}};
+    uint64_t start = env_now(vs->p->env);
     int rc = chunkstore_await_room(vs->p->chunks, (uint64_t)blocks * BLOCK_SIZE);
 
+    w->room_ns += env_now(vs->p->env) - start;
     if (rc == 0)
         rc = overlay_await_room(vs, blocks, w);
     if (rc < 0)

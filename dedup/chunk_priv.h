@@ -56,8 +56,10 @@ struct chunkstore {
     uint64_t kept;     /* chunkstore_keep */
     struct fiber_mutex compacting;
     bool closing;
-    uint64_t room_failures; /* rounds of compaction, wanted by waiters, that gained nothing */
-    unsigned room_waiters;  /* writes that wait for room since it last changed */
+    uint64_t room_joined, room_left; /* bytes that ever began and ended to wait for room */
+    unsigned room_waiters;  /* of them, those who came or looked again since it last changed */
+    uint64_t room_failures; /* times compaction had nothing to give them */
+    uint64_t room_moved;    /* bytes of segments that compaction took for what it moved */
     struct fiber_cond room_changed; /* segments were freed, or there is nothing to be gained */
     struct fiber_cond room_wanted;
     struct chunkstore_stats stats;

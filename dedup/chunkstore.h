@@ -41,6 +41,7 @@ int chunkstore_new(struct env *env, struct kv *kv, struct segments *segments,
                    struct chunkstore **ret_store);
 /* Other drives, other space: sets what only internal writes may use. Does not suspend. */
 void chunkstore_set_kept(struct chunkstore *cs, uint64_t space_kept);
+/* All that users may not take: this, and what chunkstore_keep keeps. */
 uint64_t chunkstore_kept(const struct chunkstore *cs);
 void chunkstore_free(struct chunkstore *cs); /* no batch or txn alive; NULL is fine */
 
@@ -178,6 +179,8 @@ int chunk_move_walk(const uint8_t *body, size_t len,
 /* Are these the same place? (Of loc's fields only those that say where.) */
 bool chunk_same_place(const struct segment_loc *a, const struct segment_loc *b);
 
+/* Does any write wait for room? */
+bool chunkstore_room_wanted(const struct chunkstore *cs);
 /* Who waits for room looks again; when nothing was `gained`, it gives up. */
 void chunkstore_room_changed(struct chunkstore *cs, bool gained);
 /* Waits until somebody wants room, or until the deadline. */

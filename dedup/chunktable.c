@@ -20,7 +20,6 @@
 #include "lib/base/plant.h"
 
 #define CHUNK_CACHE_DEFAULT (256u * 1024)
-#define CHUNK_ROOM_TRIES    32u        /* looks at space that does not grow, before giving up */
 #define CHUNK_ID_GAP        (1u << 20) /* skipped at start: ids given out but never journaled */
 #define CHUNK_LISTED_MAX    65536u     /* chunks in one record */
 
@@ -873,89 +872,4 @@ void chunk_txn_abort(struct chunk_txn *t)
 {
     if (t)
         chunk_txn_end(t);
-}
-
-/* ---- Admission ---- */
-
-void chunkstore_set_kept(struct chunkstore *cs, uint64_t space_kept)
-{
-    cs->options.space_kept = space_kept;
-}
-
-uint64_t chunkstore_kept(const struct chunkstore *cs)
-{
-    return cs->options.space_kept;
-}
-
-int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes)
-{
-    uint64_t kept = cs->options.space_kept + cs->kept + cs->reserved;
-    struct segment_space sp;
-
-    segment_get_space(cs->segments, &sp);
-    return sp.free < kept || sp.free - kept < bytes ? ERR_NOSPC : 0;
-}
-
-void chunkstore_keep(struct chunkstore *cs, uint64_t bytes)
-{
-    cs->kept = bytes;
-}
-
-/* Waiting must end: when compaction has nothing left to do, and also when it goes on and on without
- * the free space growing. */
-int chunkstore_await_room(struct chunkstore *cs, uint64_t bytes)
-{
-    uint64_t failed = cs->room_failures, best = 0;
-    unsigned vain = 0;
-    int rc;
-
-    while ((rc = chunkstore_admit(cs, bytes)) == ERR_NOSPC && !cs->closing &&
-           cs->room_failures == failed && vain < CHUNK_ROOM_TRIES &&
-           segment_can_gain(cs->segments, COMPACT_FILL_MAX)) {
-        struct segment_space sp;
-
-        cs->room_waiters++;
-        fiber_cond_signal(&cs->room_wanted);
-        fiber_cond_wait(&cs->room_changed);
-        segment_get_space(cs->segments, &sp);
-        vain = sp.free > best ? 0 : vain + 1;
-        best = sp.free > best ? sp.free : best;
-    }
-    return rc;
-}
-
-void chunkstore_room_changed(struct chunkstore *cs, bool gained)
-{
-    cs->room_failures += !gained;
-    cs->room_waiters = 0; /* they look again, and come back if they must */
-    fiber_cond_broadcast(&cs->room_changed);
-}
-
-void chunkstore_wait_wanted(struct chunkstore *cs, uint64_t deadline)
-{
-    if (cs->room_waiters == 0 && !cs->closing)
-        (void)fiber_cond_wait_until(cs->env, &cs->room_wanted, deadline);
-}
-
-void chunkstore_stop(struct chunkstore *cs)
-{
-    cs->closing = true;
-    cs->room_waiters = 0;
-    fiber_cond_broadcast(&cs->room_changed);
-    fiber_cond_broadcast(&cs->room_wanted);
-}
-
-int chunkstore_reserve(struct chunkstore *cs, uint64_t bytes)
-{
-    int rc = chunkstore_await_room(cs, bytes);
-
-    if (rc == 0)
-        cs->reserved += bytes;
-    return rc;
-}
-
-void chunkstore_unreserve(struct chunkstore *cs, uint64_t bytes)
-{
-    CHECK(cs->reserved >= bytes);
-    cs->reserved -= bytes;
 }

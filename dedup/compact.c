@@ -104,7 +104,7 @@ static bool space_is_low(const struct chunkstore *cs)
     struct segment_space sp;
 
     segment_get_space(cs->segments, &sp);
-    return sp.free < cs->options.space_kept + cs->kept + cs->reserved + sp.total / COMPACT_LOW;
+    return sp.free < chunkstore_kept(cs) + cs->reserved + sp.total / COMPACT_LOW;
 }
 
 enum compact_need chunkstore_compact_need(const struct chunkstore *cs)
@@ -215,6 +215,7 @@ static int step_move(struct compact_step *st)
     if (st->count)
         rc = segment_write(st->cs->segments, st->stream, st->chunks, st->count, &where);
     if (rc == 0 && st->count) {
+        st->cs->room_moved += segment_stripe_room(st->cs->segments, &where);
         rc = step_verify(st, &where);
         if (rc == 0)
             rc = step_switch(st, &where);

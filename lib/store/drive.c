@@ -484,12 +484,26 @@ static void candidate_probed(struct candidate *c, const struct drive_probe *prob
     }
 }
 
+/* A drive that was lost and the one that took its place have the same path. Opened again it would
+ * be locked, by ourselves; if then the first could not be read, and this one could, it would seem
+ * that somebody else has it. */
+static bool candidate_again(const struct candidate *c, unsigned i)
+{
+    for (unsigned j = 0; j < i; j++)
+        if (strcmp(c[i].path, c[j].path) == 0)
+            return true;
+    return false;
+}
+
 static void candidates_look(struct driveset *ds, struct candidate *c, unsigned n)
 {
     struct drive_probe *probes = mem_calloc(n, sizeof(*probes));
 
     for (unsigned i = 0; i < n; i++)
-        candidate_open(ds, &c[i], &probes[i]);
+        if (candidate_again(c, i))
+            c[i].reason = "the path of another drive too";
+        else
+            candidate_open(ds, &c[i], &probes[i]);
     drive_probe(ds->env, probes, n);
     for (unsigned i = 0; i < n; i++)
         candidate_probed(&c[i], &probes[i]);

@@ -203,6 +203,7 @@ void segment_get_space(const struct segments *ss, struct segment_space *ret_spac
     struct segment_space sp = {
         .live = ss->live,
         .dead = ss->room - ss->live,
+        .freed = ss->freed,
         .segments = ss->by_id.count,
     };
     uint64_t column = ss->ds->super.slot_size - FORMAT_UNIT;
@@ -234,6 +235,14 @@ uint64_t segment_drive_used(const struct segments *ss, unsigned drive)
 static uint64_t segment_room(const struct segments *ss, const struct segment *s)
 {
     return s->k * (ss->ds->super.slot_size - FORMAT_UNIT);
+}
+
+uint64_t segment_stripe_room(const struct segments *ss, const struct segment_stripe *stripe)
+{
+    const struct segment *s = segment_find(ss, stripe->segment);
+
+    CHECK(s != NULL);
+    return (uint64_t)stripe->width * s->k * FORMAT_UNIT;
 }
 
 unsigned segment_parity(const struct segment *s, uint64_t gone)
@@ -504,6 +513,7 @@ static void segment_drop(struct segments *ss, struct segment *s)
     list_del(&s->dirty_link);
     list_del(&s->fill_link);
     ss->room -= segment_room(ss, s);
+    ss->freed += segment_room(ss, s);
     ss->empty--;
     mem_free(s);
 }

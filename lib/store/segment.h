@@ -298,10 +298,14 @@ struct segment_space {
     uint64_t physical;    /* bytes of slots taken, with parity */
     uint64_t live;        /* stored bytes of live chunks */
     uint64_t dead;        /* room in slots taken that holds nothing alive and can be had again */
+    uint64_t freed;       /* bytes of chunks that segments freed since the start had room for */
     uint64_t segments;
     unsigned k, m; /* the geometry that a new segment would get; k = 0: none possible */
 };
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space);
+
+/* Bytes of a segment that a stripe takes, before parity. The segment exists. */
+uint64_t segment_stripe_room(const struct segments *ss, const struct segment_stripe *stripe);
 
 uint64_t segment_drive_used(const struct segments *ss, unsigned drive); /* bytes of slots taken */
 

@@ -22,6 +22,9 @@ INTERRUPT, BATCH_FORGET = 36, 42
 
 ASYNC_READ, BIG_WRITES, ASYNC_DIO = 1 << 0, 1 << 5, 1 << 15
 MAX_WRITE = 128 << 10
+# Requests the kernel lets wait before it blocks who asks, io_uring_enter included. A drive's queue
+# does not block so: a full one is answered EAGAIN, and io_uring hands the request to a thread.
+BACKGROUND = 0xffff
 SETATTR_SIZE = 1 << 3
 MNT_DETACH = 2
 
@@ -53,7 +56,8 @@ class HangFs:
         """The answer's bytes; an OSError is the error to give."""
         if op == INIT:
             return struct.pack("<4I2H2I2HI28x", 7, 31, 1 << 20,
-                               ASYNC_READ | BIG_WRITES | ASYNC_DIO, 64, 48, MAX_WRITE, 1, 0, 0, 0)
+                               ASYNC_READ | BIG_WRITES | ASYNC_DIO,
+                               BACKGROUND, BACKGROUND, MAX_WRITE, 1, 0, 0, 0)
         if op == LOOKUP:
             name = body.rstrip(b"\0").decode()
             child = 2 + int(name) if name.isdigit() else 0

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import sys
+import threading
 import time
 
 import dicom
@@ -178,6 +179,66 @@ def full_store(folder):
             check(stored == [uid], f"after a deletion STOW still gives HTTP status {status}")
 
 
+# ---- Nearly full -------------------------------------------------------------------------------
+
+WRITERS = 4
+DEPTH = 16  # writes under way, of each
+BLOCK = 4096
+
+
+def noise(seed):
+    return random.Random(seed).randbytes(BLOCK)
+
+
+def overwrite(daemon, count, amount, number, result):
+    """Writes over blocks that no other writer has; result[number]: {block: seed} or an error."""
+    rng = random.Random(number)
+    blocks = {}
+    try:
+        with nbd.Nbd(daemon.nbd, "busy") as client:
+            for _ in range(amount // BLOCK // DEPTH):
+                some = {rng.randrange(count // WRITERS) * WRITERS + number: rng.getrandbits(32)
+                        for _ in range(DEPTH)}
+                for block, seed in some.items():
+                    client.send(nbd.CMD_WRITE, block * BLOCK, BLOCK, noise(seed))
+                for _ in some:
+                    error = client.reply()[1]
+                    if error:
+                        raise nbd.NbdError(error, os.strerror(error))
+                blocks.update(some)
+        result[number] = blocks
+    except (OSError, nbd.NbdError) as e:
+        result[number] = e
+
+
+def nearly_full(folder):
+    """Overwriting needs no new space in the end, but lives from compaction: it may wait, and is
+    not refused."""
+    capacity = 512 * MIB
+    size = 486 * MIB
+    with Daemon(os.path.join(folder, "busy"), "--capacity", capacity) as daemon:
+        daemon.volume("busy", size)
+        with nbd.Nbd(daemon.nbd, "busy") as client:
+            for offset in range(0, size, MIB):
+                client.write(offset, random.Random(offset).randbytes(MIB))
+        result = {}
+        threads = [threading.Thread(target=overwrite,
+                                    args=(daemon, size // BLOCK, 16 * MIB, n, result))
+                   for n in range(WRITERS)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        for n in range(WRITERS):
+            check(isinstance(result[n], dict), "a writer at a store 95% full:", result[n])
+        daemon.restart()
+        with nbd.Nbd(daemon.nbd, "busy") as client:
+            for blocks in result.values():
+                for block, seed in blocks.items():
+                    check(client.read(block * BLOCK, BLOCK) == noise(seed),
+                          f"block {block} is not what was written over it")
+
+
 def large_store(folder):
     """Thirty tebibytes, empty: neither memory nor the start may grow with that."""
     data = os.path.join(folder, "large")
@@ -213,6 +274,8 @@ def main():
             real_study_twice(folder)
         with suite.case("a full store refuses clearly, reads on, and recovers by deletion"):
             full_store(folder)
+        with suite.case("a store that is 95% full takes overwrites without end"):
+            nearly_full(folder)
         with suite.case("a large store costs no more to start than a small one"):
             large_store(folder)
     return suite.finish()

@@ -13,6 +13,7 @@
 #include "lib/base/codec.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/store/segment_priv.h"
 
 enum { CHUNKS = 60, LEN = 30000 };
 
@@ -378,6 +379,101 @@ static void test_room(void **state)
     sim_case_run(&c, room_main, NULL);
 }
 
+static struct {
+    unsigned ended;
+    unsigned turn[3]; /* when it got its room, from 1; 0: not yet */
+    int result[3];
+} queue;
+
+static uint64_t queue_bytes[3];
+
+static void queue_fiber(void *arg)
+{
+    size_t i = (size_t)((uint64_t *)arg - queue_bytes);
+
+    queue.result[i] = chunkstore_reserve(t.cs, queue_bytes[i]);
+    queue.turn[i] = ++queue.ended;
+}
+
+/* A large write waits; a small one for which there would be room does not go before it, and who
+ * asks is told that there is no room. Both get theirs when there is enough, and without another
+ * round. */
+static void queue_main(void *arg)
+{
+    uint64_t ids[CHUNKS], more[CHUNKS], room;
+
+    (void)arg;
+    make_store(3, 2, 1, 6);
+    sparse_segment(1, ids);
+    sparse_segment(1001, more);
+    room = space().free - chunkstore_kept(t.cs);
+    queue_bytes[0] = room + (64u << 10);
+    queue_bytes[1] = queue_bytes[2] = 4096;
+    assert_int_equal(chunkstore_admit(t.cs, 4096), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        fiber_spawn(c.env, "queue", queue_fiber, &queue_bytes[i]);
+        env_sleep(c.env, ENV_NS_PER_MS);
+    }
+    assert_int_equal(queue.ended, 0);
+    assert_true(chunkstore_room_wanted(t.cs));
+    assert_int_equal(chunkstore_admit(t.cs, 4096), ERR_NOSPC);
+    while (chunkstore_compact(t.cs, COMPACT_NOW, NULL, NULL) == 0)
+        (void)sweep();
+    chunkstore_room_changed(t.cs, true);
+    env_sleep(c.env, ENV_NS_PER_MS);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(queue.turn[i], i + 1);
+        assert_int_equal(queue.result[i], 0);
+        chunkstore_unreserve(t.cs, queue_bytes[i]);
+    }
+    assert_false(chunkstore_room_wanted(t.cs));
+    assert_int_equal(chunkstore_admit(t.cs, 4096), 0);
+    close_store();
+}
+
+static void test_queue(void **state)
+{
+    (void)state;
+    memset(&queue, 0, sizeof(queue));
+    sim_case_run(&c, queue_main, NULL);
+}
+
+/* Segments that others fill as fast as compaction frees them: the balance grows, and nobody is
+ * refused for that. When only what compaction moves comes free, waiting ends by itself. */
+static void balance_main(void *arg)
+{
+    uint64_t ids[CHUNKS], want;
+
+    (void)arg;
+    make_store(3, 2, 1, 6);
+    sparse_segment(1, ids);
+    want = space().total;
+    fiber_spawn(c.env, "waiter", waiter_fiber, &want);
+    env_sleep(c.env, ENV_NS_PER_MS);
+    for (unsigned i = 0; i < 100; i++) {
+        t.ss->freed += 1; /* and as much was taken by somebody else */
+        chunkstore_room_changed(t.cs, true);
+        env_sleep(c.env, ENV_NS_PER_MS);
+        assert_false(waiter.ended);
+    }
+    for (unsigned i = 0; i < 100 && !waiter.ended; i++) {
+        t.ss->freed += 1;
+        t.cs->room_moved += 1;
+        chunkstore_room_changed(t.cs, true);
+        env_sleep(c.env, ENV_NS_PER_MS);
+    }
+    assert_true(waiter.ended);
+    assert_int_equal(waiter.result, ERR_NOSPC);
+    close_store();
+}
+
+static void test_balance(void **state)
+{
+    (void)state;
+    waiter.ended = false;
+    sim_case_run(&c, balance_main, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -390,6 +486,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_lying, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_records, setup, teardown),
         cmocka_unit_test_setup_teardown(test_room, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_queue, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_balance, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

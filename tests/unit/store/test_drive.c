@@ -514,6 +514,41 @@ static void test_lock(void **state)
     sim_case_run(&c, lock_main, NULL);
 }
 
+static int hook_first_super(void *arg, const char *path, const struct env_io *io)
+{
+    unsigned *left = arg;
+
+    if (strcmp(path, "d0") != 0 || io->kind != ENV_READ || *left == 0)
+        return 0;
+    --*left;
+    return ERR_IO;
+}
+
+/* A path listed twice, and the first reads of what is there fail: nobody else has it. */
+static void twice_main(void *arg)
+{
+    const char *const paths[] = {"d0", "d0", "d1", "d2"};
+    struct driveset *ds;
+    unsigned left = 2; /* copies of the superblock */
+
+    (void)arg;
+    c.hook = hook_first_super;
+    c.hook_arg = &left;
+    assert_int_equal(driveset_open(c.env, paths, 4, &ds), 0);
+    c.hook = NULL;
+    assert_int_equal(left, 0);
+    assert_int_equal(driveset_healthy(ds), 2);
+    assert_int_equal(ds->drives[0].state, DRIVE_MISSING);
+    driveset_close(ds);
+}
+
+static void test_twice(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format3, NULL);
+    sim_case_run(&c, twice_main, NULL);
+}
+
 /* ---- Commit with drives failing ---- */
 
 struct fail {
@@ -683,6 +718,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_two_stores, setup, teardown),
         cmocka_unit_test_setup_teardown(test_places, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lock, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_twice, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commit_failing_drive, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commit_all_failing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commit_power_cut, setup, teardown),

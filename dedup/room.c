@@ -1,0 +1,142 @@
+/* Room: which writes a store that is nearly full takes, and which wait.
+ *
+ * Some space is kept for internal writes (chunkstore_set_kept, chunkstore_keep): users' writes are
+ * taken while there is more than that. The others wait while compaction gains something, in the
+ * order in which they came: a write has to find room beside all that wait in front of it, or a
+ * large one would wait for as long as there are small ones. Two sums say what is in front of it,
+ * the bytes that ever joined the queue before it did and the bytes that ever left it. That is right
+ * when they leave in order; when one leaves earlier, by giving up, others go before their turn.
+ *
+ * Waiting must end. Compaction says when it has nothing left to move (chunkstore_room_changed); and
+ * it may go on and on without any gain, since what it moves takes some room of its own: its
+ * directories, and the ends of stripes. So the measure is the balance of both, what segments freed
+ * had room for less what compaction has taken. It is not the free space, which others may eat up as
+ * fast as it grows: the overlay's drain, with what it had promised before.
+ */
+#include "dedup/chunk_priv.h"
+#include "dedup/chunkstore.h"
+#include "lib/base/check.h"
+#include "lib/base/err.h"
+
+#define ROOM_TRIES 32u /* looks at a balance that does not grow, before giving up */
+
+struct room_waiter {
+    uint64_t bytes;
+    uint64_t joined; /* all that wanted room before it */
+};
+
+void chunkstore_set_kept(struct chunkstore *cs, uint64_t space_kept)
+{
+    cs->options.space_kept = space_kept;
+}
+
+void chunkstore_keep(struct chunkstore *cs, uint64_t bytes)
+{
+    cs->kept = bytes;
+}
+
+uint64_t chunkstore_kept(const struct chunkstore *cs)
+{
+    return cs->options.space_kept + cs->kept;
+}
+
+/* Is there room beside what others want who came first? */
+static int room_ask(const struct chunkstore *cs, const struct room_waiter *w)
+{
+    uint64_t kept = chunkstore_kept(cs) + cs->reserved;
+    struct segment_space sp;
+
+    kept += w->joined > cs->room_left ? w->joined - cs->room_left : 0;
+    segment_get_space(cs->segments, &sp);
+    return sp.free < kept || sp.free - kept < w->bytes ? ERR_NOSPC : 0;
+}
+
+int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes)
+{
+    return room_ask(cs, &(struct room_waiter){bytes, cs->room_joined});
+}
+
+static int64_t room_balance(const struct chunkstore *cs)
+{
+    struct segment_space sp;
+
+    segment_get_space(cs->segments, &sp);
+    return (int64_t)sp.freed - (int64_t)cs->room_moved;
+}
+
+static int room_wait(struct chunkstore *cs, const struct room_waiter *w)
+{
+    uint64_t failed = cs->room_failures;
+    int64_t best = room_balance(cs);
+    unsigned vain = 0;
+    int rc;
+
+    while ((rc = room_ask(cs, w)) == ERR_NOSPC && !cs->closing && cs->room_failures == failed &&
+           vain < ROOM_TRIES && segment_can_gain(cs->segments, COMPACT_FILL_MAX)) {
+        int64_t now;
+
+        cs->room_waiters++;
+        fiber_cond_signal(&cs->room_wanted);
+        fiber_cond_wait(&cs->room_changed);
+        now = room_balance(cs);
+        vain = now > best ? 0 : vain + 1;
+        best = now > best ? now : best;
+    }
+    return rc;
+}
+
+int chunkstore_await_room(struct chunkstore *cs, uint64_t bytes)
+{
+    struct room_waiter w = {bytes, cs->room_joined};
+    int rc = room_ask(cs, &w);
+
+    if (rc == 0)
+        return 0;
+    cs->room_joined += bytes;
+    rc = room_wait(cs, &w);
+    cs->room_left += bytes;
+    return rc;
+}
+
+int chunkstore_reserve(struct chunkstore *cs, uint64_t bytes)
+{
+    int rc = chunkstore_await_room(cs, bytes);
+
+    if (rc == 0)
+        cs->reserved += bytes;
+    return rc;
+}
+
+void chunkstore_unreserve(struct chunkstore *cs, uint64_t bytes)
+{
+    CHECK(cs->reserved >= bytes);
+    cs->reserved -= bytes;
+}
+
+/* ---- Compaction's side ---- */
+
+bool chunkstore_room_wanted(const struct chunkstore *cs)
+{
+    return cs->room_waiters > 0;
+}
+
+void chunkstore_room_changed(struct chunkstore *cs, bool gained)
+{
+    cs->room_failures += !gained;
+    cs->room_waiters = 0; /* they look again, and come back if they must */
+    fiber_cond_broadcast(&cs->room_changed);
+}
+
+void chunkstore_wait_wanted(struct chunkstore *cs, uint64_t deadline)
+{
+    if (cs->room_waiters == 0 && !cs->closing)
+        (void)fiber_cond_wait_until(cs->env, &cs->room_wanted, deadline);
+}
+
+void chunkstore_stop(struct chunkstore *cs)
+{
+    cs->closing = true;
+    cs->room_waiters = 0;
+    fiber_cond_broadcast(&cs->room_changed);
+    fiber_cond_broadcast(&cs->room_wanted);
+}
