@@ -38,11 +38,13 @@
  * Derived rows are not in the copy: the fingerprint index, the lists, and of KV_META what belongs
  * to one KV store ("store", "trim").
  *
- * When there is no room. The space of twice the copy is kept from users (image_count). Should it
- * fail to be written in spite of that, the checkpoint goes on without: serving comes before the
- * second copy, and a journal that cannot be trimmed would stop everything. Nothing is forgotten
- * then, the next copy takes it in; until then a lost KV store cannot be made anew, and that is
- * logged and in the metrics.
+ * Room. A base, increments as large, and a new base that has all of both: at most the copy takes
+ * four times its base. What it does not take yet of that is kept from users (image_keep), so that
+ * it is the same for them whether a copy has just been written or is about to be. Should one fail
+ * to be written in spite of that, the checkpoint goes on without: serving comes before the second
+ * copy, and a journal that cannot be trimmed would stop everything. Nothing is forgotten then, the
+ * next copy takes it in; until then a lost KV store cannot be made anew, and that is logged and in
+ * the metrics.
  */
 #include "daemon/image.h"
 
@@ -80,6 +82,8 @@ struct image {
     struct chunk_batch *batch; /* of runs that no record names yet, or NULL */
     struct image_run base;     /* written into the batch and not yet named */
     bool base_ready;
+    uint64_t unnamed;   /* bytes written into the batch */
+    double shrink;      /* what is stored of a byte, about */
     uint64_t frozen_at; /* the last record applied at the last freeze */
     uint64_t retry_at;  /* a base failed: not before this */
     struct image_stats stats;
@@ -95,6 +99,29 @@ void image_new(struct partition *p, struct image **ret_image)
     *ret_image = im;
 }
 
+/* Bytes of the runs that are named. */
+static void image_sizes(const struct image *im, uint64_t *ret_base, uint64_t *ret_rest)
+{
+    uint64_t base = 0, rest = 0;
+
+    for (uint32_t i = 0; i < im->named.count; i++)
+        *(im->named.runs[i].base ? &base : &rest) += im->named.runs[i].bytes;
+    *ret_base = base;
+    *ret_rest = rest;
+}
+
+/* Keeps room for what is yet to be written of the copy at its largest. */
+static void image_keep(struct image *im)
+{
+    uint64_t base, rest, most, taken;
+
+    image_sizes(im, &base, &rest);
+    most = rest < base ? 4 * base : 2 * (base + rest);
+    taken = base + rest + im->unnamed;
+    chunkstore_keep(im->p->chunks,
+                    most > taken ? (uint64_t)((double)(most - taken) * im->shrink) : 0);
+}
+
 static void image_drop_batch(struct image *im)
 {
     chunk_batch_free(im->batch);
@@ -102,6 +129,7 @@ static void image_drop_batch(struct image *im)
     mem_free(im->base.ids);
     im->base = (struct image_run){0};
     im->base_ready = false;
+    im->unnamed = 0;
 }
 
 void image_free(struct image *im)
@@ -248,13 +276,16 @@ int image_count(struct image *im)
     uint64_t *ids = image_form_ids(&im->named, &n);
     struct chunkstore_stats sum;
     int rc = chunkstore_sum(im->p->chunks, ids, n, &sum);
+    uint64_t base, rest;
 
     if (rc == 0) {
+        image_sizes(im, &base, &rest);
+        im->shrink = base + rest ? (double)sum.stored_bytes / (double)(base + rest) : 0;
         im->stats.chunks = sum.chunks;
         im->stats.raw = sum.raw_bytes;
         im->stats.stored = sum.stored_bytes;
         im->stats.referenced = sum.referenced_bytes;
-        chunkstore_keep(im->p->chunks, 2 * sum.stored_bytes);
+        image_keep(im);
     }
     mem_free(ids);
     return rc;
@@ -327,6 +358,8 @@ static int run_cut(struct run_writer *w)
     mem_free(items);
     w->run.bytes += w->bytes.len;
     w->im->stats.written += w->bytes.len;
+    w->im->unnamed += w->bytes.len;
+    image_keep(w->im);
     strbuf_reset(&w->bytes);
     return rc;
 }
@@ -422,6 +455,7 @@ static void write_base(struct image *im)
     if (rc == 0)
         return;
     image_drop_batch(im);
+    image_keep(im);
     im->retry_at = env_now(im->p->env) + IMAGE_RETRY;
     if (rc != ERR_SHUTDOWN)
         log_warn("image", "the metadata cannot be copied to the drives, will try again error=%s",
@@ -546,6 +580,7 @@ int image_write(struct image *im, uint64_t settled, uint64_t upto)
     mem_free(increment.ids);
     image_drop_batch(im);
     if (rc < 0) {
+        image_keep(im);
         im->retry_at = env_now(im->p->env) + IMAGE_RETRY;
         newer = im->active;
         kv_changes_add_older(newer, im->frozen);
@@ -586,12 +621,11 @@ static int drop_lists(struct image *im)
 
 void image_tidy(struct image *im)
 {
-    uint64_t base = 0, rest = 0;
+    uint64_t base, rest;
 
     if (im->lost || im->p->stopping || im->p->broken)
         return;
-    for (uint32_t i = 0; i < im->named.count; i++)
-        *(im->named.runs[i].base ? &base : &rest) += im->named.runs[i].bytes;
+    image_sizes(im, &base, &rest);
     /* An error of the KV store will be met by who writes next. */
     if (drop_lists(im) == 0 && (rest > base + IMAGE_GROW_MIN || im->named.count > IMAGE_RUNS_MAX))
         write_base(im);

@@ -49,6 +49,7 @@ int chunkstore_new(struct env *env, struct kv *kv, struct segments *segments,
     list_init(&cs->lru);
     list_init(&cs->loads);
     fiber_mutex_init(&cs->compacting);
+    fiber_mutex_init(&cs->pace);
     fiber_cond_init(&cs->room_changed);
     fiber_cond_init(&cs->room_wanted);
     metric_hist_init(&cs->hash_time, METRIC_TIME);

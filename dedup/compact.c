@@ -85,12 +85,13 @@ static bool compact_pick(const struct chunkstore *cs, enum compact_need need, ui
                          enum compact_why *ret_why)
 {
     struct segments *ss = cs->segments;
+    bool wanted = cs->room_waiters > 0;
 
     *ret_why = COMPACT_THIN;
-    if (need != COMPACT_NOW && segment_pick_thin(ss, ret_segment))
+    if (!wanted && segment_pick_thin(ss, ret_segment))
         return true;
     *ret_why = COMPACT_LEAVING;
-    if (need != COMPACT_NOW && segment_pick_leaving(ss, ret_segment))
+    if (!wanted && segment_pick_leaving(ss, ret_segment))
         return true;
     *ret_why = COMPACT_SPARSE;
     if (segment_pick_sparse(ss, compact_fill(need), ret_segment))
@@ -113,7 +114,7 @@ enum compact_need chunkstore_compact_need(const struct chunkstore *cs)
     enum compact_why why;
     enum compact_need need = COMPACT_IDLE;
 
-    if (cs->room_waiters)
+    if (cs->room_waiters || cs->paced)
         need = COMPACT_NOW;
     else if (space_is_low(cs) || segment_pick_thin(cs->segments, &segment) ||
              segment_pick_leaving(cs->segments, &segment))

@@ -12,6 +12,12 @@
  * directories, and the ends of stripes. So the measure is the balance of both, what segments freed
  * had room for less what compaction has taken. It is not the free space, which others may eat up as
  * fast as it grows: the overlay's drain, with what it had promised before.
+ *
+ * Pace. A store that takes writes at full speed until nothing is left, and then none until
+ * something was gained, stands still several times a second. So when little is left, and compaction
+ * could gain more, writes are let in one after the other, the slower the less is left; compaction
+ * works without pause meanwhile. The two find the level at which as much is written as is gained,
+ * whatever the drives can do.
  */
 #include "dedup/chunk_priv.h"
 #include "dedup/chunkstore.h"
@@ -19,6 +25,12 @@
 #include "lib/base/err.h"
 
 #define ROOM_TRIES 32u /* looks at a balance that does not grow, before giving up */
+
+#define PACE_PART  32u         /* little is this part of all space ... */
+#define PACE_MAX   (1u << 30)  /* ... or this many bytes */
+#define PACE_SPEED (64u << 20) /* bytes per second when half of that is left */
+#define PACE_LEAST (1u << 20)
+#define PACE_NAP   (5 * ENV_NS_PER_MS)
 
 struct room_waiter {
     uint64_t bytes;
@@ -85,11 +97,51 @@ static int room_wait(struct chunkstore *cs, const struct room_waiter *w)
     return rc;
 }
 
+/* Bytes per second at which writes are let in now; 0: as they come. */
+static uint64_t pace_speed(const struct chunkstore *cs)
+{
+    uint64_t kept = chunkstore_kept(cs) + cs->reserved, low, left, speed;
+    struct segment_space sp;
+
+    segment_get_space(cs->segments, &sp);
+    low = sp.total / PACE_PART < PACE_MAX ? sp.total / PACE_PART : PACE_MAX;
+    left = sp.free > kept ? sp.free - kept : 0;
+    if (left >= low || cs->closing || !segment_can_gain(cs->segments, COMPACT_FILL_MAX))
+        return 0;
+    speed = left * PACE_SPEED / (low - left);
+    return speed > PACE_LEAST ? speed : PACE_LEAST;
+}
+
+/* Lets a write in at its time. What it may take grows with time, but not while nobody wants it. */
+static void pace_await(struct chunkstore *cs, uint64_t bytes)
+{
+    uint64_t speed = pace_speed(cs);
+
+    if (speed == 0)
+        return;
+    cs->paced++;
+    fiber_cond_signal(&cs->room_wanted);
+    fiber_mutex_lock(&cs->pace);
+    for (; cs->pace_credit < bytes && (speed = pace_speed(cs)) > 0;) {
+        uint64_t begin = env_now(cs->env);
+        uint64_t nap = (bytes - cs->pace_credit) * ENV_NS_PER_S / speed + 1;
+
+        env_sleep(cs->env, nap < PACE_NAP ? nap : PACE_NAP);
+        cs->pace_credit += (env_now(cs->env) - begin) * speed / ENV_NS_PER_S;
+    }
+    cs->pace_credit -= cs->pace_credit < bytes ? cs->pace_credit : bytes;
+    fiber_mutex_unlock(&cs->pace);
+    cs->paced--;
+}
+
 int chunkstore_await_room(struct chunkstore *cs, uint64_t bytes)
 {
-    struct room_waiter w = {bytes, cs->room_joined};
-    int rc = room_ask(cs, &w);
+    struct room_waiter w;
+    int rc;
 
+    pace_await(cs, bytes);
+    w = (struct room_waiter){bytes, cs->room_joined};
+    rc = room_ask(cs, &w);
     if (rc == 0)
         return 0;
     cs->room_joined += bytes;
