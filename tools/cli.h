@@ -128,6 +128,7 @@ struct cli_request {
     const json_t *body;    /* or NULL */
     bool quiet_if_missing; /* a 404 is left to the caller: CLI_FAILED without a message */
     unsigned status;       /* HTTP status of the answer; 0: none came */
+    bool plain;            /* the answer is plain text, a sentence of the server's */
     json_t *answer;        /* when CLI_OK: the caller's reference */
 };
 
@@ -149,6 +150,7 @@ struct cli_stream {
     size_t header_count;
     FILE *from;         /* the request's body; NULL: none */
     uint64_t from_size; /* UINT64_MAX: until its end */
+    bool partial;       /* a range is asked for: anything but 206 is no success */
     FILE *to;           /* takes the answer's body when it is a success; NULL: it is JSON */
     uint64_t received;  /* bytes that went there */
     json_t *answer;     /* when CLI_OK and without `to`: the caller's reference */

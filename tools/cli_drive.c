@@ -71,27 +71,35 @@ static int find_drive(const struct cli *cli, const char *text, char ref[DRIVE_RE
                  : cli_fail("no drive has the path %s: see filmroom drive list", cli_safe(text));
 }
 
+/* Sets a text of the command line, which JSON takes as UTF-8 only. CLI_OK or CLI_USAGE. */
+static int set_text(const struct cli *cli, json_t *body, const char *name, const char *text)
+{
+    json_t *value = text ? json_string(text) : NULL;
+
+    if (text && !value)
+        return cli_usage(cli, "the %s \"%s\" is not UTF-8", name, cli_safe(text));
+    if (value)
+        (void)json_object_set_new(body, name, value);
+    return CLI_OK;
+}
+
 /* What is to be said of a new drive. NULL after a message; *ret_verdict. */
 static json_t *new_drive(const struct cli *cli, const char *path, int *ret_verdict)
 {
     char *full = absolute(path);
-    json_t *body = full ? json_pack("{s:s}", "path", full) : NULL;
-    const char *class_ = cli->values[CLI_CLASS];
+    json_t *body = json_object();
     uint64_t size;
 
+    *ret_verdict = full ? set_text(cli, body, "path", full) : CLI_FAILED;
     mem_free(full);
-    *ret_verdict = CLI_FAILED;
-    if (!body)
-        return NULL;
-    *ret_verdict = CLI_OK;
-    if (cli_given(cli, CLI_SIZE))
+    if (*ret_verdict == CLI_OK && cli_given(cli, CLI_SIZE))
         *ret_verdict = cli_size_arg(cli, cli->values[CLI_SIZE], &size);
     if (*ret_verdict == CLI_OK && cli_given(cli, CLI_SIZE))
         (void)json_object_set_new(body, "size", json_integer((json_int_t)size));
-    if (cli_given(cli, CLI_PARTITION))
-        (void)json_object_set_new(body, "partition", json_string(cli->values[CLI_PARTITION]));
-    if (class_)
-        (void)json_object_set_new(body, "class", json_string(class_));
+    if (*ret_verdict == CLI_OK)
+        *ret_verdict = set_text(cli, body, "partition", cli->values[CLI_PARTITION]);
+    if (*ret_verdict == CLI_OK)
+        *ret_verdict = set_text(cli, body, "class", cli->values[CLI_CLASS]);
     if (cli_given(cli, CLI_FORCE))
         (void)json_object_set_new(body, "force", json_true());
     if (*ret_verdict != CLI_OK) {

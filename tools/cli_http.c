@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/un.h>
 
+#include "lib/api/bucket.h"
 #include "lib/base/check.h"
 #include "lib/base/strbuf.h"
 #include "tools/cli.h"
@@ -92,6 +93,18 @@ static void cli_prepare(CURL *curl, const struct cli_request *r, const char *bod
         curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body);
 }
 
+/* What answer came, if one did. */
+static void cli_note_answer(CURL *curl, struct cli_request *r)
+{
+    const char *type = NULL;
+    long status = 0;
+
+    curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
+    curl_easy_getinfo(curl, CURLINFO_CONTENT_TYPE, &type);
+    r->status = (unsigned)status;
+    r->plain = type && strncmp(type, "text/plain", 10) == 0;
+}
+
 /* The exchange itself. CLI_OK when some answer came. */
 static int cli_exchange(const struct cli *cli, struct cli_request *r, const char *body,
                         struct strbuf *answer)
@@ -100,7 +113,6 @@ static int cli_exchange(const struct cli *cli, struct cli_request *r, const char
     struct curl_slist *headers = NULL;
     int verdict = CLI_OK;
     CURLcode code;
-    long status = 0;
 
     if (!curl)
         return CLI_FAILED;
@@ -111,16 +123,16 @@ static int cli_exchange(const struct cli *cli, struct cli_request *r, const char
     code = curl_easy_perform(curl);
     if (code != CURLE_OK)
         verdict = cli_no_daemon(cli, curl, code);
-    else
-        curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
-    r->status = (unsigned)status;
+    cli_note_answer(curl, r);
     curl_slist_free_all(headers);
     curl_easy_cleanup(curl);
     return verdict;
 }
 
-/* What the daemon said is wrong. */
-static int cli_refused(const struct cli *cli, const struct cli_request *r, const json_t *json)
+/* What the daemon said is wrong. Its HTTP server speaks for itself, in a line of plain text, where
+ * no request came as far as the admin API. */
+static int cli_refused(const struct cli *cli, const struct cli_request *r, const json_t *json,
+                       struct strbuf *text)
 {
     const char *message = cli_text(json_object_get(json, "error"), "message");
 
@@ -130,6 +142,13 @@ static int cli_refused(const struct cli *cli, const struct cli_request *r, const
         cli_print_json(json);
     if (*message)
         return cli_fail("%s", cli_safe(message));
+    if (r->status == 503)
+        return cli_fail("the daemon has as many clients as it takes at once, or is stopping: try "
+                        "again in a moment");
+    if (r->plain && text->len) {
+        text->data[strcspn(text->data, "\r\n")] = 0;
+        return cli_fail("%s", cli_safe(text->data));
+    }
     return cli_fail("the daemon answered with HTTP status %u: are client and daemon of the same "
                     "version?",
                     r->status);
@@ -154,7 +173,7 @@ int cli_ask(const struct cli *cli, struct cli_request *r)
     if (verdict == CLI_OK && answer.len)
         json = json_loadb(answer.data, answer.len, 0, NULL);
     if (verdict == CLI_OK && (r->status < 200 || r->status > 299 || !json))
-        verdict = cli_refused(cli, r, json);
+        verdict = cli_refused(cli, r, json, &answer);
     if (verdict == CLI_OK)
         r->answer = json;
     else
@@ -191,6 +210,7 @@ struct cli_flow {
     struct cli_stream *s;
     CURL *curl;
     struct strbuf text; /* an answer that is not for the file */
+    uint64_t sent;      /* bytes of the input taken */
     const char *broken; /* the file: what could not be done */
 };
 
@@ -203,7 +223,14 @@ static size_t cli_flow_out(char *buf, size_t size, size_t n, void *arg)
         f->broken = "the input could not be read";
         return CURL_READFUNC_ABORT;
     }
+    f->sent += got;
     return got;
+}
+
+/* Is that the answer that was wanted? */
+static bool cli_flow_success(const struct cli_flow *f, long status)
+{
+    return f->s->partial ? status == 206 : status >= 200 && status <= 299;
 }
 
 static size_t cli_flow_in(char *data, size_t size, size_t n, void *arg)
@@ -212,7 +239,9 @@ static size_t cli_flow_in(char *data, size_t size, size_t n, void *arg)
     long status = 0;
 
     curl_easy_getinfo(f->curl, CURLINFO_RESPONSE_CODE, &status);
-    if (!f->s->to || status < 200 || status > 299)
+    if (f->s->partial && status == 200) /* all of it, which nobody wants */
+        return 0;
+    if (!f->s->to || !cli_flow_success(f, status))
         return cli_take(data, size, n, &f->text);
     if (fwrite(data, 1, size * n, f->s->to) != size * n) {
         f->broken = "the output could not be written";
@@ -242,35 +271,53 @@ static struct curl_slist *cli_flow_prepare(struct cli_flow *f)
     return headers;
 }
 
+/* Refused in the middle; HTTP has no way to say why before all has been sent. */
+static int cli_flow_cut(const struct cli_flow *f)
+{
+    if (f->sent > BUCKET_OBJECT_MAX)
+        return cli_fail("nothing was stored: the input is longer than an object may be, 8 GiB");
+    return cli_fail("the daemon did not take all of it and nothing was stored: the store is full "
+                    "(filmroom status), or the input stood still for 5 minutes. Its log says more");
+}
+
+/* What became of it. CLI_OK or CLI_FAILED, and that was said. */
+static int cli_flow_verdict(const struct cli *cli, struct cli_flow *f, const struct cli_request *r,
+                            CURLcode code, const json_t *json)
+{
+    const struct cli_stream *s = f->s;
+
+    if (f->broken)
+        return cli_fail("%s: %m", f->broken);
+    if (s->from && (code == CURLE_SEND_ERROR || code == CURLE_RECV_ERROR) && r->status < 200)
+        return cli_flow_cut(f);
+    if (s->partial && r->status == 200)
+        return cli_fail("the daemon sent all of the object and not the range: are client and "
+                        "daemon of the same version?");
+    if (code != CURLE_OK && r->status < 300) /* an early refusal ends the sending */
+        return cli_no_daemon(cli, f->curl, code);
+    if (!cli_flow_success(f, (long)r->status) || (!s->to && !json))
+        return cli_refused(cli, r, json, &f->text);
+    return CLI_OK;
+}
+
 int cli_transfer(const struct cli *cli, struct cli_stream *s)
 {
     struct cli_flow f = {.s = s, .curl = cli_session(cli, s->method, s->path)};
     struct cli_request r = {.method = s->method};
     struct curl_slist *headers;
-    int verdict = CLI_OK;
     json_t *json = NULL;
-    long status = 0;
     CURLcode code;
+    int verdict;
 
     if (!f.curl)
         return CLI_FAILED;
     f.text.max = CLI_ANSWER_MAX;
     headers = cli_flow_prepare(&f);
     code = curl_easy_perform(f.curl);
-    curl_easy_getinfo(f.curl, CURLINFO_RESPONSE_CODE, &status);
-    r.status = (unsigned)status;
+    cli_note_answer(f.curl, &r);
     if (f.text.len)
         json = json_loadb(f.text.data, f.text.len, 0, NULL);
-    if (f.broken)
-        verdict = cli_fail("%s: %m", f.broken);
-    else if (s->from && (code == CURLE_SEND_ERROR || code == CURLE_RECV_ERROR) && status < 200)
-        /* Refused in the middle; HTTP has no way to say why before all has been sent. */
-        verdict = cli_fail("the daemon did not take all of it and nothing was stored: is the store "
-                           "full (filmroom status)? Its log says more");
-    else if (code != CURLE_OK && r.status < 300) /* an early refusal ends the sending */
-        verdict = cli_no_daemon(cli, f.curl, code);
-    else if (r.status < 200 || r.status > 299 || (!s->to && !json))
-        verdict = cli_refused(cli, &r, json);
+    verdict = cli_flow_verdict(cli, &f, &r, code, json);
     curl_slist_free_all(headers);
     curl_easy_cleanup(f.curl);
     strbuf_free(&f.text);

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "lib/api/bucket.h"
 #include "lib/base/mem.h"
 #include "lib/base/strbuf.h"
 #include "tools/cli.h"
@@ -52,8 +53,20 @@ static void cli_add_header(struct cli_headers *h, const char *name, size_t len, 
     h->lines[h->count++] = strbuf_take(&line);
 }
 
+/* What stands in a header's line must not end it. */
+static bool cli_one_line(const char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            return false;
+    return true;
+}
+
 static int cli_put_headers(const struct cli *cli, struct cli_headers *h)
 {
+    if (cli_given(cli, CLI_TYPE) && !cli_one_line(cli->values[CLI_TYPE]))
+        return cli_usage(cli, "--type \"%s\": a content type has no control characters",
+                         cli_safe(cli->values[CLI_TYPE]));
     if (cli_given(cli, CLI_TYPE))
         cli_add_header(h, "Content-Type", 12, cli->values[CLI_TYPE]);
     if (cli_given(cli, CLI_IF_ABSENT))
@@ -66,8 +79,10 @@ static int cli_put_headers(const struct cli *cli, struct cli_headers *h)
         if (!equals || equals == cli->metas[i])
             return cli_usage(cli, "--meta \"%s\" is not NAME=VALUE", cli_safe(cli->metas[i]));
         len = (size_t)(equals - cli->metas[i]);
-        if (strspn(cli->metas[i], "abcdefghijklmnopqrstuvwxyz0123456789._-") != len ||
-            strpbrk(equals, "\r\n"))
+        if (!cli_one_line(equals))
+            return cli_usage(cli, "--meta \"%s\": a value has no control characters",
+                             cli_safe(cli->metas[i]));
+        if (strspn(cli->metas[i], "abcdefghijklmnopqrstuvwxyz0123456789._-") != len)
             return cli_usage(cli, "--meta \"%s\": names are lower-case letters, digits, . _ -",
                              cli_safe(cli->metas[i]));
         strbuf_addf(&name, "X-Filmroom-Meta-%.*s", (int)len, cli->metas[i]);
@@ -89,6 +104,12 @@ static FILE *cli_put_open(const struct cli *cli, uint64_t *ret_size)
         cli_fail("%s cannot be read: %m", cli_safe(name));
     } else if (fstat(fileno(f), &st) == 0 && S_ISREG(st.st_mode) && f != stdin) {
         *ret_size = (uint64_t)st.st_size;
+        if (*ret_size > BUCKET_OBJECT_MAX) {
+            cli_fail("%s has %llu bytes, and an object at most %llu (8 GiB)", cli_safe(name),
+                     (unsigned long long)*ret_size, (unsigned long long)BUCKET_OBJECT_MAX);
+            fclose(f);
+            f = NULL;
+        }
     } else if (fstat(fileno(f), &st) == 0 && S_ISDIR(st.st_mode)) {
         cli_fail("%s is a directory", cli_safe(name ? name : "-"));
         fclose(f);
@@ -148,7 +169,10 @@ static bool cli_range_valid(const char *text)
     if (text[first] != '-')
         return false;
     last = strspn(text + first + 1, "0123456789");
-    return text[first + 1 + last] == 0 && first + last > 0 && first < 19 && last < 19;
+    if (text[first + 1 + last] != 0 || first + last == 0 || first >= 19 || last >= 19)
+        return false;
+    return first == 0 || last == 0 ||
+           strtoull(text, NULL, 10) <= strtoull(text + first + 1, NULL, 10);
 }
 
 /* Something that is not a file, as /dev/null or a pipe, is written as it is. */
@@ -201,6 +225,7 @@ int cli_object_get(struct cli *cli)
     if (range) {
         strbuf_addf(&line, "Range: bytes=%s", range);
         headers[s.header_count++] = line.data;
+        s.partial = true;
     }
     verdict = output && strcmp(output, "-") != 0 ? cli_get_to_file(cli, &s) : cli_transfer(cli, &s);
     strbuf_free(&line);
@@ -348,12 +373,31 @@ int cli_object_show(struct cli *cli)
     return verdict;
 }
 
+/* Instances are patients' data, and may lie in other programs' lists: they are not deleted as
+ * easily as objects are. */
+static int cli_rm_confirm(const struct cli *cli)
+{
+    struct strbuf question = STRBUF_INIT;
+    int verdict;
+
+    if (strncmp(cli->args[0], BUCKET_DICOM "/", sizeof(BUCKET_DICOM)) != 0 ||
+        cli_given(cli, CLI_FORCE))
+        return CLI_OK;
+    strbuf_addf(&question, "Delete the DICOM instance %s? This cannot be undone.",
+                cli_safe(cli->args[0] + sizeof(BUCKET_DICOM)));
+    verdict = cli_confirm(cli, "--force", question.data);
+    strbuf_free(&question);
+    return verdict;
+}
+
 int cli_object_rm(struct cli *cli)
 {
     char *path = cli_object_path(cli, "");
     struct cli_request r = {.method = "DELETE", .path = path};
-    int verdict = path ? cli_ask(cli, &r) : CLI_USAGE;
+    int verdict = path ? cli_rm_confirm(cli) : CLI_USAGE;
 
+    if (verdict == CLI_OK)
+        verdict = cli_ask(cli, &r);
     mem_free(path);
     if (verdict != CLI_OK)
         return verdict;

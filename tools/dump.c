@@ -100,7 +100,8 @@ static void text_flat(const json_t *v)
     }
 }
 
-/* The flat fields of a row in one line, and what is nested in lines below. */
+/* The flat fields of a row in one line, and what is nested in lines below: an object as one row, an
+ * array as one for each element. */
 static void text_row(json_t *row, unsigned depth)
 {
     const char *name, *space = "";
@@ -121,6 +122,8 @@ static void text_row(json_t *row, unsigned depth)
         if (is_flat(v))
             continue;
         printf("%*s%s:\n", (int)(2 * depth + 2), "", name);
+        if (json_is_object(v))
+            text_row(v, depth + 2);
         for (size_t i = 0; i < json_array_size(v); i++)
             text_row(json_array_get(v, i), depth + 2);
     }
@@ -137,6 +140,11 @@ static void text_object(json_t *o, unsigned depth)
             printf("%*s%s: ", (int)(2 * depth), "", name);
             text_flat(v);
             putchar('\n');
+            continue;
+        }
+        if (json_is_object(v)) {
+            printf("%*s%s:\n", (int)(2 * depth), "", name);
+            text_object(v, depth + 1);
             continue;
         }
         printf("%*s%s: %zu\n", (int)(2 * depth), "", name, json_array_size(v));
@@ -203,7 +211,7 @@ static void dump_main(void *arg)
 /* ---- The command line ---- */
 
 static const char usage[] =
-    "Usage: filmroom-dump --data DIR [--config FILE] [--json] SUBCOMMAND\n"
+    "Usage: filmroom-dump --data DIR [--config FILE] [--partition NAME] [--json] SUBCOMMAND\n"
     "\n"
     "Shows what a store holds while no daemon runs on it.\n"
     "\n"

@@ -38,17 +38,19 @@ static struct kv_rows *bucket_rows(struct dump *d)
 void dump_buckets(struct dump *d)
 {
     struct kv_rows *rows = bucket_rows(d);
+    json_t *list = json_array();
     struct bucket_row row;
 
+    d->out = json_object();
+    (void)json_object_set_new(d->out, "buckets", list);
     if (!rows)
         return;
-    d->out = json_array();
     for (size_t i = 0; i < rows->count; i++) {
         const struct kv_row *r = &rows->rows[i];
 
         if (r->key.len == 9 && bucket_row_decode(r->value, &row) == 0)
             (void)json_array_append_new(
-                d->out, bucket_json(codec_get_be64((const uint8_t *)r->key.data + 1), &row));
+                list, bucket_json(codec_get_be64((const uint8_t *)r->key.data + 1), &row));
         else
             dump_fail(d, "a bucket's row is broken: run filmroom-fsck");
     }

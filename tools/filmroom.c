@@ -68,8 +68,10 @@ static const struct cli_command cli_commands[] = {
      "is spread to it in the background.\n\n"
      "  --class nvme|disk   what it is; the journal is kept on nvme drives (default: disk)\n"
      "  --size SIZE         use so much of it; a file is made, or grown to this\n"
+     "  --partition NAME    of this partition; otherwise of the first\n"
      "  --force             also where something is on it: all of that is lost\n\n",
-     1, CLI_MASK(CLI_CLASS) | CLI_MASK(CLI_SIZE) | CLI_MASK(CLI_FORCE), cli_drive_add},
+     1, CLI_MASK(CLI_CLASS) | CLI_MASK(CLI_SIZE) | CLI_MASK(CLI_PARTITION) | CLI_MASK(CLI_FORCE),
+     cli_drive_add},
     {"drive remove", "DRIVE", "empty a drive, and do without it",
      "DRIVE is the drive's number or path. It is read until its data is elsewhere, and let go "
      "then;\n"
@@ -152,15 +154,16 @@ static const struct cli_command cli_commands[] = {
      "  --yes   do not ask\n", 1, CLI_MASK(CLI_YES), cli_study_delete},
     {"bucket create", "NAME", "make a bucket for objects", NULL, 1, 0, cli_bucket_create},
     {"bucket list", "", "all buckets",
-     "The bucket dicom is always there and shows the stored instances, read-only.\n", 0, 0,
-     cli_bucket_list},
+     "The bucket dicom is always there and shows the stored instances. They can be listed, read "
+     "and\ndeleted there; they come by C-STORE and STOW-RS only.\n",
+     0, 0, cli_bucket_list},
     {"bucket delete", "NAME [--objects] [--force]", "delete a bucket",
      "  --objects   with the objects in it; without, only an empty bucket is deleted\n"
      "  --force     do not ask\n",
      1, CLI_MASK(CLI_OBJECTS) | CLI_MASK(CLI_FORCE), cli_bucket_delete},
     {"object put", "BUCKET/NAME [FILE] [--type T] [--meta K=V]... [--if-absent]", "store an object",
      "Takes FILE, or standard input without it or for -. What is there under the name is\n"
-     "replaced, once all has arrived.\n\n"
+     "replaced, once all has arrived. An object has at most 8 GiB.\n\n"
      "  --type T      content type, as in text/plain\n"
      "  --meta K=V    metadata, may be given often; K of lower-case letters, digits, . _ -\n"
      "  --if-absent   only if there is no object of this name\n",
@@ -177,7 +180,9 @@ static const struct cli_command cli_commands[] = {
      "  --after NAME   begin behind this name\n",
      1, CLI_MASK(CLI_FOLDERS) | CLI_MASK(CLI_LIMIT) | CLI_MASK(CLI_AFTER), cli_object_list},
     {"object show", "BUCKET/NAME", "what is known of an object", NULL, 1, 0, cli_object_show},
-    {"object rm", "BUCKET/NAME", "delete an object", NULL, 1, 0, cli_object_rm},
+    {"object rm", "BUCKET/NAME [--force]", "delete an object",
+     "  --force   do not ask; only for instances in the bucket dicom it is asked\n", 1,
+     CLI_MASK(CLI_FORCE), cli_object_rm},
 };
 #define CLI_COMMANDS (sizeof(cli_commands) / sizeof(cli_commands[0]))
 
@@ -222,7 +227,7 @@ int cli_confirm(const struct cli *cli, const char *option, const char *question)
             answer[n++] = (char)c;
     if (strcmp(answer, "yes") == 0)
         return CLI_OK;
-    return cli_fail("nothing was deleted");
+    return cli_fail("nothing was changed");
 }
 
 int cli_size_arg(const struct cli *cli, const char *text, uint64_t *ret_bytes)

@@ -28,12 +28,14 @@ void admin_take_object(struct admin_call *c, const struct admin_request *r)
     }
     memcpy(o->bucket, r->segments[2], n + 1);
     for (size_t i = ADMIN_OBJECT_SEGMENT; i < r->segment_count; i++) {
+        size_t slash = i > ADMIN_OBJECT_SEGMENT;
+
         n = strlen(r->segments[i]);
-        if (at + n + 1 > BUCKET_KEY_MAX) {
+        if (at + slash + n > BUCKET_KEY_MAX) {
             admin_call_fail(c, ERR_INVAL, "an object's name has at most %u bytes", BUCKET_KEY_MAX);
             return;
         }
-        if (i > ADMIN_OBJECT_SEGMENT)
+        if (slash)
             o->name[at++] = '/';
         memcpy(o->name + at, r->segments[i], n);
         at += n;
@@ -173,18 +175,45 @@ static void take_pair(struct admin_call *c, const struct admin_arg *header)
     o->pairs[o->pair_count++] = (struct bucket_pair){name, mem_strdup(header->value)};
 }
 
+/* The engine refuses these too, but cannot say which of them it is. */
+static void check_lengths(struct admin_call *c)
+{
+    const struct admin_object *o = c->object;
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < o->pair_count; i++) {
+        bytes += strlen(o->pairs[i].name) + strlen(o->pairs[i].value);
+        if (strlen(o->pairs[i].name) > BUCKET_PAIR_NAME_MAX)
+            admin_call_fail(c, ERR_TOOBIG, "a name of metadata has at most %u bytes",
+                            BUCKET_PAIR_NAME_MAX);
+    }
+    if (bytes > BUCKET_METADATA_MAX)
+        admin_call_fail(c, ERR_TOOBIG,
+                        "an object's metadata has %zu bytes, and at most %u, names and values "
+                        "together",
+                        bytes, BUCKET_METADATA_MAX);
+    if (o->type && strlen(o->type) > BUCKET_TYPE_MAX)
+        admin_call_fail(c, ERR_TOOBIG, "a content type has at most %u bytes", BUCKET_TYPE_MAX);
+}
+
 void admin_parse_object_put(struct admin_call *c, const struct admin_request *r)
 {
     const char *type = header_of(r, "Content-Type");
 
     if (r->arg_count)
         unknown_arg(c, &r->args[0]);
+    /* RFC 9110 section 14.5: who means a part must not have it taken for the whole. */
+    if (header_of(r, "Content-Range"))
+        admin_call_fail(c, ERR_INVAL,
+                        "Content-Range: an object is stored as a whole, not in parts");
     if (type)
         c->object->type = mem_strdup(type);
     if (!c->error)
         take_condition(c, r);
     for (size_t i = 0; i < r->header_count && !c->error; i++)
         take_pair(c, &r->headers[i]);
+    if (!c->error)
+        check_lengths(c);
 }
 
 /* Digits at *p; false: none, or too many. */
@@ -302,9 +331,19 @@ int admin_object_said(struct admin_call *c, int r)
                         o->bucket);
         break;
     case ERR_READONLY:
-        admin_call_fail(c, r,
-                        "the bucket \"%s\" shows DICOM instances: send them by C-STORE or STOW-RS",
-                        o->bucket);
+        if (o->name[0])
+            admin_call_fail(
+                c, r, "the bucket \"%s\" shows DICOM instances: send them by C-STORE or STOW-RS",
+                o->bucket);
+        else
+            admin_call_fail(c, r,
+                            "the bucket \"%s\" is always there, as it shows the DICOM instances: "
+                            "delete these, or studies, instead",
+                            o->bucket);
+        break;
+    case ERR_TOOBIG:
+        admin_call_fail(c, r, "an object has at most %llu bytes (8 GiB)",
+                        (unsigned long long)BUCKET_OBJECT_MAX);
         break;
     case ERR_CONDITION:
         admin_call_fail(c, r,

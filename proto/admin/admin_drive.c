@@ -40,10 +40,11 @@ static void take_size(struct admin_call *c, json_t *body)
 
     if (c->error || !v)
         return;
-    if (!json_is_integer(v) || json_integer_value(v) <= 0)
-        admin_call_fail(c, ERR_INVAL, "\"size\" must be a whole number of bytes above 0");
+    if (!json_is_integer(v) || json_integer_value(v) <= 0 || json_integer_value(v) % BLOCK_SIZE)
+        admin_call_fail(c, ERR_INVAL, "\"size\" must be a multiple of %u bytes, above 0",
+                        BLOCK_SIZE);
     else
-        c->order->size = (uint64_t)json_integer_value(v) & ~(uint64_t)4095;
+        c->order->size = (uint64_t)json_integer_value(v);
     json_object_del(body, "size");
 }
 

@@ -3,6 +3,7 @@
  */
 #include "proto/admin/admin_server.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "lib/base/check.h"
@@ -12,7 +13,9 @@
 #include "lib/net/httpd.h"
 #include "proto/admin/admin_stream.h"
 
-#define ADMIN_CONNECTIONS 16u
+/* Transfers of objects may last; the other connections are left to calls that end soon, so that a
+ * daemon that is busy with objects can still be asked and told. */
+#define ADMIN_CONNECTIONS 32u
 #define HEADERS_MAX       128u
 #define ADMIN_IDLE_S      300u /* longer than the longest call, a study's deletion */
 
@@ -20,6 +23,7 @@ struct admin_server {
     struct env *env;
     struct admin_backend backend;
     struct httpd *httpd;
+    atomic_uint transfers; /* of objects, under way */
 };
 
 struct admin_job {
@@ -34,9 +38,16 @@ static void admin_job_fiber(void *arg)
     admin_call_run(job->call, &job->server->backend);
 }
 
+static void admin_reply_error(struct httpd_req *r, unsigned status, int error, const char *message)
+{
+    char *body = admin_error_body(err_name(error), message);
+
+    httpd_reply(r, status, "application/json", body, strlen(body));
+}
+
 struct admin_headers {
-    struct admin_arg rows[HEADERS_MAX]; /* more are not looked at */
-    size_t count;
+    struct admin_arg rows[HEADERS_MAX];
+    size_t count; /* beyond HEADERS_MAX: so many there were, and the request is refused */
 };
 
 static void admin_take_header(void *arg, const char *name, const char *value)
@@ -44,9 +55,11 @@ static void admin_take_header(void *arg, const char *name, const char *value)
     struct admin_headers *h = arg;
 
     if (h->count < HEADERS_MAX)
-        h->rows[h->count++] = (struct admin_arg){name, value};
+        h->rows[h->count] = (struct admin_arg){name, value};
+    h->count++;
 }
 
+/* NULL after an answer: the request has too many headers. */
 static struct admin_call *admin_server_parse(struct httpd_req *r)
 {
     struct admin_headers headers = {.count = 0};
@@ -63,6 +76,10 @@ static struct admin_call *admin_server_parse(struct httpd_req *r)
     for (size_t i = 0; i < request.arg_count; i++)
         args[i] = (struct admin_arg){httpd_arg_name(r, i), httpd_arg_value(r, i)};
     httpd_headers(r, admin_take_header, &headers);
+    if (headers.count > HEADERS_MAX) {
+        admin_reply_error(r, 431, ERR_TOOBIG, "a request has at most 128 headers");
+        return NULL;
+    }
     request.headers = headers.rows;
     request.header_count = headers.count;
     request.body = httpd_body(r, &request.body_len);
@@ -76,8 +93,10 @@ static void admin_on_request(void *ctx, struct httpd_req *r)
     struct admin_server *s = ctx;
     struct admin_call *call = admin_server_parse(r);
 
+    if (!call)
+        return;
     if (admin_call_streams(call)) {
-        httpd_set_state(r, admin_stream_begin(s->env, &s->backend, call, r));
+        httpd_set_state(r, admin_stream_begin(s->env, &s->backend, &s->transfers, call, r));
         return;
     }
     admin_call_free(call);
@@ -99,13 +118,6 @@ static void admin_on_close(void *ctx, struct httpd_req *r)
     admin_stream_free(httpd_state(r));
 }
 
-static void admin_reply_shutdown(struct httpd_req *r)
-{
-    char *body = admin_error_body(err_name(ERR_SHUTDOWN), err_text(ERR_SHUTDOWN));
-
-    httpd_reply(r, 503, "application/json", body, strlen(body));
-}
-
 static void admin_on_end(void *ctx, struct httpd_req *r)
 {
     struct admin_server *s = ctx;
@@ -120,8 +132,9 @@ static void admin_on_end(void *ctx, struct httpd_req *r)
         return;
     }
     job.call = admin_server_parse(r);
+    CHECK(job.call != NULL); /* its headers were counted before */
     if (env_call(s->env, "admin", admin_job_fiber, &job) < 0) {
-        admin_reply_shutdown(r);
+        admin_reply_error(r, 503, ERR_SHUTDOWN, err_text(ERR_SHUTDOWN));
         admin_call_free(job.call);
         return;
     }

@@ -7,6 +7,9 @@
  * a client does not bring to its end never was.
  *
  * A get holds its object open until the last byte is sent, so that all bytes are of one version.
+ *
+ * Each holds its connection, and a buffer, for as long as it lasts: there are ADMIN_TRANSFERS_MAX
+ * of them at most.
  */
 #include <string.h>
 #include <time.h>
@@ -24,9 +27,10 @@ struct admin_stream {
     struct env *env;
     const struct admin_backend *backend;
     struct admin_call *call;
+    atomic_uint *transfers; /* this one is counted there; NULL: it is not */
     /* PUT */
     struct bucket_put *put;
-    uint64_t size_hint;
+    uint64_t size_hint, taken; /* bytes announced; arrived */
     uint8_t *gather;
     size_t gathered;
     /* GET; outlives the request */
@@ -139,8 +143,12 @@ static void begin_put(struct admin_stream *s, struct httpd_req *r)
 {
     uint64_t announced = httpd_body_length(r);
 
-    if (!httpd_set_body_max(r, BUCKET_OBJECT_MAX))
+    (void)httpd_set_body_max(r, UINT64_MAX); /* we say it better than the server */
+    if (announced != HTTPD_UNKNOWN && announced > BUCKET_OBJECT_MAX) {
+        s->call->error = admin_object_said(s->call, ERR_TOOBIG);
+        stream_answer(s, r);
         return;
+    }
     s->size_hint = announced == HTTPD_UNKNOWN ? 0 : announced;
     s->gather = mem_alloc(GATHER);
     put_run(s, PUT_BEGIN);
@@ -148,10 +156,24 @@ static void begin_put(struct admin_stream *s, struct httpd_req *r)
         stream_answer(s, r);
 }
 
+/* Who sends hears of it when all is sent, or never, if that is too much to wait for: the log is the
+ * place that surely has it. */
+static void put_broken_off(struct admin_stream *s, const char *why)
+{
+    log_warn("admin",
+             "an upload ended before its end, nothing was stored bucket=%s object=%s bytes=%llu "
+             "reason=%s",
+             log_q(s->call->object->bucket), log_q(s->call->object->name),
+             (unsigned long long)s->taken, log_q(why));
+}
+
 void admin_stream_body(struct admin_stream *s, struct httpd_req *r, const void *data, size_t len)
 {
     const uint8_t *p = data;
 
+    s->taken += len;
+    if (s->taken > BUCKET_OBJECT_MAX && !s->call->error)
+        s->call->error = admin_object_said(s->call, ERR_TOOBIG);
     while (len && !s->call->error) {
         size_t room = GATHER - s->gathered, take = len < room ? len : room;
 
@@ -162,8 +184,11 @@ void admin_stream_body(struct admin_stream *s, struct httpd_req *r, const void *
         if (s->gathered == GATHER)
             put_run(s, PUT_APPEND);
     }
-    if (s->call->error && !httpd_replied(r))
+    if (s->call->error && !httpd_replied(r)) {
+        if (httpd_status_of(s->call->error) < 500) /* others are logged with the answer */
+            put_broken_off(s, err_name(s->call->error));
         stream_answer(s, r);
+    }
 }
 
 void admin_stream_end(struct admin_stream *s, struct httpd_req *r)
@@ -177,8 +202,12 @@ void admin_stream_free(struct admin_stream *s)
 {
     if (!s)
         return;
+    if (s->put && !s->call->error)
+        put_broken_off(s, "the client went away, or sent nothing for 5 minutes");
     if (s->put)
-        put_run(s, PUT_ABORT); /* the client went away */
+        put_run(s, PUT_ABORT);
+    if (s->transfers)
+        atomic_fetch_sub(s->transfers, 1);
     admin_call_free(s->call);
     mem_free(s->gather);
     mem_free(s);
@@ -304,8 +333,24 @@ static void run_get(struct admin_stream *s, struct httpd_req *r)
 
 /* ---- Either --------------------------------------------------------------------------------- */
 
+/* Takes one of the places. Who gets none is not counted: he would keep others out. */
+static void take_place(struct admin_stream *s, atomic_uint *transfers, struct httpd_req *r)
+{
+    if (atomic_fetch_add(transfers, 1) < ADMIN_TRANSFERS_MAX) {
+        s->transfers = transfers;
+        return;
+    }
+    atomic_fetch_sub(transfers, 1);
+    httpd_reply_header(r, "Retry-After", "2");
+    admin_call_fail(s->call, ERR_OVERLOAD,
+                    "%u objects are being stored or read, which is the most at one time: try "
+                    "again in a moment",
+                    ADMIN_TRANSFERS_MAX);
+}
+
 struct admin_stream *admin_stream_begin(struct env *env, const struct admin_backend *backend,
-                                        struct admin_call *call, struct httpd_req *r)
+                                        atomic_uint *transfers, struct admin_call *call,
+                                        struct httpd_req *r)
 {
     struct admin_stream *s = mem_zalloc(sizeof(*s));
 
@@ -314,6 +359,8 @@ struct admin_stream *admin_stream_begin(struct env *env, const struct admin_back
     s->call = call;
     if (!backend->buckets)
         admin_call_fail(call, ERR_NOENT, "there are no buckets here");
+    if (!call->error)
+        take_place(s, transfers, r);
     if (call->error) {
         stream_answer(s, r);
     } else if (call->kind == ADMIN_OBJECT_GET) {

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -250,8 +251,8 @@ class Daemon:
 
     # ---- The CLI ---------------------------------------------------------------------------------
 
-    def cli(self, *argv, ok=True, timeout=120):
-        return run(CLI, "--data", self.data, *argv, ok=ok, timeout=timeout)
+    def cli(self, *argv, ok=True, timeout=120, stdin=None):
+        return run(CLI, "--data", self.data, *argv, ok=ok, timeout=timeout, stdin=stdin)
 
     def cli_json(self, *argv):
         return json.loads(self.cli(*argv, "--json").stdout)
@@ -317,6 +318,24 @@ def store_with_dcmsend(daemon, files, aet="FILMROOM"):
                timeout=600)
     check(done.returncode == 0, "dcmsend failed:", (done.stdout + done.stderr)[-2000:])
     return done
+
+
+def same_as_text(text, value, name=None):
+    """Checks that filmroom-dump's text has every name and every value of its JSON."""
+    if isinstance(value, dict):
+        for key, field in value.items():
+            check(re.search(rf"\b{re.escape(key)}[:=]", text), f"{key} is not in the text:",
+                  text[:2000])
+            same_as_text(text, field, key)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for row in value:
+            same_as_text(text, row)
+    else:
+        words = {True: "yes", False: "no", None: "-"}
+        said = ",".join(words[v] if v is None or isinstance(v, bool) else str(v)
+                        for v in (value if isinstance(value, list) else [value]))
+        check(re.search(rf"\b{re.escape(name)}(: |=){re.escape(said)}(\s|$)", text),
+              f"{name} {said} is not in the text:", text[:2000])
 
 
 def fsck(data, config, *options, code=0):

@@ -18,7 +18,7 @@ import threading
 import time
 
 from harness import (CLI, DUMP, KIB, MIB, SHORT, Daemon, Failure, Suite, check, fsck, log, need,
-                     phantom, run, scratch, store_with_dcmsend)
+                     phantom, run, same_as_text, scratch, store_with_dcmsend)
 
 CONFIG = "[store]\njournal_size = 16M\ncache_size = 16M\n"
 SIZES = [0, 1, 131, 4095, 256 * KIB, 256 * KIB + 1, 5 * MIB + 3]
@@ -193,7 +193,7 @@ def large(folder):
         d.cli("bucket", "create", "b")
         d.cli("bucket", "create", "other")
         start = time.monotonic()
-        d.cli("object", "put", "b/big", src, timeout=600)
+        d.cli("object", "put", "b/big", src, "--meta", "of=bytes", timeout=600)
         put = time.monotonic() - start
         d.cli("object", "get", "b/big", "-o", out, timeout=600)
         get = time.monotonic() - start - put
@@ -216,8 +216,11 @@ def large(folder):
     store = os.path.join(folder, "large")
     dump = json.loads(run(DUMP, "--data", store, "--json", "object", "b/big").stdout)
     check(dump["bytes"] == BIG and sum(p["length"] for p in dump["pieces"]) == BIG, "dump", dump)
+    same_as_text(run(DUMP, "--data", store, "object", "b/big").stdout, dump)
     dump = json.loads(run(DUMP, "--data", store, "--json", "buckets").stdout)
-    check([(b["name"], b["bytes"]) for b in dump] == [("b", BIG), ("other", BIG)], "dump", dump)
+    check([(b["name"], b["bytes"]) for b in dump["buckets"]] == [("b", BIG), ("other", BIG)],
+          "dump", dump)
+    same_as_text(run(DUMP, "--data", store, "buckets").stdout, dump)
     fsck(store, store + ".conf")
 
 
@@ -242,7 +245,10 @@ def instances(folder):
         check(cost == 0, "the same bytes as objects cost", cost)
         status, _, got = ask(d, "PUT", "/v1/buckets/dicom/objects/x", b"x")
         check(status == 403 and b"C-STORE" in got, "put to dicom:", status, got)
-        d.cli("object", "rm", "dicom/" + listed[0]["name"])
+        done = d.cli("bucket", "delete", "dicom", ok=False)
+        check(done.returncode == 1 and "always there" in done.stderr, "to delete dicom:",
+              done.stderr)
+        d.cli("object", "rm", "dicom/" + listed[0]["name"], "--force")
         check(len(d.cli_json("object", "list", "dicom")["objects"]) == 5, "not deleted")
 
 
@@ -256,6 +262,11 @@ def bad_input(folder):
                 ("PUT", o + "/n", {"X-Filmroom-Meta-a b": "x"}, 400),
                 ("PUT", o + "/n", {"X-Filmroom-Meta-a": "x" * 2048}, 413),
                 ("PUT", o + "/n", {"Content-Length": str(1 << 40)}, 413),
+                ("PUT", o + "/n", {"Content-Range": "bytes 0-0/2"}, 400),
+                ("PUT", o + "/n", {"Content-Type": "a/" + "b" * 126}, 413),
+                ("PUT", o + "/n", {f"X-{i}": "x" for i in range(128)}, 431),
+                ("GET", "/v1/status", {f"X-{i}": "x" for i in range(128)}, 431),
+                ("GET", "/v1/status", {f"X-{i}": "x" for i in range(120)}, 200),
                 ("PUT", o + "/n?x=y", {}, 400), ("POST", o + "/n", {}, 405),
                 ("GET", o + "/n", {}, 404), ("GET", o + "?limit=0", {}, 400),
                 ("GET", o + "?delimiter=ab", {}, 400), ("GET", "/v1/buckets/c/objects", {}, 404),
@@ -276,6 +287,13 @@ def bad_input(folder):
                       .encode() + rng.randbytes(rng.randrange(2000000)))
             s.close()
         expect(d, 201, "PUT", o + "/fine", b"fine")
+        head, got = expect(d, 413, "PUT", o + "/n", None, {"Content-Length": str((8 << 30) + 1)})
+        check(head["Content-Type"] == "application/json" and b"8 GiB" in got, "too big:", got)
+        end = time.monotonic() + 20
+        while d.log_text().count("an upload ended before its end") < 10 and time.monotonic() < end:
+            time.sleep(0.1)  # some may have found no place, and were refused
+        told = d.log_text().count("an upload ended before its end")
+        check(10 <= told <= 20, "of 20 cut uploads the log tells", told)
         listed = [x["name"] for x in d.cli_json("object", "list", "b")["objects"]]
         check(listed == ["fine"], "listed:", listed)
         for argv in (("object", "put", "b"), ("object", "put", "b/n", "/no/such/file"),
@@ -286,6 +304,33 @@ def bad_input(folder):
             done = d.cli(*argv, ok=False)
             check(done.returncode in (1, 2) and done.stderr.startswith("filmroom: "), argv)
         check(not os.path.exists(os.path.join(folder, "none")), "a file for what is not there")
+
+
+def busy(folder):
+    """With as many transfers as there may be, others are told so, and commands are heard."""
+    with Daemon(os.path.join(folder, "busy"), config=CONFIG) as d:
+        d.cli("bucket", "create", "b")
+        held = []
+        for i in range(16):
+            s = socket.socket(socket.AF_UNIX)
+            s.connect(os.path.join(d.data, "admin.sock"))
+            s.sendall(f"PUT /v1/buckets/b/objects/held{i} HTTP/1.1\r\nHost: x\r\n"
+                      "Content-Length: 5\r\nExpect: 100-continue\r\n\r\n".encode())
+            check(s.recv(100).startswith(b"HTTP/1.1 100"), "a transfer was not let in")
+            held.append(s)
+        expect(d, 503, "PUT", "/v1/buckets/b/objects/n", b"x")
+        head, got = expect(d, 503, "GET", "/v1/buckets/b/objects/n")
+        check(b"try again" in got and head["Retry-After"] == "2", "the words:", got)
+        done = d.cli("object", "put", "b/n", stdin=b"y", ok=False)
+        check(done.returncode == 1 and "16 objects are being" in done.stderr, done.stderr)
+        check(d.status()["state"] == "ok" and d.cli("object", "list", "b").stdout, "the status")
+        for s in held:
+            s.sendall(b"hello")
+            check(s.recv(100).startswith(b"HTTP/1.1 201"), "what was held is not stored")
+            s.close()
+        expect(d, 201, "PUT", "/v1/buckets/b/objects/n", b"z")
+        check(expect(d, 200, "GET", "/v1/buckets/b/objects/n")[1] == b"z", "not stored")
+        check(len(d.cli_json("object", "list", "b")["objects"]) == 17, "the objects")
 
 
 def full(folder):
@@ -384,6 +429,7 @@ def main():
                            ("conditions", conditions), ("lists and folders", lists),
                            ("a large object, in bounded memory, once however often", large),
                            ("instances as objects", instances),
+                           ("more transfers than there may be", busy),
                            ("a full store refuses before data is taken", full),
                            ("bad input is refused", bad_input)):
             with suite.case(name):

@@ -156,6 +156,16 @@ def tools_and_settings():
         store, conf = os.path.join(folder, "store"), os.path.join(folder, "store.conf")
         with Daemon(store, config=CONFIG) as daemon:
             daemon.volume("v", SIZE)
+            path = os.path.join(folder, "more")
+            daemon.cli("drive", "add", path, "--size", "256M", "--partition", "third")
+            rows = daemon.cli_json("drive", "list")["drives"]
+            check([r["partition"] for r in rows if r["path"] == path] == ["third"],
+                  "the new drive is of", rows)
+            done = daemon.cli("drive", "add", path, "--partition", "none", ok=False)
+            check(done.returncode == 1 and "no partition" in done.stderr, "of none:", done.stderr)
+            for words, want in (("start", "running"), ("stop", "stopped"), ("status", "stopped")):
+                state = daemon.cli_json("scrub", words)["state"]
+                check(state in (want, "idle"), f"after scrub {words} it is", state)
         done = run(FSCK, "--data", store, "--config", conf, ok=False)
         check(done.returncode == 0 and "--partition third" in done.stderr, "fsck:", done.stderr)
         done = run(DUMP, "--data", store, "--config", conf, "--partition", "none", "superblock",

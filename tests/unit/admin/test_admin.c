@@ -163,7 +163,7 @@ static void order(const char *method, const char *path, const char *body, unsign
 static void test_drive_orders(void **state)
 {
     (void)state;
-    order("POST", "/v1/drives", "{\"path\": \"/dev/x\", \"class\": \"nvme\", \"size\": 8193}", 201,
+    order("POST", "/v1/drives", "{\"path\": \"/dev/x\", \"class\": \"nvme\", \"size\": 8192}", 201,
           3);
     assert_int_equal(fake.order.verb, ADMIN_DRIVE_ADD);
     assert_string_equal(fake.order.path, "/dev/x");
@@ -187,6 +187,8 @@ static void test_drive_orders(void **state)
     test_refused("POST", "/v1/drives", "{\"path\": \"dev/x\"}", 400, "INVAL", "absolute");
     test_refused("POST", "/v1/drives", "{\"path\": \"/x\", \"class\": 1}", 400, "INVAL", "nvme");
     test_refused("POST", "/v1/drives", "{\"path\": \"/x\", \"size\": 0}", 400, "INVAL", "above 0");
+    test_refused("POST", "/v1/drives", "{\"path\": \"/x\", \"size\": 100}", 400, "INVAL",
+                 "multiple of 4096");
     test_refused("POST", "/v1/drives", "{\"path\": \"/x\", \"forced\": true}", 400, "INVAL",
                  "forced");
     test_refused("PATCH", "/v1/drives/0", "{}", 400, "INVAL", "nvme");

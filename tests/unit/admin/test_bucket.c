@@ -104,7 +104,7 @@ static void test_buckets(void **state)
     expect("GET", "/v1/buckets/c", NULL, 200, "\"objects\":0");
     expect("DELETE", "/v1/buckets/c", NULL, 200, "\"bucket\":\"c\"");
     expect("GET", "/v1/buckets/c", NULL, 404, "no bucket \\\"c\\\"");
-    expect("DELETE", "/v1/buckets/dicom", NULL, 403, "C-STORE");
+    expect("DELETE", "/v1/buckets/dicom", NULL, 403, "is always there");
     put_object("n", "1");
     expect("DELETE", "/v1/buckets/b?objects=no", NULL, 400, "true or false");
     expect("DELETE", "/v1/buckets/b?x=no", NULL, 400, "not known");
@@ -173,6 +173,31 @@ static void test_put_headers(void **state)
     assert_non_null(strstr(put_error("If-None-Match", "\"x\""), "must be *"));
     assert_non_null(strstr(put_error("If-Match", "*"), "ETag"));
     assert_non_null(strstr(put_error("If-Match", "\"0\""), "ETag"));
+    assert_non_null(strstr(put_error("Content-Range", "bytes 0-1/5"), "as a whole"));
+}
+
+/* Who is refused for a length is told which it is, and what it may be. */
+static void test_put_lengths(void **state)
+{
+    char value[2100];
+
+    (void)state;
+    memset(value, 'v', sizeof(value));
+    value[2047] = 0;
+    assert_string_equal(put_error("X-Filmroom-Meta-k", value), "");
+    value[2047] = 'v';
+    value[2048] = 0;
+    assert_non_null(strstr(put_error("X-Filmroom-Meta-k", value), "2049 bytes, and at most 2048"));
+    value[127] = 0;
+    assert_string_equal(put_error("Content-Type", value), "");
+    value[127] = 'v';
+    value[128] = 0;
+    assert_non_null(strstr(put_error("Content-Type", value), "at most 127 bytes"));
+    assert_non_null(strstr(put_error("X-Filmroom-Meta-"
+                                     "0123456789012345678901234567890123456789012345678901234567890"
+                                     "1234",
+                                     "v"),
+                           "at most 64 bytes"));
 }
 
 static void check_range(const char *value, uint64_t size, bool want, uint64_t off, uint64_t len)
@@ -217,6 +242,12 @@ static void test_long_names(void **state)
     memcpy(path, "/v1/buckets/b/objects/", 22);
     path[22 + 1025] = 0;
     expect("DELETE", path, NULL, 400, "at most 1024 bytes");
+    path[22 + 500] = '/'; /* which counts as one */
+    expect("DELETE", path, NULL, 400, "at most 1024 bytes");
+    path[22 + 1024] = 0;
+    expect("DELETE", path, NULL, 404, "no object");
+    path[22 + 500] = 'n';
+    expect("DELETE", path, NULL, 404, "no object");
     memset(path + 12, 'b', 201);
     path[12 + 201] = 0;
     expect("GET", path, NULL, 400, "NAME");
@@ -228,6 +259,7 @@ int main(void)
         cmocka_unit_test_setup(test_buckets, setup),
         cmocka_unit_test_setup(test_objects, setup),
         cmocka_unit_test(test_put_headers),
+        cmocka_unit_test(test_put_lengths),
         cmocka_unit_test(test_ranges),
         cmocka_unit_test_setup(test_long_names, setup),
     };

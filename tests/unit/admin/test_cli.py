@@ -9,9 +9,11 @@ import os
 import pty
 import re
 import select
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 
 FILMROOM, FAKE = map(os.path.abspath, sys.argv[1:3])
@@ -70,6 +72,7 @@ class Cli(unittest.TestCase):
         for args, words in (
                 (["add", "new"], "added drive 3"),
                 (["add", "/dev/x", "--class", "nvme", "--size", "1G", "--force"], "added drive 3"),
+                (["add", "/dev/x", "--partition", "fast"], "added drive 3"),
                 (["replace", "1", "/dev/x"], "added drive 3"),
                 (["remove", "/data/drive1"], "drive 1 is leaving"),
                 (["keep", "2"], "drive 2 stays"),
@@ -84,6 +87,10 @@ class Cli(unittest.TestCase):
                 (["keep", "7"], "no such")):
             self.assertIn(words, self.run_cli("drive", *args, code=1)[1])
         self.assertIn("not a size", self.run_cli("drive", "add", "x", "--size", "9x", code=2)[1])
+        for args, words in ((["/dev/\udcff"], "the path"),
+                            (["x", "--class", "\udcff"], "the class"),
+                            (["x", "--partition", "\udcff"], "the partition")):
+            self.assertIn(words, self.run_cli("drive", "add", *args, code=2)[1])
         status = self.run_cli("status")[0]
         self.assertRegex(status, r"(?m)^Leaving +3 GiB to go, 4 min, at 12 MiB/s$")
 
@@ -235,7 +242,10 @@ class Cli(unittest.TestCase):
     def test_terminal(self):
         shown, code = self.on_terminal(b"no\n", "study", "delete", "1.2.3")
         self.assertEqual(code, 1)
-        self.assertIn("nothing was deleted", shown)
+        self.assertIn("nothing was changed", shown)
+        shown, code = self.on_terminal(b"no\n", "object", "rm", "dicom/1/2/3")
+        self.assertEqual(code, 1)
+        self.assertIn("Delete the DICOM instance 1/2/3?", shown)
         shown, code = self.on_terminal(b"yes\n", "study", "delete", "1.2.3")
         self.assertEqual(code, 0, shown)
         self.assertIn("8 instances, 7.62 MiB? This cannot be undone", shown)
@@ -289,7 +299,7 @@ class Cli(unittest.TestCase):
         lines = self.run_cli("bucket", "list")[0].splitlines()
         self.assertEqual([l.split()[0] for l in lines], ["NAME", "b", "dicom", "c"])
         self.assertEqual(len(self.json_of("bucket", "list")["buckets"]), 3)
-        self.assertIn("C-STORE", self.run_cli("bucket", "delete", "dicom", code=1)[1])
+        self.assertIn("is always there", self.run_cli("bucket", "delete", "dicom", code=1)[1])
         self.assertEqual(self.run_cli("bucket", "delete", "c")[0], "deleted bucket c\n")
         self.run_cli("object", "put", "b/n")
         self.assertIn("has objects", self.run_cli("bucket", "delete", "b", code=1)[1])
@@ -328,10 +338,13 @@ class Cli(unittest.TestCase):
         out = self.dir + "/out"
         with open(self.dir + "/big", "wb") as f:
             f.truncate(1 << 20)
+        with open(self.dir + "/huge", "wb") as f:
+            f.truncate((8 << 30) + 1)
         self.run_cli("object", "put", "b/n", "--if-absent")
         for code, words, args in (
                 (1, "is there already", ("put", "b/n", "--if-absent")),
-                (1, "larger than the limit", ("put", "b/big", self.dir + "/big")),
+                (1, "at most 8589934592 bytes", ("put", "b/big", self.dir + "/big")),
+                (1, "and an object at most", ("put", "b/huge", self.dir + "/huge")),
                 (1, "no space left", ("put", "b/full", self.dir + "/big")),
                 (1, "cannot be read", ("put", "b/n", self.dir + "/none")),
                 (1, "is a directory", ("put", "b/n", self.dir)),
@@ -341,6 +354,13 @@ class Cli(unittest.TestCase):
                 (2, "is not BUCKET/NAME", ("get", "b/")),
                 (2, "NAME=VALUE", ("put", "b/n", "--meta", "x")),
                 (2, "lower-case", ("put", "b/n", "--meta", "X=y")),
+                (2, "a value has no control", ("put", "b/n", "--meta", "x=y\nz")),
+                (2, "a content type has no", ("put", "b/n", "--type", "a/b\r\nX-A: b")),
+                (1, "at most 2048", ("put", "b/n", "--meta", "x=" + "y" * 2048)),
+                (1, "at most 127", ("put", "b/n", "--type", "a/" + "y" * 126)),
+                (2, "is not a range", ("get", "b/n", "--range", "99-10")),
+                (2, "add --force", ("rm", "dicom/1/2/3")),
+                (1, "no object", ("rm", "dicom/1/2/3", "--force")),
                 (2, "too many arguments", ("put", "b/n", "a", "b")),
                 (2, "is not a range", ("get", "b/n", "--range", "5")),
                 (2, "value is missing", ("get", "b/n", "-o")),
@@ -350,6 +370,45 @@ class Cli(unittest.TestCase):
                 (1, "no object", ("rm", "b/m"))):
             self.assertIn(words, self.run_cli("object", *args, code=code)[1], args)
         self.assertFalse(os.path.exists(out) or os.path.exists(out + ".part"))
+
+    def answers(self, answer, *args, code=1):
+        """What the CLI says of an answer that the daemon's HTTP server would give by itself."""
+        with tempfile.TemporaryDirectory(prefix="filmroom-cli-") as folder:
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(folder + "/admin.sock")
+            listener.listen()
+
+            def serve():
+                peer = listener.accept()[0]
+                peer.recv(65536)
+                peer.sendall(answer)
+                peer.close()
+
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            said = self.run_cli("--data", folder, *args, code=code, data=False)
+            thread.join()
+            listener.close()
+            return said
+
+    def test_plain_answers(self):
+        plain = "HTTP/1.1 %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s"
+        long = plain % ("414 Long", 20, "The target \033is long\n")
+        get = ("object", "get", "b/n")
+        for args in (("status",), get, (*get, "--range", "1-2")):
+            self.assertEqual(self.answers(long.encode(), *args)[1],
+                             "filmroom: The target ?is long\n")
+            busy = plain % ("503 Busy", 5, "Busy\n")
+            self.assertIn("try again in a moment", self.answers(busy.encode(), *args)[1])
+            other = "HTTP/1.1 500 X\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n"
+            self.assertIn("same version", self.answers(other.encode(), *args)[1])
+
+    def test_range_not_taken(self):
+        whole = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole"
+        out, err = self.answers(whole, "object", "get", "b/n", "--range", "1-2")
+        self.assertEqual(out, "")
+        self.assertIn("not the range", err)
+        self.assertEqual(self.answers(whole, "object", "get", "b/n", code=0)[0], "whole")
 
 
 if __name__ == "__main__":
