@@ -14,6 +14,7 @@
 #include <ini.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "lib/base/check.h"
 #include "lib/base/err.h"
@@ -165,7 +166,7 @@ static const struct config_setting config_settings[] = {
      CONFIG_PATH_MAX - 1},
     CONFIG_SIZE_("capacity", "capacity", store.capacity, 64u << 20, 1ull << 60,
                  "a size from 64M to 1E, a multiple of 4096, as in 64G"),
-    CONFIG_COUNT_("store", "drives", store.drives, 1, CONFIG_DRIVES_MAX, "a number from 1 to 64"),
+    CONFIG_COUNT_("store", "drives", store.drives, 1, CONFIG_DRIVES_MAX, "a number from 1 to 32"),
     {"store", "profile", NULL, CONFIG_AT(store.data_columns), config_parse_profile,
      "auto, or data+parity columns as in 4+2", 0, 0},
     CONFIG_SIZE_("journal_size", NULL, store.journal_size, 16u << 20, 64ull << 30,
@@ -340,7 +341,7 @@ static void config_add_drive(struct config_file *f, unsigned part, const char *v
     struct config_seen *seen = &f->seen[part];
 
     if (seen->drives == CONFIG_DRIVES_MAX) {
-        config_file_error(f, "too many drives, at most 64", NULL);
+        config_file_error(f, "too many drives, at most 32", NULL);
         return;
     }
     if (!*value || strlen(value) >= CONFIG_PATH_MAX) {
@@ -652,6 +653,37 @@ static void config_place_partitions(struct config *c, struct strbuf *message)
     }
 }
 
+/* Paths as they are to be read by whoever runs elsewhere, and noted in DIR/drive-paths: absolute,
+ * but for what is named by the data directory, which is moved and copied with it. */
+static void config_place_drives(struct config_store *s, const char *here, struct strbuf *message)
+{
+    size_t n = strlen(s->data);
+
+    for (unsigned i = 0; s->paths && i < s->drives; i++) {
+        MEM_AUTO char *path = mem_strdup(s->paths[i]);
+        int len;
+
+        if (path[0] == '/' || (strncmp(path, s->data, n) == 0 && path[n] == '/'))
+            continue;
+        len = here ? snprintf(s->paths[i], sizeof(s->paths[i]), "%s/%s", here, path) : -1;
+        if ((len < 0 || (size_t)len >= sizeof(s->paths[i])) && !message->len)
+            strbuf_addf(message,
+                        "drive = %.100s: give an absolute path: that of the current "
+                        "directory is too long or not known",
+                        path);
+    }
+}
+
+static void config_place_all_drives(struct config *c, struct strbuf *message)
+{
+    char buf[CONFIG_PATH_MAX];
+    const char *here = getcwd(buf, sizeof(buf));
+
+    config_place_drives(&c->store, here, message);
+    for (unsigned i = 0; i < c->partition_count; i++)
+        config_place_drives(&c->partitions[i].store, here, message);
+}
+
 int config_load(int argc, char *const argv[], struct config *ret_config, struct strbuf *message)
 {
     struct config_args a = {.argc = argc, .argv = argv};
@@ -675,6 +707,8 @@ int config_load(int argc, char *const argv[], struct config *ret_config, struct 
         config_check(c, message);
     if (!message->len)
         config_place_partitions(c, message);
+    if (!message->len)
+        config_place_all_drives(c, message);
     if (!message->len)
         return CONFIG_RUN;
     config_free(c);

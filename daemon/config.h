@@ -16,8 +16,8 @@
 #define CONFIG_PATH_MAX           4096 /* bytes with the NUL */
 #define CONFIG_LISTEN_MAX         64
 #define CONFIG_AET_MAX            16 /* PS3.5 table 6.2-1, AE */
-#define CONFIG_DRIVES_MAX         64
-#define CONFIG_PARTITIONS_MAX     8 /* with the first */
+#define CONFIG_DRIVES_MAX         32 /* as many as the format numbers (place.c compares) */
+#define CONFIG_PARTITIONS_MAX     8  /* with the first */
 #define CONFIG_PARTITION_NAME_MAX 32
 #define CONFIG_LINE_MAX           5000 /* bytes of a line of the file */
 #define CONFIG_FILE_MAX           (1u << 20)

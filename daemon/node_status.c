@@ -284,10 +284,11 @@ static void scrub_pass_add(struct admin_scrub_pass *sum, const struct admin_scru
 
 static void scrub_sum(struct admin_scrub *sum, const struct admin_scrub *s)
 {
+    if (s->phase != ADMIN_SCRUB_IDLE &&
+        (sum->phase == ADMIN_SCRUB_IDLE || s->percent < sum->percent))
+        sum->percent = s->percent;
     if (s->phase == ADMIN_SCRUB_RUNNING || sum->phase == ADMIN_SCRUB_IDLE)
         sum->phase = s->phase;
-    if (s->phase != ADMIN_SCRUB_IDLE && s->percent < sum->percent)
-        sum->percent = s->percent;
     if (s->phase != ADMIN_SCRUB_IDLE)
         scrub_pass_add(&sum->now, &s->now);
     scrub_pass_add(&sum->last, &s->last);
@@ -307,13 +308,16 @@ static void scrub_add(void *arg)
     struct partition *p = l->part->partition;
     struct scrub_status st;
     struct admin_scrub one;
+    int rc = 0;
 
     if (l->order == ADMIN_SCRUB_START)
-        l->rc = partition_scrub_start(p);
+        rc = partition_scrub_start(p);
     else if (l->order == ADMIN_SCRUB_STOP)
-        l->rc = partition_scrub_stop(p);
-    if (l->rc < 0)
+        rc = partition_scrub_stop(p);
+    if (rc < 0) { /* the others are ordered all the same; the first error is told */
+        l->rc = l->rc < 0 ? l->rc : rc;
         return;
+    }
     partition_scrub_status(p, &st);
     one = (struct admin_scrub){.phase = phases[st.state.phase],
                                .now = scrub_pass_of(&st.state.now),
@@ -333,7 +337,7 @@ static void scrub_add(void *arg)
 static int status_scrub(struct admin_source *a, enum admin_scrub_order order,
                         struct admin_scrub *ret_scrub)
 {
-    struct admin_scrub scrub;
+    struct admin_scrub scrub = {.phase = ADMIN_SCRUB_IDLE};
     struct looking l = {.order = order, .scrub = &scrub};
     int rc = status_visit((struct node_status *)a, &l, scrub_add);
 

@@ -17,6 +17,9 @@
 #define PLACE_LOCK_WAIT  (100 * ENV_NS_PER_MS)
 #define PLACE_LIST_MAX   (512u << 10) /* bytes: more than all paths can have */
 
+_Static_assert(CONFIG_DRIVES_MAX == FORMAT_DRIVES_MAX,
+               "the settings allow as many drives as the format has numbers for");
+
 char *place_path(const struct config *config, const char *name)
 {
     struct strbuf s = STRBUF_INIT;

@@ -30,9 +30,11 @@ struct fsck {
     bool deep, json, repair, rebuild, terminal;
     int code;
     bool clean;            /* the journal was, when we came */
+    bool was_replayed;     /* it was not, and is now */
     uint64_t replayed;     /* records */
     bool quiet_left;       /* findings that stay were told in the pass before */
-    uint64_t mended, open; /* findings: mended; still there */
+    uint64_t mended, open; /* findings of the audit: mended; still there */
+    uint64_t own;          /* findings beside the audit's, which stay */
     struct audit_result result;
     struct rebuild_result rebuilt;
     json_t *findings;
@@ -82,6 +84,19 @@ static void tell(struct fsck *f, const char *kind, const char *text, enum audit_
     printf("%s: ", kind);
     print_safe(text);
     printf(" (%s)\n", said[fate]);
+}
+
+/* A finding that is not the audit's. It stays. */
+static void tell_own(struct fsck *f, const char *kind, const char *text, enum audit_fate fate)
+{
+    f->own++;
+    f->code |= FSCK_LEFT;
+    tell(f, kind, text, fate);
+}
+
+static uint64_t left(const struct fsck *f)
+{
+    return f->open + f->own;
 }
 
 static void on_found(void *arg, const struct audit_finding *finding)
@@ -169,11 +184,9 @@ static int fsck_rebuild(struct fsck *f)
         return rc;
     }
     f->code |= FSCK_MENDED;
-    if (f->rebuilt.chunks_lost) {
-        tell(f, "copy-lost", "parts of the metadata's copy are lost: what they had is missing",
-             AUDIT_LEFT);
-        f->code |= FSCK_LEFT;
-    }
+    if (f->rebuilt.chunks_lost)
+        tell_own(f, "copy-lost", "parts of the metadata's copy are lost: what they had is missing",
+                 AUDIT_LEFT);
     return offline_open_drives(&f->o);
 }
 
@@ -210,10 +223,10 @@ static int fsck_replay(struct fsck *f)
         f->replayed = start.replay.records;
         rc = partition_close(p);
     }
+    f->was_replayed = rc == 0;
     if (rc < 0) {
         strbuf_addf(&text, "the journal could not be replayed: %s", place_advice(rc));
-        tell(f, "journal", text.data, AUDIT_LEFT);
-        f->code |= FSCK_LEFT;
+        tell_own(f, "journal", text.data, AUDIT_LEFT);
     }
     return offline_open_drives(&f->o);
 }
@@ -226,9 +239,8 @@ static void fsck_check(struct fsck *f)
         if (fsck_audit(f, false) < 0)
             return;
         if (f->open) {
-            tell(f, "journal", "it was not replayed, as the state it would change is damaged",
-                 f->repair ? AUDIT_LEFT : AUDIT_MENDABLE);
-            f->code |= FSCK_LEFT;
+            tell_own(f, "journal", "it was not replayed, as the state it would change is damaged",
+                     f->repair ? AUDIT_LEFT : AUDIT_MENDABLE);
         } else if (fsck_replay(f) < 0) {
             f->code |= FSCK_FAILED;
             return;
@@ -294,9 +306,11 @@ static void print_sum(const struct fsck *f)
                    (unsigned long long)r->drives[i].absent_columns);
     }
     print_rebuilt(f);
-    if (!f->clean)
+    if (!f->clean && f->was_replayed)
         printf("the journal was not clean: %llu records replayed\n",
                (unsigned long long)f->replayed);
+    else if (!f->clean)
+        printf("the journal was not clean: not replayed\n");
     printf("%llu volumes, %llu studies, %llu instances, %llu objects, %llu chunks in %llu segments",
            (unsigned long long)r->volumes, (unsigned long long)r->studies,
            (unsigned long long)r->instances, (unsigned long long)r->objects,
@@ -304,7 +318,7 @@ static void print_sum(const struct fsck *f)
     if (f->deep)
         printf("; %llu stripes read", (unsigned long long)r->stripes);
     printf("\n%s: %llu mended, %llu left\n", f->code ? "findings" : "clean",
-           (unsigned long long)f->mended, (unsigned long long)f->open);
+           (unsigned long long)f->mended, (unsigned long long)left(f));
 }
 
 static json_t *sum_drives(const struct fsck *f)
@@ -340,7 +354,7 @@ static void print_json(struct fsck *f)
     json_t *sum = json_pack("{s:b, s:I, s:b, s:o, s:I, s:I, s:i, s:o, s:o, s:O}", "journal_clean",
                             f->clean, "replayed_records", (json_int_t)f->replayed, "deep", f->deep,
                             "rebuilt", sum_rebuilt(f), "mended", (json_int_t)f->mended, "left",
-                            (json_int_t)f->open, "exit_code", f->code, "checked", checked, "drives",
+                            (json_int_t)left(f), "exit_code", f->code, "checked", checked, "drives",
                             sum_drives(f), "findings", f->findings);
 
     (void)json_dumpf(sum, stdout, JSON_INDENT(2));
@@ -367,8 +381,8 @@ static void fsck_main(void *arg)
 /* ---- The command line ---- */
 
 static const char usage[] =
-    "Usage: filmroom-fsck --data DIR [--config FILE] [--deep] [--repair] [--rebuild]\n"
-    "                     [--json]\n"
+    "Usage: filmroom-fsck --data DIR [--config FILE] [--partition NAME] [--deep] [--repair]\n"
+    "                     [--rebuild] [--json]\n"
     "\n"
     "Checks a store while no daemon runs on it.\n"
     "\n"

@@ -14,7 +14,8 @@ import sys
 
 import nbd
 from contents import Contents
-from harness import BUILD, DUMP, FSCK, MIB, Daemon, Suite, built, check, fsck, log, run, scratch
+from harness import (BUILD, DUMP, FSCK, MIB, Daemon, Suite, built, check, fsck, log, run,
+                     same_as_text, scratch)
 
 POKE = os.path.join(BUILD, "tests", "unit", "daemon", "kv-poke")
 CHUNKS, SEGMENTS, CATALOG, RECIPES = 3, 5, 6, 7  # lib/kv/kv.h
@@ -91,6 +92,10 @@ class Store:
             want |= set() if clean else {"journal"}
             check(want <= set(kinds) and set(kinds.values()) == {"mendable"}, "findings:", kinds)
             check(told["journal_clean"] == clean and told["replayed_records"] == 0, "told:", told)
+            check(told["left"] == len(told["findings"]), "what is left:", told)
+            text = run(FSCK, "--data", data, "--config", self.config, ok=False).stdout
+            check(f"0 mended, {told['left']} left" in text and
+                  ("not replayed" in text) == (not clean), "as text:", text)
             check(self.dump("journal", data=data)["clean"] == clean, "the journal was touched")
             told = self.fsck("--repair", code=1, data=data)
             check(told["mended"] >= 3 and told["left"] == 0, "told:", told)
@@ -248,10 +253,11 @@ class Store:
     def text(self):
         """Text is for people, and bad command lines get a clear error."""
         base = ["--data", self.data, "--config", self.config]
-        for words in (["superblock"], ["journal"], ["segments"],
-                      ["instance", self.contents.instances[0].uid],
-                      ["volume", self.contents.volume]):
-            check(run(DUMP, *base, *words).stdout.strip(), "no text from", words)
+        segment = self.dump("segments")["segments"][0]["id"]
+        for words in (["superblock"], ["journal"], ["segments"], ["segment", segment], ["scrub"],
+                      ["buckets"], ["instance", self.contents.instances[0].uid],
+                      ["volume", self.contents.volume, "0-1M"]):
+            same_as_text(run(DUMP, *base, *words).stdout, self.dump(*words))
         for words in ([], ["nonsense"], ["chunk"], ["chunk", "x"], ["superblock", "6"],
                       ["volume", self.contents.volume, "1M-0"]):
             done = run(DUMP, *base, *words, ok=False)

@@ -152,6 +152,24 @@ static void test_drive_paths(void **state)
     parse_bad("[store]\ndrive =\n", "f.conf:2: drive: give the path");
 }
 
+/* As many as the format has numbers for, by either setting. */
+static void test_most_drives(void **state)
+{
+    STRBUF_AUTO struct strbuf text = STRBUF_INIT;
+
+    (void)state;
+    strbuf_adds(&text, "[store]\n");
+    for (unsigned i = 0; i < 32; i++)
+        strbuf_addf(&text, "drive = /dev/%u\n", i);
+    parse(text.data);
+    assert_int_equal(config.store.drives, 32);
+    config_free(&config);
+    strbuf_adds(&text, "drive = /dev/x\n");
+    parse_bad(text.data, "f.conf:34: too many drives, at most 32");
+    parse("[store]\ndrives = 32\n");
+    parse_bad("[store]\ndrives = 33\n", "give a number from 1 to 32");
+}
+
 static void test_partitions(void **state)
 {
     struct config one;
@@ -331,12 +349,41 @@ static void test_file_and_options(void **state)
     unlink(path);
 }
 
+/* Drives outside the data directory have absolute paths, those inside are named by it. */
+static void test_relative_drives(void **state)
+{
+    static const char text[] = "[store]\ndata = st\ndrive = d0\ndrive = st/d1\ndrive = /dev/x\n"
+                               "drive = stx/d\n[partition p]\ndrive = p0\n";
+    char path[] = "/tmp/filmroom-config-XXXXXX", line[200], here[2000], want[2100];
+    int fd = mkstemp(path);
+
+    (void)state;
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, text, sizeof(text) - 1), sizeof(text) - 1);
+    close(fd);
+    assert_non_null(getcwd(here, sizeof(here)));
+    snprintf(line, sizeof(line), "--config %s", path);
+    assert_int_equal(load(line), CONFIG_RUN);
+    snprintf(want, sizeof(want), "%s/d0", here);
+    assert_string_equal(config.store.paths[0], want);
+    assert_string_equal(config.store.paths[1], "st/d1");
+    assert_string_equal(config.store.paths[2], "/dev/x");
+    snprintf(want, sizeof(want), "%s/stx/d", here);
+    assert_string_equal(config.store.paths[3], want);
+    snprintf(want, sizeof(want), "%s/p0", here);
+    assert_string_equal(config.partitions[0].store.paths[0], want);
+    config_free(&config);
+    unlink(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_defaults, test_reset),
         cmocka_unit_test_setup(test_every_setting, test_reset),
         cmocka_unit_test_setup(test_drive_paths, test_reset),
+        cmocka_unit_test_setup(test_most_drives, test_reset),
+        cmocka_unit_test_setup(test_relative_drives, test_reset),
         cmocka_unit_test_setup(test_partitions, test_reset),
         cmocka_unit_test_setup(test_bad_files, test_reset),
         cmocka_unit_test_setup(test_zero_byte, test_reset),
