@@ -41,7 +41,7 @@ static int run_daemon(const struct config *config)
 
     if (rc < 0) {
         log_error("main",
-                  "io_uring is not to be had: a kernel of 5.19 or newer is needed, and "
+                  "io_uring is not to be had: Linux 5.15 or newer is needed, and "
                   "kernel.io_uring_disabled must be 0 error=%s",
                   err_name(rc));
         return 1;

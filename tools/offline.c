@@ -115,7 +115,7 @@ bool offline_run(struct offline *o, fiber_fn main, void *arg)
     int rc = env_uring_new(&options, &o->env);
 
     if (rc < 0) {
-        offline_say(o, "io_uring is not to be had: a kernel of 5.19 or newer is needed, and "
+        offline_say(o, "io_uring is not to be had: Linux 5.15 or newer is needed, and "
                        "kernel.io_uring_disabled must be 0");
         return false;
     }

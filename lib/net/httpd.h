@@ -77,9 +77,7 @@ unsigned httpd_port(const struct httpd *s);
  * was given no env (tests), it blocks the calling thread. */
 void httpd_stop(struct httpd *s);
 
-/* ---- The request
- * ----------------------------------------------------------------------------------- All texts
- * live until on_close returned. */
+/* ---- The request: all texts live until on_close returned ------------------------------------- */
 
 const char *httpd_method(const struct httpd_req *r); /* as sent: methods are case-sensitive */
 bool httpd_is(const struct httpd_req *r, const char *method); /* "GET" covers HEAD */

@@ -12,5 +12,6 @@ struct env_uring_options {
                           waits for ever. Without it the env takes them over */
 };
 
-/* ERR_UNSUPPORTED when the kernel has no usable io_uring (5.19 and newer are fine). */
+/* ERR_UNSUPPORTED when the kernel has no usable io_uring (5.15 and newer are fine: 5.11 has
+ * what the ring needs, 5.15 the bound on workers that drives which hang need). */
 int env_uring_new(const struct env_uring_options *options, struct env **ret_env);

@@ -34,12 +34,14 @@
  *   GET    /v1/buckets/NAME
  *   DELETE /v1/buckets/NAME?objects=true  without the argument: only an empty one
  *   GET    /v1/buckets/NAME/objects?prefix=&delimiter=&after=&limit=
- *   PUT    /v1/buckets/NAME/objects/KEY   the body is the object                201, or 200:
- * replaced GET    /v1/buckets/NAME/objects/KEY   the object; HEAD and one Range as usual GET
- * /v1/buckets/NAME/objects/KEY?info=true   what is known of it DELETE /v1/buckets/NAME/objects/KEY
+ *   PUT    /v1/buckets/NAME/objects/KEY   the body is the object    201; 200 where it replaced one
+ *   GET    /v1/buckets/NAME/objects/KEY   the object; HEAD and one Range as usual
+ *   GET    /v1/buckets/NAME/objects/KEY?info=true   what is known of it
+ *   DELETE /v1/buckets/NAME/objects/KEY
  *
  * A KEY is all that follows in the path; a '/' at its end must be written %2F. PUT takes
  * Content-Type, X-Filmroom-Meta-NAME: VALUE, If-None-Match: * and If-Match: "ETAG".
+ * docs/OBJECTS.md tells users of buckets and objects.
  *
  * Sizes are in bytes, times are UTC as in RFC 3339. An error is {"error": {"code", "message"}} with
  * a fitting HTTP status; the codes are the names of lib/base/err.h, and METHOD for a method that a
