@@ -141,11 +141,12 @@ def phantom(folder, **options):
 class Daemon:
     """filmroomd on a data folder. Use as a context manager: leaving it stops the daemon.
 
-    `config` is the text of a configuration file (filmroomd(8))."""
+    `config` is the text of a configuration file (filmroomd(8)), `cwd` where it is started."""
 
-    def __init__(self, data, *args, config=None, ready_timeout=60):
+    def __init__(self, data, *args, config=None, ready_timeout=60, cwd=None):
         built(DAEMON, CLI)
         self.data = data
+        self.cwd = cwd
         self.args = list(args)
         if config:
             path = data.rstrip("/") + ".conf"
@@ -175,7 +176,7 @@ class Daemon:
             self.process = subprocess.Popen(
                 [DAEMON, "--data", self.data, "--nbd-port", "0", "--dicom-port", "0",
                  "--http-port", "0", *map(str, self.args)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log_file)
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log_file, cwd=self.cwd)
         ready = self.wait_ready()
         if expect_ready and not ready:
             code = self.process.poll()

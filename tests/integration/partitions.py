@@ -176,4 +176,27 @@ def tools_and_settings():
         check('"1+1"' in done.stdout or "data_columns" in done.stdout, "dump:", done.stdout[:500])
 
 
-sys.exit(main([spread_killed_and_whole, snapshots_studies_metrics, tools_and_settings]))
+def relative_drives():
+    """drives of relative paths are found from elsewhere"""
+    config = ("[store]\ncapacity = 512M\ndrive = a0\ndrive = a1\n"
+              "[partition fast]\ncapacity = 512M\ndrive = b0\ndrive = b1\n")
+    with scratch() as folder:
+        store, conf = os.path.join(folder, "store"), os.path.join(folder, "store.conf")
+        data = [Pattern.make(i, SIZE) for i in range(4)]
+        with Daemon(store, config=config, cwd=folder) as daemon:
+            for i, name in enumerate(NAMES[:4]):
+                daemon.volume(name, SIZE)
+                with nbd.Nbd(daemon.nbd, name) as c:
+                    c.write(0, data[i])
+                    c.flush()
+            check(daemon.drives()[0].startswith(folder), "the paths are", daemon.drives())
+        with Daemon(store, config=config, cwd="/") as daemon:
+            check(daemon.status()["state"] == "ok", "the state is", daemon.status())
+            for i, name in enumerate(NAMES[:4]):
+                compare(daemon, name, data[i], None)
+        fsck(store, conf)
+        fsck(store, conf, "--partition", "fast")
+
+
+sys.exit(main([spread_killed_and_whole, snapshots_studies_metrics, tools_and_settings,
+               relative_drives]))
