@@ -302,30 +302,94 @@ void audit_recipe(struct audit *a, struct kv_slice key, struct kv_slice value)
     }
 }
 
-/* The metadata's copy on the drives (image.c). */
-void audit_image(struct audit *a)
+/* ---- The metadata's copy on the drives (image.c) ---- */
+
+/* What the pieces of the runs that are named come to. */
+struct image_tally {
+    const struct image_form *form;
+    struct image_count {
+        uint64_t chunks;
+        uint32_t pieces;
+    } * runs;
+};
+
+/* A piece of a run refers to its chunks. Runs that nothing names are on their way out. */
+static void audit_piece(struct audit *a, void *arg, const struct kv_row *row)
 {
-    static const struct kv_slice key = {IMAGE_META_KEY, sizeof(IMAGE_META_KEY) - 1};
-    struct image_form form;
-    MEM_AUTO void *value = NULL;
-    uint64_t *ids;
-    size_t len, used, n;
+    struct image_tally *tally = arg;
+    const uint8_t *p = row->value.data;
+    uint64_t number;
+    uint32_t piece;
     bool lost = false;
 
-    value = audit_get(a, KV_META, key, &len);
-    if (!value)
-        return;
-    if (image_form_decode(value, len, &form, &used) < 0) {
-        audit_leave(a, "copy-row", "the row of the metadata's copy on the drives is broken");
+    if (!image_piece_is(row->key, &number, &piece) || row->value.len % 8 ||
+        row->value.len / 8 > IMAGE_PIECE_MAX) {
+        audit_leave(a, "copy-row", "a row of the metadata's copy on the drives is broken");
         a->refs_doubtful = true;
         return;
     }
-    ids = image_form_ids(&form, &n);
-    for (size_t i = 0; i < n; i++)
-        lost |= refer(a, ids[i]) != NULL;
+    for (size_t i = 0; i < row->value.len; i += 8)
+        lost |= refer(a, codec_get_le64(p + i)) != NULL;
     if (lost)
         audit_leave(a, "copy-data", "part of the metadata's copy on the drives is lost");
-    mem_free(ids);
+    for (uint32_t i = 0; i < tally->form->count; i++) {
+        if (tally->form->runs[i].number != number)
+            continue;
+        tally->runs[i].pieces++;
+        tally->runs[i].chunks += row->value.len / 8;
+    }
+}
+
+/* Has each run that is named all that it is said to have? */
+static void audit_runs(struct audit *a, const struct image_form *form)
+{
+    struct kv_slice from = {IMAGE_PIECE_KEY, sizeof(IMAGE_PIECE_KEY) - 1}, to = {"image0", 6};
+    struct image_tally tally = {form, mem_calloc(form->count, sizeof(*tally.runs))};
+
+    audit_walk_range(a, KV_META, from, to, audit_piece, &tally);
+    for (uint32_t i = 0; a->rc == 0 && i < form->count; i++)
+        if (tally.runs[i].pieces != form->runs[i].pieces ||
+            tally.runs[i].chunks != form->runs[i].chunks + form->runs[i].count) {
+            audit_leave(a, "copy-row",
+                        "run %llu of the metadata's copy on the drives has %u pieces of %u, %llu "
+                        "chunks of %llu",
+                        (unsigned long long)form->runs[i].number, (unsigned)tally.runs[i].pieces,
+                        (unsigned)form->runs[i].pieces, (unsigned long long)tally.runs[i].chunks,
+                        (unsigned long long)(form->runs[i].chunks + form->runs[i].count));
+            a->refs_doubtful = true;
+        }
+    mem_free(tally.runs);
+}
+
+/* It only says what the copy takes; a start makes do without. */
+static void audit_image_sum(struct audit *a)
+{
+    static const struct kv_slice key = {IMAGE_SUM_KEY, sizeof(IMAGE_SUM_KEY) - 1};
+    MEM_AUTO void *value = NULL;
+    struct image_sum sum;
+    size_t len;
+
+    value = audit_get(a, KV_META, key, &len);
+    if (!value || image_sum_decode((struct kv_slice){value, len}, &sum) == 0)
+        return;
+    audit_mend(a, "copy-row", "the totals of the metadata's copy are broken");
+    audit_delete(a, KV_META, key);
+}
+
+void audit_image(struct audit *a)
+{
+    static const struct kv_slice key = {IMAGE_META_KEY, sizeof(IMAGE_META_KEY) - 1};
+    struct image_form form = {0};
+    MEM_AUTO void *value = NULL;
+    size_t len;
+
+    value = audit_get(a, KV_META, key, &len);
+    if (value && image_form_decode(value, len, &form) < 0) {
+        audit_leave(a, "copy-row", "the row of the metadata's copy on the drives is broken");
+        a->refs_doubtful = true;
+    }
+    audit_runs(a, &form);
+    audit_image_sum(a);
     image_form_free(&form);
 }
 

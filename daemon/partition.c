@@ -23,6 +23,7 @@
 #define COMPACTOR_PATIENCE      20u /* such moments */
 #define PARTITION_SEGMENT_PAGE  4096u
 #define PARTITION_CACHE         (96u << 20)
+#define PARTITION_COPY_AT_ONCE  100000u
 #define PARTITION_OVERLAY       (48u << 20)
 #define PARTITION_INGEST        (128u << 20)
 
@@ -134,7 +135,9 @@ static int apply_dispatch(struct partition *p, uint16_t type, const struct apply
     case RECORD_BUCKET_REAP:
         return a->kv ? buckets_apply(p->buckets, type, a) : 0;
     case RECORD_IMAGE:
-        return image_apply(p->image, a);
+    case RECORD_IMAGE_PIECE:
+    case RECORD_IMAGE_DROP:
+        return image_apply(p->image, type, a);
     }
     return ERR_FORMAT; /* a journal of a later version */
 }
@@ -365,6 +368,14 @@ static void partition_maintain(void *arg)
         if (rc < 0 && rc != ERR_SHUTDOWN && !p->broken)
             log_warn("partition", "background work failed, will try again error=%s", err_name(rc));
     }
+    fiber_group_done(&p->fibers);
+}
+
+static void partition_copier(void *arg)
+{
+    struct partition *p = arg;
+
+    image_run(p->image);
     fiber_group_done(&p->fibers);
 }
 
@@ -716,7 +727,7 @@ static int partition_load(struct partition *p, struct partition_start *start)
     if (rc == 0)
         rc = partition_replay(p, start);
     if (rc == 0)
-        rc = image_count(p->image);
+        rc = image_begin(p->image);
     if (rc == 0)
         rc = journal_start(p->journal);
     return rc;
@@ -753,6 +764,8 @@ static struct partition *partition_alloc(struct env *env, struct kv *kv,
         p->options.cache_bytes = PARTITION_CACHE;
     if (!p->options.overlay_bytes)
         p->options.overlay_bytes = PARTITION_OVERLAY;
+    if (!p->options.copy_at_once)
+        p->options.copy_at_once = PARTITION_COPY_AT_ONCE;
     if (!p->options.ingest_bytes)
         p->options.ingest_bytes = PARTITION_INGEST;
     list_init(&p->apply_queue);
@@ -787,6 +800,7 @@ int partition_open(struct env *env, struct kv *kv, const char *const *drive_path
     partition_spawn(p, "applier", partition_applier);
     partition_spawn(p, "maintenance", partition_maintain);
     partition_spawn(p, "compactor", partition_compactor);
+    partition_spawn(p, "copier", partition_copier);
     buckets_start(p->buckets);
     scrubber_start(p->scrubber);
     rc = volumes_start(p->volumes);
@@ -811,6 +825,7 @@ int partition_close(struct partition *p)
     buckets_stop(p->buckets);
     p->stopping = true;
     fiber_cond_broadcast(&p->maintain_work);
+    image_stop(p->image);
     chunkstore_stop(p->chunks);
     if (rc == 0)
         rc = partition_checkpoint(p);

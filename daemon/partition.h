@@ -39,6 +39,9 @@ struct partition_options {
     size_t cache_bytes;        /* for chunk rows and map leaves together; 0: 96 MiB */
     uint64_t overlay_bytes;    /* volume writes kept in memory until drained; 0: 48 MiB */
     uint64_t ingest_bytes;     /* instance bytes in flight; 0: 128 MiB */
+    uint64_t copy_at_once;     /* up to so many chunks a first copy of the metadata is made at the
+                                  next checkpoint, or when closed; above it in the background; 0:
+                                  100,000 */
     uint64_t rebuild_delay_ns; /* a drive that is out for so long is given up; 0: ten minutes */
     uint64_t scrub_rate;       /* bytes per second that scrub may verify; 0: as fast as it can */
     uint64_t

@@ -1,17 +1,18 @@
 /* Making the metadata anew.
  *
- * The last RECORD_IMAGE in the journal is the root: it names the runs of the copy, and where each
- * chunk lay when the record was made. Chunks may have been moved since; the moves are in the
- * journal, which is why it is read twice. A chunk is looked for where it was moved to last, then
- * where it was before that: a move may have been overtaken by a record that freed the chunk and
- * brought it back (compact.c), and what is read is verified by CRC and fingerprint anyway.
+ * The last RECORD_IMAGE in the journal is the root: it names the runs of the copy, and the chunks
+ * of their indexes, which list all other chunks. A young store has no copy, but all of its journal:
+ * then there is nothing to load.
  *
- * A young store has no copy, but all of its journal: then there is nothing to load.
+ * Where chunks lie is found by looking: headers of fragments in the slots say where segments lie
+ * and which are of the copy, and segments have directories. An id stands for one content for ever,
+ * so old places of a chunk that was moved since are as good as new ones, as long as what is read
+ * there fits the CRC and the fingerprint. A chunk of the copy can lie elsewhere, where a user had
+ * stored the same bytes before: if one is missing, all other segments are looked through too.
  *
- * Where segments lie is said by the fragment headers in the slots. A segment's number can have been
- * tried twice, when the first try was never journaled: headers that contradict each other are kept
- * apart, and each variant is tried. Headers and stripes of freed segments do no harm: they are not
- * asked for, or do not fit the CRC.
+ * A segment's number can have been tried twice, when the first try was never journaled: headers
+ * that contradict each other are kept apart, and each variant is tried. Headers and stripes of
+ * freed segments do no harm.
  *
  * Runs are loaded in order, base first, later rows over earlier ones. Then the fingerprint index is
  * derived, and the identity of the store is written last: a KV store without it is unfinished,
@@ -38,12 +39,24 @@
 #define REBUILD_BATCH_BYTES (4u << 20)
 #define REBUILD_PAGE        1024u
 
-/* A chunk of the copy and the places where it may lie, the likeliest last. */
+/* A chunk and where it may lie. */
+struct copy_place {
+    unsigned variant;
+    struct segment_entry entry;
+};
+
 struct copy_chunk {
     struct hmap_node node;
-    struct segment_entry entry; /* as the record lists it */
-    struct segment_loc *places;
+    uint64_t id;
+    struct copy_place *places;
     size_t count;
+};
+
+/* A segment to look through. */
+struct copy_segment {
+    unsigned variant;
+    uint64_t id;
+    bool copy; /* it is of the copy, or may be */
 };
 
 struct rebuild {
@@ -53,15 +66,18 @@ struct rebuild {
     bool partial;
     struct strbuf root; /* the body of the last RECORD_IMAGE; empty: none */
     struct image_form form;
-    struct hmap chunks, wanted; /* wanted: segments, bare nodes */
+    struct hmap chunks;
     struct segments *variants[REBUILD_VARIANTS];
+    struct copy_segment *segments;
+    size_t segment_count;
+    bool looked, looked_everywhere;
     struct kv_batch *batch;
     size_t batch_bytes;
     struct strbuf rows; /* of a run, not decoded yet */
     struct rebuild_result r;
 };
 
-/* ---- The root and the moves ---- */
+/* ---- The root ---- */
 
 static int scan_journal(struct rebuild *b, int (*fn)(void *arg, const struct journal_record *r))
 {
@@ -87,81 +103,15 @@ static int find_root(void *arg, const struct journal_record *r)
     return 0;
 }
 
-static struct copy_chunk *copy_find(struct rebuild *b, uint64_t id)
-{
-    struct hmap_node *n = hmap_first(&b->chunks, hmap_mix(id)); /* the mix is one to one */
-
-    return n ? HMAP_ENTRY(n, struct copy_chunk, node) : NULL;
-}
-
-static void copy_place(struct rebuild *b, struct copy_chunk *c, const struct segment_loc *loc)
-{
-    uint64_t hash = hmap_mix(loc->stripe.segment);
-
-    if (!hmap_first(&b->wanted, hash))
-        hmap_insert(&b->wanted, mem_zalloc(sizeof(struct hmap_node)), hash);
-    c->places = mem_realloc(c->places, (c->count + 1) * sizeof(*c->places));
-    c->places[c->count++] = *loc;
-}
-
-static void copy_listed(void *arg, const struct segment_entry *e)
-{
-    struct rebuild *b = arg;
-    struct copy_chunk *c = copy_find(b, e->id);
-
-    if (!c) {
-        c = mem_zalloc(sizeof(*c));
-        c->entry = *e;
-        hmap_insert(&b->chunks, &c->node, hmap_mix(e->id));
-    }
-    copy_place(b, c, &e->loc);
-}
-
-static void copy_moved(void *arg, uint64_t id, const struct segment_loc *from,
-                       const struct segment_loc *to)
-{
-    struct rebuild *b = arg;
-    struct copy_chunk *c = copy_find(b, id);
-    struct segment_loc loc = *to;
-
-    if (!c || PLANTED(IMAGE_NOT_FOLLOWED))
-        return;
-    loc.stored = c->entry.loc.stored;
-    loc.crc = c->entry.loc.crc;
-    for (size_t i = 0; i < c->count; i++) {
-        if (!chunk_same_place(&c->places[i], from))
-            continue;
-        copy_place(b, c, &loc);
-        return;
-    }
-}
-
-static int follow_moves(void *arg, const struct journal_record *r)
-{
-    return r->type == RECORD_CHUNK_MOVE ? chunk_move_walk(r->body, r->length, copy_moved, arg) : 0;
-}
-
 static int read_root(struct rebuild *b)
 {
-    const uint8_t *p;
-    size_t left, used = 0, more = 0;
     int rc = scan_journal(b, find_root);
 
     if (rc == 0 && b->root.len == 0) {
         b->form.upto = 1;
         return b->ds->super.replay_lsn == 1 ? 0 : ERR_NOENT;
     }
-    p = (const uint8_t *)b->root.data;
-    left = b->root.len;
-    if (rc == 0)
-        rc = chunk_list_walk(p, left, copy_listed, b);
-    if (rc == 0)
-        rc = chunk_list_length(p, left, &used);
-    if (rc == 0)
-        rc = image_form_decode(p + used, left - used, &b->form, &more);
-    if (rc == 0)
-        rc = chunk_list_walk(p + used + more, left - used - more, copy_listed, b);
-    return rc == 0 ? scan_journal(b, follow_moves) : rc;
+    return rc == 0 ? image_form_decode(b->root.data, b->root.len, &b->form) : rc;
 }
 
 /* ---- Where segments lie ---- */
@@ -176,23 +126,21 @@ static bool variant_is(const struct segment *s, const struct format_fragment *f)
     return true;
 }
 
-/* Is there a chunk that may lie in it? */
-static bool is_wanted(const struct rebuild *b, uint64_t segment)
-{
-    return hmap_first(&b->wanted, hmap_mix(segment)) != NULL; /* the mix is one to one */
-}
-
 static void take_fragment(void *arg, const struct format_fragment *f)
 {
     struct rebuild *b = arg;
 
-    if (!is_wanted(b, f->segment))
-        return;
     for (unsigned i = 0; i < REBUILD_VARIANTS; i++) {
         const struct segment *s = segment_get(b->variants[i], f->segment);
 
-        if (s ? variant_is(s, f) : segment_adopt(b->variants[i], f) == 0)
+        if (s ? !variant_is(s, f) : segment_adopt(b->variants[i], f) < 0)
+            continue;
+        if (s)
             return;
+        b->segments = mem_realloc(b->segments, (b->segment_count + 1) * sizeof(*b->segments));
+        b->segments[b->segment_count++] =
+            (struct copy_segment){i, f->segment, f->stream == 0 || f->stream == SEGMENT_IMAGE + 1};
+        return;
     }
 }
 
@@ -205,6 +153,60 @@ static int find_segments(struct rebuild *b)
     if (rc == 0)
         segment_walk_fragments(b->ds, take_fragment, b);
     return rc;
+}
+
+/* ---- Where chunks lie ---- */
+
+static struct copy_chunk *copy_find(struct rebuild *b, uint64_t id)
+{
+    struct hmap_node *n = hmap_first(&b->chunks, hmap_mix(id)); /* the mix is one to one */
+
+    return n ? HMAP_ENTRY(n, struct copy_chunk, node) : NULL;
+}
+
+static void copy_found(struct rebuild *b, unsigned variant, const struct segment_entry *e)
+{
+    struct copy_chunk *c = copy_find(b, e->id);
+
+    if (!c) {
+        c = mem_zalloc(sizeof(*c));
+        c->id = e->id;
+        hmap_insert(&b->chunks, &c->node, hmap_mix(e->id));
+    }
+    c->places = mem_realloc(c->places, (c->count + 1) * sizeof(*c->places));
+    c->places[c->count++] = (struct copy_place){variant, *e};
+}
+
+/* Suspends. */
+static void look_through(struct rebuild *b, const struct copy_segment *s)
+{
+    struct segments *ss = b->variants[s->variant];
+    struct segment_entry *entries;
+    uint32_t offset = 0;
+    size_t n;
+
+    segment_hold(ss, s->id);
+    while (segment_next_stripe(ss, s->id, &offset, &entries, &n) == 0) {
+        for (size_t i = 0; i < n; i++)
+            copy_found(b, s->variant, &entries[i]);
+        mem_free(entries);
+    }
+    segment_release(ss, s->id);
+}
+
+/* Looks further for chunks; false: there is nowhere left to look. Suspends. */
+static bool look(struct rebuild *b)
+{
+    bool rest = b->looked;
+
+    if (b->looked_everywhere)
+        return false;
+    for (size_t i = 0; i < b->segment_count; i++)
+        if (b->segments[i].copy != rest)
+            look_through(b, &b->segments[i]);
+    b->looked = true;
+    b->looked_everywhere = rest;
+    return true;
 }
 
 /* ---- Reading the copy ---- */
@@ -225,26 +227,38 @@ static int unpack(const struct segment_entry *e, const struct segment_read *r, u
     return rc;
 }
 
-/* The chunk's bytes, appended to the rows. Suspends. */
-static int copy_read(struct rebuild *b, const struct copy_chunk *c)
+/* Reads it from one place. Suspends. */
+static int place_read(struct rebuild *b, const struct copy_place *p, const struct image_chunk *want,
+                      struct strbuf *out)
 {
-    MEM_AUTO uint8_t *raw = mem_alloc(c->entry.raw);
+    struct segment_read r = {.loc = p->entry.loc};
+    MEM_AUTO uint8_t *raw = NULL;
+    int rc;
+
+    if (p->entry.raw > CHUNK_MAX ||
+        memcmp(p->entry.fingerprint, want->fingerprint, sizeof(want->fingerprint)) != 0)
+        return ERR_LOST;
+    rc = segment_read(b->variants[p->variant], &r, 1);
+    raw = mem_alloc(p->entry.raw);
+    if (rc == 0)
+        rc = unpack(&p->entry, &r, raw);
+    if (rc == 0)
+        strbuf_add(out, raw, p->entry.raw);
+    buf_unref(r.buf);
+    return rc;
+}
+
+/* The chunk's bytes, appended. ERR_LOST. Suspends. */
+static int copy_read(struct rebuild *b, const struct image_chunk *want, struct strbuf *out)
+{
     int rc = ERR_LOST;
 
-    for (size_t i = c->count; rc < 0 && i > 0; i--) {
-        for (unsigned v = 0; rc < 0 && v < REBUILD_VARIANTS; v++) {
-            struct segment_read r = {.loc = c->places[i - 1]};
+    do {
+        const struct copy_chunk *c = b->looked ? copy_find(b, want->id) : NULL;
 
-            if (!segment_get(b->variants[v], r.loc.stripe.segment))
-                break;
-            rc = segment_read(b->variants[v], &r, 1);
-            if (rc == 0)
-                rc = unpack(&c->entry, &r, raw);
-            buf_unref(r.buf);
-        }
-    }
-    if (rc == 0)
-        strbuf_add(&b->rows, raw, c->entry.raw);
+        for (size_t i = c ? c->count : 0; rc < 0 && i > 0; i--)
+            rc = place_read(b, &c->places[i - 1], want, out);
+    } while (rc < 0 && look(b));
     return rc == 0 ? 0 : ERR_LOST;
 }
 
@@ -287,25 +301,43 @@ static int load_rows(struct rebuild *b)
     return rc == ERR_TRUNCATED ? 0 : rc;
 }
 
+/* Loads the chunks that one chunk of the index lists. *left: how many the run has from there on.
+ * Suspends. */
+static int load_listed(struct rebuild *b, const struct image_chunk *index, uint64_t *left)
+{
+    STRBUF_AUTO struct strbuf list = STRBUF_INIT;
+    int rc = copy_read(b, index, &list);
+
+    b->r.chunks += rc == 0;
+    if (rc == 0 && list.len % IMAGE_CHUNK_SIZE)
+        rc = ERR_FORMAT;
+    for (size_t at = 0; rc == 0 && at < list.len; at += IMAGE_CHUNK_SIZE) {
+        struct image_chunk c;
+
+        image_chunk_decode((const uint8_t *)list.data + at, &c);
+        rc = copy_read(b, &c, &b->rows);
+        if (rc == 0)
+            rc = load_rows(b);
+        b->r.chunks += rc == 0;
+        *left -= rc == 0 && *left;
+    }
+    return rc;
+}
+
 /* Loads one run. Behind a chunk that is lost it cannot be told where the next row begins, so the
  * rest of the run is lost as well. Suspends. */
 static int load_run(struct rebuild *b, const struct image_run *run)
 {
+    uint64_t left = run->chunks;
     int rc = 0;
 
     strbuf_reset(&b->rows);
-    for (uint32_t i = 0; rc == 0 && i < run->count; i++) {
-        const struct copy_chunk *c = copy_find(b, run->ids[i]);
-
-        rc = c ? copy_read(b, c) : ERR_LOST;
-        if (rc == 0)
-            rc = load_rows(b);
-        b->r.chunks += rc == 0;
-        if (rc == ERR_LOST)
-            b->r.chunks_lost += run->count - i;
-    }
-    if (rc == 0 && b->rows.len)
+    for (uint32_t i = 0; rc == 0 && i < run->count; i++)
+        rc = load_listed(b, &run->index[i], &left);
+    if (rc == 0 && (b->rows.len || left))
         rc = ERR_FORMAT;
+    if (rc == ERR_LOST)
+        b->r.chunks_lost += left;
     return rc == ERR_LOST && b->partial ? 0 : rc;
 }
 
@@ -399,11 +431,7 @@ static void rebuild_free(struct rebuild *b)
         mem_free(c);
     }
     hmap_free(&b->chunks);
-    for (it = hmap_walk(&b->wanted, NULL); it; it = next) {
-        next = hmap_walk(&b->wanted, it);
-        mem_free(it);
-    }
-    hmap_free(&b->wanted);
+    mem_free(b->segments);
     for (unsigned i = 0; i < REBUILD_VARIANTS; i++)
         segments_free(b->variants[i]);
     image_form_free(&b->form);
@@ -427,7 +455,6 @@ int rebuild_metadata(struct env *env, struct kv *kv, const char *const *drive_pa
     if (rc < 0)
         return rc;
     hmap_init(&b.chunks);
-    hmap_init(&b.wanted);
     b.batch = kv_batch_new();
     rc = read_root(&b);
     if (rc == 0)

@@ -71,7 +71,7 @@ static int drain_store(struct volumes *vs, const struct drain_block *blocks, siz
             if (next < count && items[next].data == blocks[i].data->bytes)
                 maps[i].entry = LEAF_ENTRY(items[next++].id, 0);
         }
-        rc = volume_submit_map(vs, b, maps, n, JOURNAL_INTERNAL);
+        rc = volume_submit_map(vs, b, maps, n, JOURNAL_LAST);
     }
     chunk_batch_free(b);
     return rc;

@@ -59,6 +59,10 @@ const char *dump_record_name(unsigned type)
         return "bucket-reap";
     case RECORD_IMAGE:
         return "image";
+    case RECORD_IMAGE_PIECE:
+        return "image-piece";
+    case RECORD_IMAGE_DROP:
+        return "image-drop";
     }
     return "unknown";
 }
@@ -251,6 +255,13 @@ static void set_image(struct codec_reader *r, json_t *row)
     dump_set(row, "runs", codec_read_le32(r));
 }
 
+static void set_image_piece(struct codec_reader r, json_t *row)
+{
+    dump_set(row, "run", codec_read_le64(&r));
+    dump_set(row, "piece", codec_read_le32(&r));
+    dump_set(row, "chunks", codec_read_le32(&r));
+}
+
 void dump_record(const struct journal_record *rec, json_t *row)
 {
     struct codec_reader r = codec_reader_on(rec->body, rec->length);
@@ -309,8 +320,13 @@ void dump_record(const struct journal_record *rec, json_t *row)
         set_bucket(rec, &r, row);
         break;
     case RECORD_IMAGE:
-        r = skip_chunks(rec, row);
         set_image(&r, row);
+        break;
+    case RECORD_IMAGE_PIECE:
+        set_image_piece(skip_chunks(rec, row), row);
+        break;
+    case RECORD_IMAGE_DROP:
+        set_image_piece(r, row);
         break;
     case RECORD_CHUNK_MOVE:
         break;

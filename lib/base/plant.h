@@ -56,7 +56,7 @@
     X(IMAGE_KEEPS_DELETED, "the metadata's copy does not learn of deleted rows")               \
     X(IMAGE_FORGETS, "after a start the metadata's copy lacks what changed before")            \
     X(IMAGE_BASE_TORN, "rows that change while the copy's base is written are lost to it")     \
-    X(IMAGE_NOT_FOLLOWED, "a rebuild looks for moved chunks of the copy where they were")
+    X(IMAGE_PIECE_FORGOTTEN, "the index of a run of the copy lacks its second piece")
 
 enum plant {
     PLANT_NONE,

@@ -141,7 +141,8 @@ struct format_fragment {
     uint8_t store_uuid[16];
     uint64_t segment;
     uint8_t data_columns, parity_columns, column;
-    uint8_t reserved0[5];
+    uint8_t stream; /* segment_stream + 1; 0: not known. For who looks for some of them only */
+    uint8_t reserved0[4];
     uint64_t slot_size;
     struct {
         uint32_t drive, slot;

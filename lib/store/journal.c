@@ -119,8 +119,9 @@ static bool journal_has_room(const struct journal *j, size_t span, unsigned flag
 
     if (j->pending && j->pending_len + span > j->batch_soft)
         return false;
-    /* Internal records are few and small against the reserve of three batches. */
-    return (flags & JOURNAL_INTERNAL) || load <= j->cap - 3 * j->batch_max;
+    if ((flags & JOURNAL_LAST) == JOURNAL_LAST) /* few and small against the reserve */
+        return true;
+    return load <= j->cap - (flags & JOURNAL_INTERNAL ? 2 : 3) * j->batch_max;
 }
 
 static struct buf *journal_take_buf(struct journal *j, size_t need)

@@ -12,7 +12,9 @@
  * allocate.
  *
  * Space: batches stay until journal_trim; user appends wait while the ring is nearly full, internal
- * ones (those that make trimming possible) have a reserve.
+ * ones have a reserve. The last of that is for records that make trimming possible (draining, the
+ * metadata's copy): clients can have internal records written as fast as they like, deletions say,
+ * and if these filled the ring nothing could ever be trimmed again.
  */
 #pragma once
 
@@ -74,7 +76,8 @@ int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journ
 int journal_start(struct journal *j);
 
 enum journal_append_flags {
-    JOURNAL_INTERNAL = 1, /* may use the reserve: for records that free space or drain */
+    JOURNAL_INTERNAL = 1, /* may use some of the reserve: for records that free space */
+    JOURNAL_LAST = 3,     /* may use all of it: for those without which nothing can be trimmed */
 };
 
 /* Adds a record made of the n parts of iov. It has an LSN and its place in the order on return but

@@ -33,6 +33,8 @@ enum record_type {
     RECORD_BUCKET_REMOVE = 53,
     RECORD_BUCKET_REAP = 54,
     RECORD_IMAGE = 60, /* daemon/image.c */
+    RECORD_IMAGE_PIECE = 61,
+    RECORD_IMAGE_DROP = 62,
 };
 
 /* Implemented by the partition. */

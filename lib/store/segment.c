@@ -661,6 +661,7 @@ void segment_fragment_header(const struct segments *ss, const struct segment *s,
                                 .data_columns = s->k,
                                 .parity_columns = s->m,
                                 .column = (uint8_t)column,
+                                .stream = (uint8_t)(s->stream + 1),
                                 .slot_size = ss->ds->super.slot_size};
 
     memcpy(f.store_uuid, ss->ds->super.store_uuid, 16);
@@ -737,7 +738,7 @@ int segment_open_new(struct segments *ss, enum segment_stream stream, struct seg
         segment_encode_open(&s, &body);
         struct iovec iov = {body.data, body.len};
 
-        rc = record_submit(ss->log, RECORD_SEGMENT_OPEN, &iov, 1, JOURNAL_INTERNAL, ss);
+        rc = record_submit(ss->log, RECORD_SEGMENT_OPEN, &iov, 1, JOURNAL_LAST, ss);
     }
     if (rc < 0) {
         for (unsigned i = 0; i < k + m; i++)

@@ -79,6 +79,7 @@ static void choose_geometry(struct run *r)
                      (run_chance(r, 60) ? run_random(r, 16) : run_random(r, 256)) * FORMAT_UNIT;
     r->partition.cache_bytes = run_chance(r, 60) ? 40000 + (size_t)run_random(r, 200000) : 0;
     r->partition.overlay_bytes = run_chance(r, 60) ? 1 + run_random(r, 2u << 20) : 0;
+    r->partition.copy_at_once = run_chance(r, 50) ? 1 : 0;
     r->partition.ingest_bytes = (8u << 20) * (1 + run_random(r, 3));
     r->partition.on_conflict = run_chance(r, 50) ? PARTITION_REPLACE : PARTITION_REFUSE;
     r->partition.rebuild_delay_ns = run_chance(r, 40) ? 1 + run_random(r, 500 * ENV_NS_PER_MS) : 0;

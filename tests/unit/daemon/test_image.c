@@ -38,28 +38,56 @@ static int teardown(void **state)
 
 static void test_form(void **state)
 {
-    uint64_t ids[] = {7, 9, 7, UINT64_MAX}, *all;
-    struct image_run runs[] = {{.order = 5, .base = true, .bytes = 100, .count = 3, .ids = ids},
-                               {.order = 6, .count = 1, .ids = ids + 3}};
+    struct image_chunk index[] = {{7, "fingerprint"}, {UINT64_MAX, "other"}};
+    struct image_run runs[] = {{.number = 11,
+                                .order = 5,
+                                .base = true,
+                                .bytes = 100,
+                                .chunks = 3,
+                                .pieces = 2,
+                                .count = 1,
+                                .index = index},
+                               {.number = 12, .order = 6, .count = 1, .index = index + 1}};
     struct image_form f = {.lsn = 8, .settled = 6, .upto = 4, .time = 1, .runs = runs, .count = 2};
     struct image_form g;
     STRBUF_AUTO struct strbuf out = STRBUF_INIT;
-    size_t used, n;
 
     (void)state;
     image_form_encode(&f, &out);
     for (size_t i = 0; i < out.len; i++)
-        assert_int_equal(image_form_decode(out.data, i, &g, &used), ERR_FORMAT);
-    strbuf_adds(&out, "tail");
-    assert_int_equal(image_form_decode(out.data, out.len, &g, &used), 0);
-    assert_int_equal(used, out.len - 4);
+        assert_int_equal(image_form_decode(out.data, i, &g), ERR_FORMAT);
+    assert_int_equal(image_form_decode(out.data, out.len, &g), 0);
     assert_true(g.lsn == 8 && g.settled == 6 && g.upto == 4 && g.time == 1 && g.count == 2);
     assert_true(g.runs[0].base && !g.runs[1].base && g.runs[0].bytes == 100);
-    all = image_form_ids(&g, &n);
-    assert_int_equal(n, 4);
-    assert_memory_equal(all, ids, sizeof(ids));
-    mem_free(all);
+    assert_true(g.runs[0].number == 11 && g.runs[0].chunks == 3 && g.runs[0].pieces == 2);
+    assert_memory_equal(&g.runs[0].index[0], &index[0], sizeof(index[0]));
+    assert_memory_equal(&g.runs[1].index[0], &index[1], sizeof(index[1]));
     image_form_free(&g);
+    strbuf_adds(&out, "tail");
+    assert_int_equal(image_form_decode(out.data, out.len, &g), ERR_FORMAT);
+}
+
+static void test_pieces(void **state)
+{
+    uint64_t ids[] = {7, 9, 7, UINT64_MAX}, number;
+    struct image_piece p = {.number = 3, .piece = 4, .count = 4, .ids = ids}, q;
+    STRBUF_AUTO struct strbuf out = STRBUF_INIT;
+    uint8_t key[IMAGE_PIECE_LEN];
+    uint32_t piece;
+
+    (void)state;
+    image_piece_encode(&p, &out);
+    for (size_t i = 0; i < out.len; i++)
+        assert_int_equal(image_piece_decode(out.data, i, &q), ERR_FORMAT);
+    assert_int_equal(image_piece_decode(out.data, out.len, &q), 0);
+    assert_true(q.number == 3 && q.piece == 4 && q.count == 4);
+    assert_memory_equal(q.ids, ids, sizeof(ids));
+    mem_free(q.ids);
+    image_piece_key(UINT64_MAX, 5, key);
+    assert_true(image_piece_is((struct kv_slice){key, sizeof(key)}, &number, &piece));
+    assert_true(number == UINT64_MAX && piece == 5);
+    assert_false(image_piece_is((struct kv_slice){key, sizeof(key) - 1}, &number, &piece));
+    assert_false(image_piece_is((struct kv_slice){"image-xxxxxxxxxxxx", 18}, &number, &piece));
 }
 
 static void test_rows(void **state)
@@ -214,6 +242,102 @@ static void test_rebuild(void **state)
     assert_int_equal(rebuild_rc, ERR_EXIST);
 }
 
+/* How many runs have pieces in the KV store. */
+static unsigned runs_kept(void)
+{
+    struct kv_rows *rows;
+    uint64_t number, last = 0;
+    uint32_t piece;
+    unsigned n = 0;
+
+    assert_int_equal(kv_scan(pc.kv, KV_META,
+                             (struct kv_slice){IMAGE_PIECE_KEY, sizeof(IMAGE_PIECE_KEY) - 1},
+                             (struct kv_slice){"image0", 6}, 100000, 1u << 30, 0, &rows),
+                     0);
+    for (size_t i = 0; i < rows->count; i++) {
+        assert_true(image_piece_is(rows->rows[i].key, &number, &piece));
+        n += number != last;
+        last = number;
+    }
+    kv_rows_free(rows);
+    return n;
+}
+
+static unsigned runs_named(void)
+{
+    struct image_form form;
+    unsigned n;
+    void *value;
+    size_t len;
+
+    assert_int_equal(kv_get(pc.kv, KV_META,
+                            (struct kv_slice){IMAGE_META_KEY, sizeof(IMAGE_META_KEY) - 1}, &value,
+                            &len),
+                     0);
+    assert_int_equal(image_form_decode(value, len, &form), 0);
+    n = form.count;
+    image_form_free(&form);
+    mem_free(value);
+    return n;
+}
+
+/* The copy cannot be continued: a new base is written in the background, while others write and
+ * checkpoints go on; then it is named, and what was before it is dropped. */
+static void lost_main(void *arg)
+{
+    struct kv_batch *mark = kv_batch_new();
+    struct block_volume *v;
+    uint64_t copied;
+
+    (void)arg;
+    partition_case_open(&pc);
+    kv_batch_put(mark, KV_IMAGE, (struct kv_slice){IMAGE_MENDED_KEY, 1}, (struct kv_slice){"", 0});
+    assert_int_equal(kv_write(pc.kv, mark), 0);
+    kv_batch_free(mark);
+    assert_int_equal(partition_case_close(&pc), 0);
+
+    partition_case_open(&pc);
+    copied = partition_case_status(&pc).copy_lsn;
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    for (unsigned i = 0; i < 200; i++) {
+        put(v, 10 * MIB + (uint64_t)i * 4096, 4096, 100 + i);
+        if (i % 50 == 49)
+            assert_int_equal(partition_settle(pc.p), 0);
+    }
+    env_sleep(pc.c.env, 20 * ENV_NS_PER_S);
+    assert_true(partition_case_status(&pc).copy_lsn > copied);
+    assert_int_equal(partition_settle(pc.p), 0);
+    env_sleep(pc.c.env, 20 * ENV_NS_PER_S);
+    assert_int_equal(runs_kept(), runs_named());
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void lost_check_main(void *arg)
+{
+    struct block_volume *v;
+
+    check_main(arg);
+    partition_case_open(&pc);
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    for (unsigned i = 0; i < 200; i++)
+        expect(v, 10 * MIB + (uint64_t)i * 4096, 4096, 100 + i);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_lost(void **state)
+{
+    (void)state;
+    pc.options.copy_at_once = 1;
+    sim_case_run(&pc.c, fill_main, NULL);
+    sim_case_run(&pc.c, lost_main, NULL);
+    lose_kv();
+    sim_case_run(&pc.c, rebuild_main, NULL);
+    assert_int_equal(rebuild_rc, 0);
+    sim_case_run(&pc.c, lost_check_main, NULL);
+}
+
 static void test_rebuild_short(void **state)
 {
     (void)state;
@@ -248,8 +372,10 @@ static void test_beyond(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_form), cmocka_unit_test(test_rows), cmocka_unit_test(test_changes),
-        CASE(test_rebuild),          CASE(test_rebuild_short),    CASE(test_beyond),
+        cmocka_unit_test(test_form), cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_rows), cmocka_unit_test(test_changes),
+        CASE(test_rebuild),          CASE(test_lost),
+        CASE(test_rebuild_short),    CASE(test_beyond),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

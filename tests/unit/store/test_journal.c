@@ -192,7 +192,7 @@ static void batch(unsigned units)
     size_t most =
         (size_t)units * FORMAT_UNIT - sizeof(struct format_batch) - sizeof(struct format_record);
 
-    assert_int_equal(append(most, JOURNAL_INTERNAL), 0);
+    assert_int_equal(append(most, JOURNAL_LAST), 0);
     wait_durable(t.next);
 }
 
@@ -547,7 +547,7 @@ static void test_trim(void **state)
 
 /* ---- Backpressure ---- */
 
-static unsigned user_done, internal_done;
+static unsigned user_done, internal_done, last_done;
 
 static void user_fiber(void *arg)
 {
@@ -565,6 +565,14 @@ static void internal_fiber(void *arg)
     }
 }
 
+static void last_fiber(void *arg)
+{
+    for (unsigned i = 0; i < *(unsigned *)arg; i++) {
+        assert_int_equal(append(6000, JOURNAL_LAST), 0);
+        last_done++;
+    }
+}
+
 static void settle(void)
 {
     env_sleep(c.env, 2 * ENV_NS_PER_S);
@@ -572,11 +580,11 @@ static void settle(void)
 
 static void full_main(void *arg)
 {
-    unsigned users = 60, internals = 90;
+    unsigned users = 60, internals = 90, lasts = 90;
     struct journal_stats s;
 
     (void)arg;
-    user_done = internal_done = 0;
+    user_done = internal_done = last_done = 0;
     format_size(STORE_JOURNAL);
     start();
     fiber_spawn(c.env, "user", user_fiber, &users);
@@ -587,21 +595,29 @@ static void full_main(void *arg)
     assert_int_equal(t.durable.count, user_done); /* what was taken is durable all the same */
     assert_true(journal_pressure(t.j) > 40);
 
-    /* The reserve is there for internal records; past it even they wait. */
+    /* Some of the reserve is there for internal records, and they leave the rest alone. */
     assert_int_equal(append(6000, JOURNAL_INTERNAL), 0);
     wait_durable(user_done + 1);
     fiber_spawn(c.env, "internal", internal_fiber, &internals);
     settle();
-    assert_true(internal_done >= 30 && internal_done < internals);
-    assert_true(t.durable.count < user_done + 1 + internal_done); /* a batch waits for room */
+    assert_true(internal_done >= 8 && internal_done < internals);
+    journal_get_stats(t.j, &s);
+    assert_true(s.used <= STORE_JOURNAL - 2 * STORE_JOURNAL / 8);
+    assert_int_equal(t.durable.count, user_done + 1 + internal_done);
+
+    /* That is for those that lead to a trim. Past it even they wait. */
+    fiber_spawn(c.env, "last", last_fiber, &lasts);
+    settle();
+    assert_true(last_done >= 16 && last_done < lasts);
+    assert_true(t.durable.count < user_done + 1 + internal_done + last_done); /* a batch waits */
 
     /* Room: now everything goes, in order, nothing is lost of the batch that waited. */
-    while (user_done < users || internal_done < internals) {
+    while (user_done < users || internal_done < internals || last_done < lasts) {
         trim_to(t.durable.count);
         settle();
     }
     settle();
-    assert_int_equal(t.durable.count, users + internals + 1);
+    assert_int_equal(t.durable.count, users + internals + lasts + 1);
     assert_int_equal(t.next, t.durable.count);
     stop(false);
     expect_replay(0);
