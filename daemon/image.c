@@ -336,8 +336,11 @@ static int load_form(struct image *im)
     if (rc < 0)
         return rc == ERR_NOENT ? 0 : rc;
     rc = image_form_decode(value, len, &im->named);
-    if (rc < 0)
-        return rc;
+    if (rc < 0) {
+        log_warn("image", "the row of the metadata's copy is broken: it is made anew");
+        im->unmarked = true;
+        return 0;
+    }
     mem_free(value);
     value = NULL;
     rc = kv_get(im->p->kv, KV_IMAGE, image_mended_key, &value, &len);
