@@ -12,6 +12,7 @@ struct lag_kv {
     struct kv *under;
     const uint64_t *lag_ns;
     struct fiber_mutex order;
+    int read_error;
 };
 
 static struct lag_kv *lag(struct kv *kv)
@@ -27,6 +28,8 @@ static int lag_get(struct kv *kv, struct kv_slice key, void **ret_value, size_t 
 static int lag_multi_get(struct kv *kv, const struct kv_slice *keys, size_t n, void **values,
                          size_t *lens)
 {
+    if (lag(kv)->read_error < 0)
+        return lag(kv)->read_error;
     return lag(kv)->under->ops->multi_get(lag(kv)->under, keys, n, values, lens);
 }
 
@@ -88,4 +91,9 @@ struct kv *lag_kv_new(struct env *env, struct kv *under, const uint64_t *lag_ns)
     l->lag_ns = lag_ns;
     fiber_mutex_init(&l->order);
     return &l->base;
+}
+
+void lag_kv_fail_reads(struct kv *kv, int error)
+{
+    lag(kv)->read_error = error;
 }

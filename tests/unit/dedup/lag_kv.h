@@ -6,3 +6,5 @@
 
 /* Writes sleep *lag_ns first, in the order of the calls. Closing it closes the one under it. */
 struct kv *lag_kv_new(struct env *env, struct kv *under, const uint64_t *lag_ns);
+/* From now on kv_multi_get gives this error; 0: none. */
+void lag_kv_fail_reads(struct kv *kv, int error);

@@ -295,6 +295,56 @@ static void test_lying(void **state)
     sim_case_run(&c, lying_main, NULL);
 }
 
+/* A sealed segment of CHUNKS chunks in one record, of which every third stays. */
+static void sparse_stripes(uint64_t seed, uint64_t *ids)
+{
+    struct chunk_batch *b = chunk_batch_new(t.cs, SEGMENT_STUDIES);
+    struct chunk_item items[CHUNKS];
+    struct change changes[CHUNKS];
+
+    for (unsigned i = 0; i < CHUNKS; i++)
+        items[i] = item(seed + 2 * i, LEN);
+    assert_int_equal(chunk_batch_add_wait(b, items, CHUNKS), 0);
+    assert_int_equal(chunk_batch_finish(b), 0);
+    for (unsigned i = 0; i < CHUNKS; i++)
+        changes[i] = (struct change){ids[i] = items[i].id, 1};
+    assert_int_equal(apply_batch(b, changes, CHUNKS), 0);
+    chunk_batch_free(b);
+    free_items(items, CHUNKS);
+    seal_with_dead();
+    for (unsigned i = 0; i < CHUNKS; i++)
+        if (i % 3)
+            ref(ids[i], -1);
+}
+
+/* Of a stripe's rows some are in memory, the others cannot be read: the error is all that comes of
+ * it. */
+static void kv_error_main(void *arg)
+{
+    uint64_t ids[CHUNKS];
+
+    (void)arg;
+    make_store(3, 2, 1, 12);
+    sparse_stripes(1, ids);
+    reopen_store();
+    for (unsigned i = 0; i < CHUNKS; i += 6)
+        assert_int_equal(read_chunk(ids[i], 1 + 2 * i, LEN), 0);
+    lag_kv_fail_reads(t.lag, ERR_KV);
+    assert_int_equal(chunkstore_compact(t.cs, COMPACT_IDLE, NULL, NULL), ERR_KV);
+    lag_kv_fail_reads(t.lag, 0);
+    assert_int_equal(chunkstore_compact(t.cs, COMPACT_IDLE, NULL, NULL), 0);
+    assert_int_equal(sweep(), 1);
+    for (unsigned i = 0; i < CHUNKS; i += 3)
+        assert_int_equal(read_chunk(ids[i], 1 + 2 * i, LEN), 0);
+    close_store();
+}
+
+static void test_kv_error(void **state)
+{
+    (void)state;
+    sim_case_run(&c, kv_error_main, NULL);
+}
+
 static void bad_records_main(void *arg)
 {
     uint8_t body[24 + 32] = {0};
@@ -484,6 +534,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_stopped, setup, teardown),
         cmocka_unit_test_setup_teardown(test_unreadable, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lying, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_kv_error, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_records, setup, teardown),
         cmocka_unit_test_setup_teardown(test_room, setup, teardown),
         cmocka_unit_test_setup_teardown(test_queue, setup, teardown),
