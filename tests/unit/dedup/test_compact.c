@@ -345,6 +345,47 @@ static void test_kv_error(void **state)
     sim_case_run(&c, kv_error_main, NULL);
 }
 
+static void damage_row(uint64_t id)
+{
+    struct kv_batch *b = kv_batch_new();
+    uint8_t key[8];
+
+    codec_put_be64(key, id);
+    kv_batch_put(b, KV_CHUNK, (struct kv_slice){key, 8}, (struct kv_slice){"?", 1});
+    assert_int_equal(kv_write(t.kv, b), 0);
+    kv_batch_free(b);
+}
+
+/* The row of one segment's chunk cannot be read: after some tries the next has its turn. */
+static void sick_segment_main(void *arg)
+{
+    uint64_t ids[CHUNKS], more[CHUNKS];
+    unsigned tries = 0;
+    int rc;
+
+    (void)arg;
+    make_store(3, 2, 1, 12);
+    sparse_segment(1, ids);
+    sparse_segment(1001, more);
+    damage_row(ids[0]);
+    reopen_store();
+    while ((rc = chunkstore_compact(t.cs, COMPACT_IDLE, NULL, NULL)) == ERR_FORMAT && tries < 50)
+        tries++;
+    assert_true(tries > 1 && tries < 50);
+    assert_int_equal(rc, 0);
+    assert_int_equal(stats().compacted, 1);
+    assert_int_equal(chunkstore_compact(t.cs, COMPACT_IDLE, NULL, NULL), ERR_NOENT);
+    assert_int_equal(read_chunk(ids[3], 1 + 2 * 3, LEN), 0);
+    expect_sparse(1001, more);
+    close_store();
+}
+
+static void test_sick_segment(void **state)
+{
+    (void)state;
+    sim_case_run(&c, sick_segment_main, NULL);
+}
+
 static void bad_records_main(void *arg)
 {
     uint8_t body[24 + 32] = {0};
@@ -535,6 +576,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_unreadable, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lying, setup, teardown),
         cmocka_unit_test_setup_teardown(test_kv_error, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_sick_segment, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_records, setup, teardown),
         cmocka_unit_test_setup_teardown(test_room, setup, teardown),
         cmocka_unit_test_setup_teardown(test_queue, setup, teardown),
