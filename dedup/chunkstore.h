@@ -210,6 +210,10 @@ bool chunkstore_lies_at(struct chunkstore *cs, const struct chunk_place *place);
 /* ERR_NOSPC when a user's write of `bytes` may not be accepted any more. Does not suspend. */
 int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes);
 
+/* ERR_NOSPC when there would be no room for `bytes` even if all that is dead were gained: for what
+ * is announced long before it comes, and must not make others wait. Does not suspend. */
+int chunkstore_admit_ever(const struct chunkstore *cs, uint64_t bytes);
+
 /* As chunkstore_admit, but when there is no room and compaction can make some, waits for it. */
 int chunkstore_await_room(struct chunkstore *cs, uint64_t bytes);
 

@@ -451,6 +451,9 @@ static void room_main(void *arg)
     assert_true(waiter.ended);
     assert_int_equal(waiter.result, 0);
 
+    want = space().free + space().dead - chunkstore_kept(t.cs);
+    assert_int_equal(chunkstore_admit_ever(t.cs, want), 0);
+    assert_int_equal(chunkstore_admit_ever(t.cs, want + 1), ERR_NOSPC);
     want = space().total; /* never */
     waiter.ended = false;
     fiber_spawn(c.env, "waiter", waiter_fiber, &want);
