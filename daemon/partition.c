@@ -20,7 +20,8 @@
 #define COMPACTOR_QUIET         8u /* records between two steps that count as other work */
 #define COMPACTOR_RETRY         (100 * ENV_NS_PER_MS)
 #define COMPACTOR_MOMENT        (5 * ENV_NS_PER_MS)
-#define COMPACTOR_PATIENCE      20u /* such moments */
+#define COMPACTOR_PATIENCE      100u /* such moments */
+#define COMPACTOR_FAILURE       5u   /* moments that a round which failed counts for */
 #define PARTITION_SEGMENT_PAGE  4096u
 #define PARTITION_CACHE         (96u << 20)
 #define PARTITION_OVERLAY       (48u << 20)
@@ -392,13 +393,15 @@ static void compactor_tell(struct partition *p, bool wanted, bool nothing, bool 
 {
     if (freed || !wanted || !nothing)
         p->compactor_vain = 0;
-    if (freed)
+    if (freed) {
         chunkstore_room_changed(p->chunks, true);
-    else if (wanted && nothing && (failed || segment_sweep_due(p->segments)) &&
-             p->compactor_vain++ < COMPACTOR_PATIENCE)
+    } else if (wanted && nothing && (failed || segment_sweep_due(p->segments)) &&
+               p->compactor_vain < COMPACTOR_PATIENCE) {
+        p->compactor_vain += failed ? COMPACTOR_FAILURE : 1;
         env_sleep(p->env, COMPACTOR_MOMENT);
-    else if (wanted && nothing)
+    } else if (wanted && nothing) {
         chunkstore_room_changed(p->chunks, false);
+    }
 }
 
 static int compactor_round(struct partition *p)

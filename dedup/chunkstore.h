@@ -197,10 +197,11 @@ struct chunk_place {
 };
 
 /* What is alive in a segment, in the order in which it lies; *ret_places from mem_alloc. The caller
- * holds the segment. What dies or moves meanwhile may be there or not. ERR_KV, ERR_FORMAT.
+ * holds the segment. What dies or moves meanwhile may be there or not. It may take minutes: `go_on`
+ * is asked now and then, and ends it with ERR_CANCELED by returning false. ERR_KV, ERR_FORMAT.
  * Suspends. */
-int chunkstore_gather(struct chunkstore *cs, uint64_t segment, struct chunk_place **ret_places,
-                      size_t *ret_count);
+int chunkstore_gather(struct chunkstore *cs, uint64_t segment, bool (*go_on)(void *arg), void *arg,
+                      struct chunk_place **ret_places, size_t *ret_count);
 /* Is the chunk still in the table, and there? False too where that cannot be found out. Suspends.
  */
 bool chunkstore_lies_at(struct chunkstore *cs, const struct chunk_place *place);

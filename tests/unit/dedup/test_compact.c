@@ -265,6 +265,59 @@ static void test_unreadable(void **state)
     sim_case_run(&c, unreadable_main, NULL);
 }
 
+static bool go_on(void *arg)
+{
+    unsigned *left = arg;
+
+    return *left > 0 && (*left)--;
+}
+
+/* What is alive in a segment, by its directories, and with these unreadable by the table; told to
+ * stop, it does. */
+static void gather_main(void *arg)
+{
+    uint64_t ids[CHUNKS], segment;
+    struct chunk_place *places;
+    struct chunk_row *row;
+    unsigned left, asked[2];
+    size_t n;
+
+    (void)arg;
+    make_store(3, 2, 1, 12);
+    sparse_segment(1, ids);
+    assert_int_equal(chunk_rows_get(t.cs, ids, 1, &row), 0);
+    segment = row->loc.stripe.segment;
+    chunk_row_unpin(t.cs, row);
+    segment_hold(t.ss, segment);
+    c.hook = hook_reads;
+    for (unsigned i = 0; i < 2; i++) {
+        broken_reads = i ? 7 : 0;
+        left = 1000;
+        assert_int_equal(chunkstore_gather(t.cs, segment, go_on, &left, &places, &n), 0);
+        assert_int_equal(n, CHUNKS / 3);
+        assert_int_equal(places[1].id, ids[3]);
+        mem_free(places);
+        asked[i] = 1000 - left;
+        for (left = 0; left < asked[i]; left++) {
+            unsigned few = left;
+
+            assert_int_equal(chunkstore_gather(t.cs, segment, go_on, &few, &places, &n),
+                             ERR_CANCELED);
+        }
+    }
+    assert_true(asked[0] > 1 && asked[1] > 1);
+    broken_reads = 0;
+    c.hook = NULL;
+    segment_release(t.ss, segment);
+    close_store();
+}
+
+static void test_gather(void **state)
+{
+    (void)state;
+    sim_case_run(&c, gather_main, NULL);
+}
+
 /* Two of three drives put what they are given somewhere else: the copy is not what was meant, and
  * nothing is switched to it. */
 static void lying_main(void *arg)
@@ -577,6 +630,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_freed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stopped, setup, teardown),
         cmocka_unit_test_setup_teardown(test_unreadable, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gather, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lying, setup, teardown),
         cmocka_unit_test_setup_teardown(test_kv_error, setup, teardown),
         cmocka_unit_test_setup_teardown(test_sick_segment, setup, teardown),
