@@ -282,12 +282,16 @@ static int bucket_store_object_remove(struct bucket_store *face, const char *buc
     struct bucket *b = bucket_find_name(bs, bucket);
     STRBUF_AUTO struct strbuf body = STRBUF_INIT;
     struct iovec iov;
+    int rc;
 
     if (bucket_is_dicom(bucket))
         return bucket_dicom_remove(bs, name);
     if (!b || !bucket_key_valid(name))
         return ERR_NOENT;
     bucket_owner_encode(b->id, name, &body);
+    rc = bucket_object_warm(bs, b->id, name);
+    if (rc < 0)
+        return rc;
     iov = (struct iovec){body.data, body.len};
     return record_submit(&bs->p->log, RECORD_BUCKET_REMOVE, &iov, 1, JOURNAL_INTERNAL, NULL);
 }

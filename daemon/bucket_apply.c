@@ -264,6 +264,22 @@ static int apply_remove(struct buckets *bs, const struct apply *a)
     return rc;
 }
 
+/* An answer other than an error of the KV store may be out of date: applying finds it out. */
+int bucket_object_warm(struct buckets *bs, uint64_t bucket, const char *name)
+{
+    struct old_object *old = mem_zalloc(sizeof(*old));
+    struct chunk_txn *txn = chunk_txn_begin(bs->p->chunks);
+    int rc = bucket_object_load(bs, bucket, name, &old->row, &old->value);
+
+    if (rc == 0)
+        rc = old_load_recipe(bs, name, txn, old);
+    if (rc == 0)
+        rc = chunk_txn_load(txn);
+    chunk_txn_abort(txn);
+    old_free(old);
+    return rc == ERR_KV ? rc : 0;
+}
+
 /* ---- REAP ---- */
 
 /* The objects that the next record takes. */

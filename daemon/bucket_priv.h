@@ -50,6 +50,9 @@ struct bucket_applied {
     bool replaced;
 };
 void bucket_reaper(void *arg);
+/* Brings what applying a record will read that removes or replaces this object into the caches.
+ * Only an error of the KV store is one. Suspends. */
+int bucket_object_warm(struct buckets *bs, uint64_t bucket, const char *name);
 
 /* ---- bucket_list.c ---- */
 int bucket_store_page(struct bucket_store *bs, const struct bucket_query *q,

@@ -138,6 +138,9 @@ static int put_journal(struct object_put_state *s, struct bucket_put_result *res
     content_put_list(s->content, &body);
     bucket_put_encode(&s->record, &body);
     content_put_recipe(s->content, &body);
+    rc = bucket_object_warm(s->bs, s->record.bucket, s->record.name);
+    if (rc < 0)
+        return rc;
     iov = (struct iovec){body.data, body.len};
     rc = record_submit(&s->bs->p->log, RECORD_BUCKET_PUT, &iov, 1, 0, &applied);
     result->replaced = applied.replaced;

@@ -30,7 +30,8 @@ void contents_observe(struct contents *cs, struct metrics *m);
 /* ---- In ---- */
 
 /* Begins a stream of about `size_hint` bytes (0: unknown). Waits while the budget is taken.
- * ERR_NOSPC when the store is full, ERR_OVERLOAD past the limit of waiters. Suspends. */
+ * ERR_NOSPC when the store is full, or could never take so much; ERR_OVERLOAD past the limit of
+ * waiters. Suspends. */
 int content_put_begin(struct contents *cs, uint64_t size_hint, struct content_put **ret_put);
 /* Keeps room for the next `len` bytes of the stream, and counts them: before they are put.
  * ERR_TOOBIG past `max` bytes in all, ERR_NOSPC. Suspends. */

@@ -74,12 +74,18 @@ int content_put_begin(struct contents *cs, uint64_t size_hint, struct content_pu
         rc = ERR_OVERLOAD;
     if (rc < 0)
         return rc;
+    rc = chunkstore_admit_ever(cs->p->chunks, size_hint);
+    if (rc < 0)
+        return rc;
     start = env_now(cs->p->env);
     cs->waiting++;
     fiber_sem_take(&cs->budget, CONTENT_BUDGET);
     cs->waiting--;
     metric_record(&cs->wait, env_now(cs->p->env) - start);
-    rc = chunkstore_await_room(cs->p->chunks, size_hint);
+    /* Not for all that is announced: writes that come later wait behind it, and it may be long in
+     * coming, or a part of it stored already. content_put_room sees to the rest. */
+    rc = chunkstore_await_room(cs->p->chunks,
+                               size_hint < CONTENT_BUDGET ? size_hint : CONTENT_BUDGET);
     if (rc < 0) {
         fiber_sem_give(&cs->budget, CONTENT_BUDGET);
         return rc;
@@ -92,16 +98,19 @@ int content_put_begin(struct contents *cs, uint64_t size_hint, struct content_pu
     return 0;
 }
 
-/* All of a small stream is reserved, and of a large one as much as may be in flight. */
+/* All of a small stream is reserved, and of a large one as much as may be in flight; what comes
+ * beyond that is admitted, and paced, as it comes. */
 int content_put_room(struct content_put *cp, size_t len, uint64_t max)
 {
+    struct chunkstore *chunks = cp->cs->p->chunks;
     uint64_t want;
     int rc;
 
     if (len > max || cp->size > max - len)
         return ERR_TOOBIG;
     want = cp->size + len < CONTENT_BUDGET ? cp->size + len : CONTENT_BUDGET;
-    rc = chunkstore_reserve(cp->cs->p->chunks, want - cp->reserved);
+    rc = want > cp->reserved ? chunkstore_reserve(chunks, want - cp->reserved)
+                             : chunkstore_await_room(chunks, len);
     if (rc < 0)
         return rc;
     cp->reserved = want;

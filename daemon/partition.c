@@ -20,7 +20,8 @@
 #define COMPACTOR_QUIET         8u /* records between two steps that count as other work */
 #define COMPACTOR_RETRY         (100 * ENV_NS_PER_MS)
 #define COMPACTOR_MOMENT        (5 * ENV_NS_PER_MS)
-#define COMPACTOR_PATIENCE      20u /* such moments */
+#define COMPACTOR_PATIENCE      100u /* such moments */
+#define COMPACTOR_FAILURE       5u   /* moments that a round which failed counts for */
 #define PARTITION_SEGMENT_PAGE  4096u
 #define PARTITION_CACHE         (96u << 20)
 #define PARTITION_COPY_AT_ONCE  100000u
@@ -398,24 +399,26 @@ static bool compactor_pause(void *arg, uint64_t took)
 
 /* Tells the writes that wait for room what came of a round. `wanted`: some did when it began; who
  * came later has not been looked for yet. A segment that has only to be freed may have somebody at
- * it for a moment. */
-static void compactor_tell(struct partition *p, bool wanted, bool nothing, bool freed)
+ * it for a moment; and where a round failed for one segment's sake, another may be next. */
+static void compactor_tell(struct partition *p, bool wanted, bool nothing, bool failed, bool freed)
 {
     if (freed || !wanted || !nothing)
         p->compactor_vain = 0;
-    if (freed)
+    if (freed) {
         chunkstore_room_changed(p->chunks, true);
-    else if (wanted && nothing && segment_sweep_due(p->segments) &&
-             p->compactor_vain++ < COMPACTOR_PATIENCE)
+    } else if (wanted && nothing && (failed || segment_sweep_due(p->segments)) &&
+               p->compactor_vain < COMPACTOR_PATIENCE) {
+        p->compactor_vain += failed ? COMPACTOR_FAILURE : 1;
         env_sleep(p->env, COMPACTOR_MOMENT);
-    else if (wanted && nothing)
+    } else if (wanted && nothing) {
         chunkstore_room_changed(p->chunks, false);
+    }
 }
 
 static int compactor_round(struct partition *p)
 {
     uint64_t before = p->segments_freed;
-    bool wanted = chunkstore_room_wanted(p->chunks), nothing;
+    bool wanted = chunkstore_room_wanted(p->chunks), nothing, failed;
     enum compact_need need = chunkstore_compact_need(p->chunks);
     int rc;
 
@@ -426,7 +429,8 @@ static int compactor_round(struct partition *p)
     else if (rc == ERR_NOSPC)
         (void)partition_reclaim(p); /* there may be room the next time */
     nothing = need == COMPACT_NOTHING || rc < 0;
-    compactor_tell(p, wanted, nothing, p->segments_freed > before);
+    failed = rc < 0 && rc != ERR_NOENT && rc != ERR_NOSPC && !p->broken;
+    compactor_tell(p, wanted, nothing, failed, p->segments_freed > before);
     return rc;
 }
 

@@ -10,10 +10,11 @@
  * it. Segments that were opened after a pass began are the next one's.
  *
  * A segment is held while it is looked at: then it is not freed, its slots stay its own, and what
- * dies or moves meanwhile has its bytes there still. What no columns give is lost: that is
- * counted and told (filmroom-fsck --deep names the owners); the chunk stays in the table, for a
- * drive that comes back may have it. A segment that has fewer drives than it takes to decode
- * anything is left out: nothing can be said of it.
+ * dies or moves meanwhile has its bytes there still. Once nothing in it is alive it is let go, for
+ * writes may wait for its room, and a pass that is slow looks at one segment for minutes. What no
+ * columns give is lost: that is counted and told (filmroom-fsck --deep names the owners); the chunk
+ * stays in the table, for a drive that comes back may have it. A segment that has fewer drives than
+ * it takes to decode anything is left out: nothing can be said of it.
  *
  * Scrub gives way: after each stripe it pauses nine times as long as that took while there is other
  * work (as compaction does), as long as it took otherwise, and longer where it would exceed its
@@ -44,6 +45,7 @@
 #define SCRUB_RETRY       (10 * ENV_NS_PER_S)   /* after an error */
 #define SCRUB_SAVE        16u                   /* segments between two notes */
 #define SCRUB_QUIET       8u                    /* records between two stripes: other work */
+#define SCRUB_LOOK        (10 * ENV_NS_PER_MS)  /* in a pause: is the segment still in use? */
 #define SCRUB_TOLD        32u                   /* findings logged singly, per pass */
 
 struct scrubber {
@@ -61,6 +63,7 @@ struct scrubber {
     uint64_t resumed, resumed_bytes; /* when it went on, and what it had verified by then */
     uint64_t resumed_walked, lap;    /* likewise; until when the pass's time is counted */
     uint64_t lsn;                    /* last record when it last looked */
+    const struct segment *held;      /* the one being looked at */
     unsigned told;
     uint64_t passes; /* finished since start */
 };
@@ -230,6 +233,15 @@ static void scrub_finish(struct scrubber *s)
 
 /* ---- A segment ---- */
 
+/* Is there a reason to go on with the segment? One with nothing alive is to be freed: writes may
+ * wait for its room. */
+static bool scrub_wanted(void *arg)
+{
+    const struct scrubber *s = arg;
+
+    return scrub_going(s) && s->held->chunks > 0;
+}
+
 static void scrub_pause(struct scrubber *s, uint64_t bytes, uint64_t took)
 {
     uint64_t rate = s->p->options.scrub_rate, until = env_now(s->p->env);
@@ -243,8 +255,11 @@ static void scrub_pause(struct scrubber *s, uint64_t bytes, uint64_t took)
         until += bytes * ENV_NS_PER_S / rate - took;
     if (until < env_now(s->p->env) + took * (busy ? 9 : 1))
         until = env_now(s->p->env) + took * (busy ? 9 : 1);
-    while (scrub_going(s) && fiber_cond_wait_until(s->p->env, &s->wake, until))
-        ;
+    while (scrub_wanted(s) && env_now(s->p->env) < until) {
+        uint64_t look = env_now(s->p->env) + SCRUB_LOOK;
+
+        (void)fiber_cond_wait_until(s->p->env, &s->wake, look < until ? look : until);
+    }
     scrub_lap(s);
 }
 
@@ -310,7 +325,7 @@ static int scrub_stripes(struct scrubber *s, const struct segment *at,
 {
     int rc = 0;
 
-    for (size_t i = 0, n; rc == 0 && i < count && scrub_going(s); i += n) {
+    for (size_t i = 0, n; rc == 0 && i < count && scrub_wanted(s); i += n) {
         for (n = 1; i + n < count &&
                     places[i + n].loc.stripe.offset == places[i].loc.stripe.offset &&
                     places[i + n].loc.stripe.width == places[i].loc.stripe.width;)
@@ -347,9 +362,9 @@ static int scrub_segment(struct scrubber *s, const struct segment *at, struct sc
     if (rc < 0)
         return rc;
     scrub_count(s, &copy, 0, &v, sum);
-    rc = chunkstore_gather(s->p->chunks, copy.id, &places, &count);
+    rc = chunkstore_gather(s->p->chunks, copy.id, scrub_wanted, s, &places, &count);
     if (rc < 0)
-        return rc;
+        return rc == ERR_CANCELED ? 0 : rc;
     rc = scrub_stripes(s, &copy, places, count, sum);
     mem_free(places);
     return rc;
@@ -366,6 +381,7 @@ static int scrub_next(struct scrubber *s)
         uint64_t id = at->id;
 
         segment_hold(s->p->segments, id);
+        s->held = at;
         rc = scrub_segment(s, at, &sum);
         segment_release(s->p->segments, id);
     }

@@ -241,6 +241,9 @@ static int study_delete_one(struct studies *ss, const struct object_row *row,
         strbuf_addc(&body, (char)strlen(uids[i]));
         strbuf_adds(&body, uids[i]);
     }
+    rc = study_warm(ss, row->instance_uid);
+    if (rc < 0)
+        return rc;
     iov = (struct iovec){body.data, body.len};
     rc = record_submit(&ss->p->log, RECORD_OBJECT_DELETE, &iov, 1, JOURNAL_INTERNAL, &applied);
     if (rc == ERR_NOENT)

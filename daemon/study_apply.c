@@ -391,6 +391,43 @@ static int apply_put(struct studies *ss, const struct apply *a)
     return rc;
 }
 
+/* ---- Before submitting ----
+ *
+ * Records are applied one at a time: what applying reads is read beforehand, so that it is at hand
+ * then. Answers other than errors of the KV store may be out of date by then; applying finds out.
+ */
+
+int study_warm_put(struct studies *ss, const struct study_put_record *rec)
+{
+    struct upper *u = mem_zalloc(sizeof(*u));
+    struct study_patient *patient = mem_zalloc(sizeof(*patient));
+    int rc = upper_load(ss, rec->study_uid, rec->series_uid, u);
+
+    if (rc == 0 && !u->study_exists)
+        rc = study_patient_load(ss, &rec->study, false, patient);
+    mem_free(patient->value);
+    mem_free(patient);
+    upper_free(u);
+    return rc == ERR_KV ? rc : 0;
+}
+
+int study_warm(struct studies *ss, const char *instance)
+{
+    struct old_instance *old = mem_zalloc(sizeof(*old));
+    struct chunk_txn *txn = chunk_txn_begin(ss->p->chunks);
+    void *value = NULL;
+    int rc = study_find(ss, instance, &old->home, &old->row, &value);
+
+    if (rc == 0)
+        rc = old_load(ss, instance, txn, old);
+    if (rc == 0)
+        rc = chunk_txn_load(txn);
+    chunk_txn_abort(txn);
+    old_free(old);
+    mem_free(value);
+    return rc == ERR_KV ? rc : 0;
+}
+
 /* ---- DELETE ---- */
 
 static int delete_change(struct studies *ss, const struct apply *a, struct old_instance *old,

@@ -69,6 +69,11 @@ struct study_apply_result {
 int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids *ret_uids,
                struct catalog_instance *ret_instance, void **ret_value);
 
+/* Brings what applying this record, or one that removes or replaces this instance, will read into
+ * the caches. Only an error of the KV store is one. Suspends. */
+int study_warm_put(struct studies *ss, const struct study_put_record *rec);
+int study_warm(struct studies *ss, const char *instance);
+
 /* The totals' row changes with every record that changes the catalogue. */
 void studies_put_totals(const struct studies *ss, struct kv_batch *batch);
 

@@ -183,6 +183,9 @@ static bool put_known(struct study_put *sp, const struct study_put_record *rec, 
         mem_free(value);
         *rc = same ? OBJECT_IDENTICAL : ERR_CONFLICT;
         answered = same || !rec->replace;
+        if (!answered)
+            *rc = study_warm(ss, rec->instance_uid); /* it will be taken out */
+        answered |= *rc < 0;
     }
     mem_free(known);
     return answered;
@@ -199,6 +202,9 @@ static int put_journal(const struct study_put *sp, struct study_put_record *rec,
     content_put_list(sp->content, &body);
     study_put_encode(rec, &body);
     content_put_recipe(sp->content, &body);
+    rc = study_warm_put(sp->ss, rec);
+    if (rc < 0)
+        return rc;
     iov = (struct iovec){body.data, body.len};
     rc = record_submit(&sp->ss->p->log, RECORD_OBJECT_PUT, &iov, 1, 0, &applied);
     if (rc == 0)

@@ -393,6 +393,33 @@ static int zero_record(struct volume *v, uint64_t first, uint32_t count, unsigne
     return record_submit(&v->owner->p->log, RECORD_VOLUME_ZERO, &iov, 1, flags, NULL);
 }
 
+/* Brings what applying will need into the caches, as for mappings (volume_apply.c). Suspends. */
+static int zero_warm(struct volume *v, uint64_t first, uint32_t count)
+{
+    struct volumes *vs = v->owner;
+    uint64_t *ids = mem_calloc(count, sizeof(*ids)), block = first;
+    size_t n = 0;
+    int rc = 0;
+
+    while (rc == 0 && block < first + count) {
+        uint64_t stop = (block / LEAF_BLOCKS + 1) * LEAF_BLOCKS;
+        struct leaf *l = NULL;
+
+        rc = leafmap_get(&vs->leaves, v->map->id, block / LEAF_BLOCKS, &l);
+        for (; rc == 0 && block < stop && block < first + count; block++) {
+            uint64_t id = LEAF_CHUNK(l->entries[block % LEAF_BLOCKS]);
+
+            if (id && (n == 0 || ids[n - 1] != id))
+                ids[n++] = id;
+        }
+        leafmap_put(&vs->leaves, l);
+    }
+    if (rc == 0)
+        rc = chunkstore_warm(vs->p->chunks, ids, n);
+    mem_free(ids);
+    return rc;
+}
+
 int volume_zero_blocks(struct volume *v, uint64_t first, uint64_t count, unsigned flags)
 {
     uint64_t end = first + count;
@@ -409,7 +436,9 @@ int volume_zero_blocks(struct volume *v, uint64_t first, uint64_t count, unsigne
         uint32_t most = v->map->parent ? VOLUME_ZERO_SHARED : VOLUME_ZERO_BLOCKS;
         uint32_t n = end - first < most ? (uint32_t)(end - first) : most;
 
-        rc = zero_record(v, first, n, flags);
+        rc = zero_warm(v, first, n);
+        if (rc == 0)
+            rc = zero_record(v, first, n, flags);
         first += n;
     }
     return rc;

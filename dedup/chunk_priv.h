@@ -73,7 +73,8 @@ struct chunkstore {
 /* Cached row of an id, or NULL. Does not suspend. */
 struct chunk_row *chunk_row_cached(struct chunkstore *cs, uint64_t id);
 struct chunk_row *chunk_row_by_fp(struct chunkstore *cs, const uint8_t fp[FINGERPRINT_SIZE]);
-/* Loads and pins rows; NULL where there is none. Suspends when one is not cached. */
+/* Loads and pins rows; NULL where there is none, and everywhere on failure. Suspends when one is
+ * not cached. */
 int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct chunk_row **rows);
 void chunk_row_pin(struct chunkstore *cs, struct chunk_row *r);
 void chunk_row_unpin(struct chunkstore *cs, struct chunk_row *r); /* NULL is fine */

@@ -197,10 +197,11 @@ struct chunk_place {
 };
 
 /* What is alive in a segment, in the order in which it lies; *ret_places from mem_alloc. The caller
- * holds the segment. What dies or moves meanwhile may be there or not. ERR_KV, ERR_FORMAT.
+ * holds the segment. What dies or moves meanwhile may be there or not. It may take minutes: `go_on`
+ * is asked now and then, and ends it with ERR_CANCELED by returning false. ERR_KV, ERR_FORMAT.
  * Suspends. */
-int chunkstore_gather(struct chunkstore *cs, uint64_t segment, struct chunk_place **ret_places,
-                      size_t *ret_count);
+int chunkstore_gather(struct chunkstore *cs, uint64_t segment, bool (*go_on)(void *arg), void *arg,
+                      struct chunk_place **ret_places, size_t *ret_count);
 /* Is the chunk still in the table, and there? False too where that cannot be found out. Suspends.
  */
 bool chunkstore_lies_at(struct chunkstore *cs, const struct chunk_place *place);
@@ -209,6 +210,10 @@ bool chunkstore_lies_at(struct chunkstore *cs, const struct chunk_place *place);
 
 /* ERR_NOSPC when a user's write of `bytes` may not be accepted any more. Does not suspend. */
 int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes);
+
+/* ERR_NOSPC when there would be no room for `bytes` even if all that is dead were gained: for what
+ * is announced long before it comes, and must not make others wait. Does not suspend. */
+int chunkstore_admit_ever(const struct chunkstore *cs, uint64_t bytes);
 
 /* As chunkstore_admit, but when there is no room and compaction can make some, waits for it. */
 int chunkstore_await_room(struct chunkstore *cs, uint64_t bytes);

@@ -391,9 +391,10 @@ int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct 
     if (count)
         rc = chunk_rows_load(cs, want, count, rows);
     mem_free(want);
-    if (rc < 0)
-        for (size_t i = 0; i < n; i++)
-            chunk_row_unpin(cs, rows[i]);
+    for (size_t i = 0; rc < 0 && i < n; i++) {
+        chunk_row_unpin(cs, rows[i]);
+        rows[i] = NULL;
+    }
     return rc;
 }
 

@@ -27,7 +27,8 @@
  *   decided by rows alone.
  *
  * A chunk that cannot be read stays where it is, and so does its segment, which is then left alone
- * until the next start: a drive that comes back may yet have it.
+ * until the next start: a drive that comes back may yet have it. So is, after a few tries, a
+ * segment of which the metadata cannot be read.
  */
 #include <string.h>
 
@@ -67,6 +68,7 @@ struct compact_run {
     bool (*pause)(void *arg, uint64_t took_ns);
     void *arg;
     bool stopped;
+    bool sick; /* the segment's directories, or the rows of what they list, cannot be read */
 };
 
 /* ---- Choosing ---- */
@@ -262,6 +264,7 @@ static int run_stripe(struct compact_run *run, const struct segment_entry *entri
     for (size_t i = 0; i < n; i++)
         ids[i] = entries[i].id;
     rc = chunk_rows_get(st->cs, ids, n, rows);
+    run->sick = rc < 0;
     for (size_t i = 0; rc == 0 && i < n; i++) {
         struct chunk_row *r = rows[i];
 
@@ -296,6 +299,7 @@ static int run_segment(struct compact_run *run, uint64_t segment)
         size_t n;
 
         rc = segment_next_stripe(ss, segment, &offset, &entries, &n);
+        run->sick = rc < 0 && rc != ERR_NOENT && rc != ERR_TIMEDOUT;
         if (rc < 0)
             break;
         rc = run_stripe(run, entries, n);
@@ -342,8 +346,10 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
     run.step->stream = survivors_of(segment_get(cs->segments, segment)->stream);
     rc = run_segment(&run, segment);
     left = segment_get(cs->segments, segment)->chunks; /* it is held */
-    /* What is left was unreadable; or it came, or came back, behind the run's back. */
-    if (rc == 0 && !run.stopped && left)
+    /* What is left was unreadable; or it came, or came back, behind the run's back. An error of
+     * where it was to go would meet any segment, and goes by; one of its own does not, and would
+     * keep all others from being emptied. */
+    if (run.sick || (rc == 0 && !run.stopped && left))
         segment_compact_failed(cs->segments, segment, run.step->lost);
     if (run.step->lost)
         log_warn("compact", "segment has chunks that cannot be read segment=%llu",

@@ -4,7 +4,8 @@
  * of themselves (segment_walk.c), and the table says what of it is alive. The segment knows how
  * many chunks that are. When fewer are found, directories of stripes are damaged beyond repair, or
  * an older stripe was read in the place of one: then the whole table is walked, which is the last
- * word, and takes time. It happens where data is damaged on more drives than the profile bears.
+ * word, and takes time: whoever wants it is asked on the way whether they still do. It happens
+ * where data is damaged on more drives than the profile bears.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,8 @@
 struct gather {
     struct chunkstore *cs;
     uint64_t segment;
+    bool (*go_on)(void *arg);
+    void *arg;
     struct chunk_place *places;
     size_t count, room;
 };
@@ -71,6 +74,8 @@ static int gather_walk(struct gather *g)
         struct segment_entry *entries;
         size_t n;
 
+        if (!g->go_on(g->arg))
+            return ERR_CANCELED;
         rc = segment_next_stripe(g->cs->segments, g->segment, &offset, &entries, &n);
         if (rc < 0)
             break;
@@ -106,6 +111,8 @@ static int gather_table(struct gather *g)
     while (rc == 0 && n) {
         struct kv_rows *rows;
 
+        if (!g->go_on(g->arg))
+            return ERR_CANCELED;
         rc = kv_scan(g->cs->kv, KV_CHUNK, (struct kv_slice){from, from_len},
                      (struct kv_slice){"", 0}, GATHER_PAGE, GATHER_PAGE * 256, 0, &rows);
         if (rc < 0)
@@ -135,10 +142,10 @@ static int place_compare(const void *x, const void *y)
     return (a->loc.position > b->loc.position) - (a->loc.position < b->loc.position);
 }
 
-int chunkstore_gather(struct chunkstore *cs, uint64_t segment, struct chunk_place **ret_places,
-                      size_t *ret_count)
+int chunkstore_gather(struct chunkstore *cs, uint64_t segment, bool (*go_on)(void *arg), void *arg,
+                      struct chunk_place **ret_places, size_t *ret_count)
 {
-    struct gather g = {.cs = cs, .segment = segment};
+    struct gather g = {.cs = cs, .segment = segment, .go_on = go_on, .arg = arg};
     const struct segment *s = segment_get(cs->segments, segment);
     uint64_t before = s->chunks;
     int rc = gather_walk(&g);

@@ -68,6 +68,16 @@ int chunkstore_admit(const struct chunkstore *cs, uint64_t bytes)
     return room_ask(cs, &(struct room_waiter){bytes, cs->room_joined});
 }
 
+int chunkstore_admit_ever(const struct chunkstore *cs, uint64_t bytes)
+{
+    uint64_t kept = chunkstore_kept(cs), most;
+    struct segment_space sp;
+
+    segment_get_space(cs->segments, &sp);
+    most = sp.free + sp.dead;
+    return most < kept || most - kept < bytes ? ERR_NOSPC : 0;
+}
+
 static int64_t room_balance(const struct chunkstore *cs)
 {
     struct segment_space sp;

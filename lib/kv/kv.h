@@ -45,8 +45,9 @@ struct kv_slice {
 int kv_get(struct kv *kv, enum kv_table t, struct kv_slice key, void **ret_value, size_t *ret_len);
 
 /* Several at once: values[i] is NULL where the key is missing. Each is the caller's. On failure
- * none is given. Keys in ascending order that lie close together cost much less. The values need
- * not be of one state when a write runs meanwhile. May suspend. */
+ * none is given, and each values[i] is NULL or as it was. Keys in ascending order that lie close
+ * together cost much less. The values need not be of one state when a write runs meanwhile. May
+ * suspend. */
 int kv_multi_get(struct kv *kv, enum kv_table t, const struct kv_slice *keys, size_t n,
                  void **values, size_t *lens);
 

@@ -297,8 +297,10 @@ static int kv_front_multi_get(struct kv *kv, const struct kv_slice *keys, size_t
         values[rest.where[i]] = rest.values[i];
         lens[rest.where[i]] = rest.lens[i];
     }
-    for (size_t i = 0; rc < 0 && i < n; i++)
+    for (size_t i = 0; rc < 0 && i < n; i++) {
         mem_free(values[i]);
+        values[i] = NULL;
+    }
     front_rest_free(&rest);
     return rc;
 }

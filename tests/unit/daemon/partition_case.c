@@ -35,6 +35,8 @@ int partition_case_try_open(struct partition_case *pc)
     int rc;
 
     CHECK_OK(kv_mem_open(pc->c.env, pc->image, &pc->kv));
+    if (pc->wrap)
+        pc->kv = pc->wrap(pc->c.env, pc->kv);
     CHECK_OK(partition_exists(pc->kv, &exists));
     if (!exists)
         CHECK_OK(partition_format(pc->c.env, pc->kv, &params));

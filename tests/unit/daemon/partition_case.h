@@ -11,6 +11,7 @@ struct partition_case {
     unsigned paths; /* under which drives are looked for; 0: as many as `drives` */
     uint64_t slots, slot_size, journal; /* slot_size 0: the usual */
     struct partition_options options;
+    struct kv *(*wrap)(struct env *env, struct kv *kv); /* puts a store on the KV store, if set */
     /* Of the running process: */
     struct kv *kv;
     struct partition *p;

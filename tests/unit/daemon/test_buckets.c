@@ -776,6 +776,58 @@ static void test_audit(void **state)
     sim_case_run(&pc.c, audit_main, NULL);
 }
 
+/* ---- Announced ---- */
+
+static int begin_announced(const char *name, uint64_t size, struct bucket_put **ret_put)
+{
+    struct bucket_put_info info = {.bucket = "b", .name = name, .size_hint = size};
+    uint64_t at = env_now(pc.c.env);
+    int rc = bucket_put_begin(bs, &info, ret_put);
+
+    assert_true(env_now(pc.c.env) - at < ENV_NS_PER_MS);
+    return rc;
+}
+
+/* A large object is announced for which there would be room once compaction has made some: that
+ * keeps neither it nor others waiting. For what never fits, it is refused at once. */
+static void announced_main(void *arg)
+{
+    enum { OBJECTS = 64, LENGTH = 512 * 1024 };
+    struct partition_status st;
+    struct bucket_put *put;
+    char name[20];
+
+    (void)arg;
+    open_ok();
+    CHECK_OK(bucket_create(bs, "b"));
+    for (unsigned i = 0; i < OBJECTS; i++) {
+        uint8_t *p = bytes_of(LENGTH, i);
+
+        snprintf(name, sizeof(name), "o%u", i);
+        assert_int_equal(put_bytes("b", name, p, LENGTH), 0);
+        mem_free(p);
+    }
+    for (unsigned i = 0; i < OBJECTS; i++) {
+        snprintf(name, sizeof(name), "o%u", i);
+        if (i % 4)
+            assert_int_equal(bucket_object_remove(bs, "b", name), 0);
+    }
+    partition_get_status(pc.p, &st);
+    assert_true(st.reclaimable > 8u << 20);
+    assert_int_equal(begin_announced("big", st.free + (4u << 20), &put), 0);
+    assert_int_equal(put_text("b", "small", "small"), 0);
+    assert_int_equal(bucket_put_append(put, "big", 3), 0);
+    assert_int_equal(bucket_put_commit(put, &(struct bucket_put_result){0}), 0);
+    assert_int_equal(begin_announced("never", st.capacity, &put), ERR_NOSPC);
+    close_ok();
+}
+
+static void test_announced(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, announced_main, NULL);
+}
+
 /* ---- Rows ---- */
 
 static void test_rows(void **state)
@@ -825,6 +877,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_shared, setup, teardown),
         cmocka_unit_test_setup_teardown(test_crash, setup, teardown),
         cmocka_unit_test_setup_teardown(test_audit, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_announced, setup, teardown),
     };
 
     return cmocka_run_group_tests_name("daemon-buckets", tests, NULL, NULL);

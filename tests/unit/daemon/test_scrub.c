@@ -396,8 +396,8 @@ static void test_errors(void **state)
     sim_case_run(&pc.c, errors_main, NULL);
 }
 
-/* A segment is held while it is looked at: all in it dies meanwhile, and its slots do not become
- * another's before scrub is done with them. */
+/* A segment is held while it is looked at, through all pauses; when all in it has died it is let
+ * go, and the pass goes on with the next. */
 static void held_main(void *arg)
 {
     const struct segment *s;
@@ -409,21 +409,16 @@ static void held_main(void *arg)
     assert_int_equal(partition_settle(pc.p), 0);
     s = some_segment(0);
     id = s->id;
-    spoil_column(s, 2, s->used - 1); /* its last stripe */
     assert_int_equal(partition_scrub_start(pc.p), 0);
-    env_sleep(pc.c.env, 500 * ENV_NS_PER_MS); /* it pauses behind one of the first */
+    env_sleep(pc.c.env, 500 * ENV_NS_PER_MS); /* it pauses behind one of the first stripes */
     assert_int_equal(status().state.next, 0);
+    assert_true(s->chunks > 0 && s->holds == 1);
     assert_int_equal(block_remove(pc.bs, "v"), 0);
     env_sleep(pc.c.env, ENV_NS_PER_S);
     assert_int_equal(partition_settle(pc.p), 0);
-    assert_int_equal(status().state.next, 0);
-    s = segment_get(pc.p->segments, id);
-    assert_true(s && s->chunks == 0 && s->holds == 1);
-    partition_scrub_wait(pc.p);
-    assert_int_equal(status().state.last.mended, 1);
-    assert_int_equal(status().lost, 0);
-    env_sleep(pc.c.env, ENV_NS_PER_S);
     assert_null(segment_get(pc.p->segments, id));
+    partition_scrub_wait(pc.p);
+    assert_int_equal(status().lost, 0);
     assert_int_equal(partition_case_status(&pc).stored, 0);
     assert_int_equal(partition_case_close(&pc), 0);
 }
@@ -431,8 +426,62 @@ static void held_main(void *arg)
 static void test_held(void **state)
 {
     (void)state;
-    pc.options.scrub_rate = MIB;
+    pc.options.scrub_rate = 100u << 10;
     sim_case_run(&pc.c, held_main, NULL);
+}
+
+/* Writes to a new volume until there is no room; how many megabytes there was room for. */
+static unsigned fill_up(const char *name)
+{
+    uint8_t *p = malloc(MIB);
+    struct block_volume *v;
+    unsigned n = 0;
+    int rc;
+
+    assert_int_equal(block_create(pc.bs, name, 1000 * (uint64_t)MIB, BLOCK_EVERY_WRITE), 0);
+    assert_int_equal(block_open(pc.bs, name, &v), 0);
+    do {
+        sim_case_bytes(n + (uint64_t)(uint8_t)name[0] * 1000, p, MIB);
+        rc = block_write(v, n * (uint64_t)MIB, p, MIB, 0);
+    } while (rc == 0 && ++n < 1000);
+    assert_int_equal(rc, ERR_NOSPC);
+    block_close(v);
+    free(p);
+    return n;
+}
+
+/* Writes want the room of all segments that were emptied; scrub is at one of these. */
+static void room_main(void *arg)
+{
+    const struct segment *s;
+    unsigned first;
+    uint64_t id;
+    struct block_volume *v;
+
+    (void)arg;
+    partition_case_open(&pc);
+    first = fill_up("a");
+    assert_int_equal(partition_settle(pc.p), 0);
+    s = some_segment(0);
+    id = s->id;
+    assert_int_equal(partition_scrub_start(pc.p), 0);
+    env_sleep(pc.c.env, 500 * ENV_NS_PER_MS);
+    assert_int_equal(s->holds, 1);
+    assert_int_equal(block_open(pc.bs, "a", &v), 0);
+    assert_int_equal(block_zero(v, 0, first * (uint64_t)MIB, 0), 0);
+    block_close(v);
+    (void)fill_up("b");
+    assert_int_equal(status().state.phase, SCRUB_RUNNING);
+    assert_null(segment_get(pc.p->segments, id));
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_room(void **state)
+{
+    (void)state;
+    pc.options.scrub_rate = 5000;
+    pc.slots = 24;
+    sim_case_run(&pc.c, room_main, NULL);
 }
 
 /* ---- Going on ---- */
@@ -642,6 +691,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_scattered, setup, teardown),
         cmocka_unit_test_setup_teardown(test_out, setup, teardown),
         cmocka_unit_test_setup_teardown(test_errors, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_room, setup, teardown),
         cmocka_unit_test_setup_teardown(test_held, setup, teardown),
         cmocka_unit_test_setup_teardown(test_kill, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stop, setup, teardown),

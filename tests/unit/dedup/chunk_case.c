@@ -140,7 +140,8 @@ void open_store(void)
 
     fiber_mutex_init(&t.applying);
     assert_int_equal(kv_mem_open(c.env, t.image, &kv), 0);
-    t.kv = lag_kv_new(c.env, kv, &t.lag_ns);
+    t.lag = lag_kv_new(c.env, kv, &t.lag_ns);
+    t.kv = t.front ? kv_front_new(c.env, t.lag, 0) : t.lag;
     t.ds = store_case_open(&c, t.drives);
     assert_int_equal(segments_new(t.ds, &t.log, &t.ss), 0);
     assert_int_equal(kv_scan(t.kv, KV_SEGMENT, (struct kv_slice){"\0", 1}, (struct kv_slice){"", 0},

@@ -12,7 +12,8 @@ extern struct sim_case c;
 extern struct chunk_case {
     struct record_log log; /* first */
     struct kv_mem_image *image;
-    struct kv *kv;
+    struct kv *kv, *lag; /* lag: the one that lags, which is kv, or with `front` lies behind it */
+    bool front;
     struct driveset *ds;
     struct segments *ss;
     struct chunkstore *cs;

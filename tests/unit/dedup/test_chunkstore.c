@@ -866,6 +866,39 @@ static void test_damaged_row(void **state)
     sim_case_run(&c, damaged_row_main, NULL);
 }
 
+/* The metadata cannot be read, but for rows that are in memory, before and behind them in one
+ * request: what asks gets the error, and nothing else comes of it. */
+static void kv_error_main(void *arg)
+{
+    enum { HALF = 20, LENGTH = 3000 };
+    uint64_t ids[2 * HALF];
+
+    (void)arg;
+    t.cache_rows = 4;
+    t.front = true;
+    make_store(3, 2, 1, 8);
+    for (unsigned i = 0; i < HALF; i++)
+        ids[2 * i] = store_one(1 + 2 * (2 * i), LENGTH);
+    reopen_store();
+    for (unsigned i = 0; i < HALF; i++)
+        ids[2 * i + 1] = store_one(1 + 2 * (2 * i + 1), LENGTH);
+    lag_kv_fail_reads(t.lag, ERR_KV);
+    assert_int_equal(chunkstore_warm(t.cs, ids, 2 * (size_t)HALF), ERR_KV);
+    assert_int_equal(store_many(1, 2 * HALF, LENGTH), ERR_KV);
+    lag_kv_fail_reads(t.lag, 0);
+    assert_int_equal(store_many(1, 2 * HALF, LENGTH), 0);
+    assert_int_equal(stats().chunks, 2 * HALF);
+    for (unsigned i = 0; i < 2 * HALF; i++)
+        assert_int_equal(read_chunk(ids[i], 1 + 2 * i, LENGTH), 0);
+    close_store();
+}
+
+static void test_kv_error(void **state)
+{
+    (void)state;
+    sim_case_run(&c, kv_error_main, NULL);
+}
+
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -877,7 +910,7 @@ int main(void)
         CASE(test_pins),         CASE(test_pinned_segment), CASE(test_revived),
         CASE(test_ids),          CASE(test_ranges),         CASE(test_bad_reads),
         CASE(test_small_cache),  CASE(test_slow_kv_write),  cmocka_unit_test(test_row_bytes),
-        CASE(test_lists),        CASE(test_damaged_row),
+        CASE(test_lists),        CASE(test_damaged_row),    CASE(test_kv_error),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -265,6 +265,59 @@ static void test_unreadable(void **state)
     sim_case_run(&c, unreadable_main, NULL);
 }
 
+static bool go_on(void *arg)
+{
+    unsigned *left = arg;
+
+    return *left > 0 && (*left)--;
+}
+
+/* What is alive in a segment, by its directories, and with these unreadable by the table; told to
+ * stop, it does. */
+static void gather_main(void *arg)
+{
+    uint64_t ids[CHUNKS], segment;
+    struct chunk_place *places;
+    struct chunk_row *row;
+    unsigned left, asked[2];
+    size_t n;
+
+    (void)arg;
+    make_store(3, 2, 1, 12);
+    sparse_segment(1, ids);
+    assert_int_equal(chunk_rows_get(t.cs, ids, 1, &row), 0);
+    segment = row->loc.stripe.segment;
+    chunk_row_unpin(t.cs, row);
+    segment_hold(t.ss, segment);
+    c.hook = hook_reads;
+    for (unsigned i = 0; i < 2; i++) {
+        broken_reads = i ? 7 : 0;
+        left = 1000;
+        assert_int_equal(chunkstore_gather(t.cs, segment, go_on, &left, &places, &n), 0);
+        assert_int_equal(n, CHUNKS / 3);
+        assert_int_equal(places[1].id, ids[3]);
+        mem_free(places);
+        asked[i] = 1000 - left;
+        for (left = 0; left < asked[i]; left++) {
+            unsigned few = left;
+
+            assert_int_equal(chunkstore_gather(t.cs, segment, go_on, &few, &places, &n),
+                             ERR_CANCELED);
+        }
+    }
+    assert_true(asked[0] > 1 && asked[1] > 1);
+    broken_reads = 0;
+    c.hook = NULL;
+    segment_release(t.ss, segment);
+    close_store();
+}
+
+static void test_gather(void **state)
+{
+    (void)state;
+    sim_case_run(&c, gather_main, NULL);
+}
+
 /* Two of three drives put what they are given somewhere else: the copy is not what was meant, and
  * nothing is switched to it. */
 static void lying_main(void *arg)
@@ -293,6 +346,97 @@ static void test_lying(void **state)
 {
     (void)state;
     sim_case_run(&c, lying_main, NULL);
+}
+
+/* A sealed segment of CHUNKS chunks in one record, of which every third stays. */
+static void sparse_stripes(uint64_t seed, uint64_t *ids)
+{
+    struct chunk_batch *b = chunk_batch_new(t.cs, SEGMENT_STUDIES);
+    struct chunk_item items[CHUNKS];
+    struct change changes[CHUNKS];
+
+    for (unsigned i = 0; i < CHUNKS; i++)
+        items[i] = item(seed + 2 * i, LEN);
+    assert_int_equal(chunk_batch_add_wait(b, items, CHUNKS), 0);
+    assert_int_equal(chunk_batch_finish(b), 0);
+    for (unsigned i = 0; i < CHUNKS; i++)
+        changes[i] = (struct change){ids[i] = items[i].id, 1};
+    assert_int_equal(apply_batch(b, changes, CHUNKS), 0);
+    chunk_batch_free(b);
+    free_items(items, CHUNKS);
+    seal_with_dead();
+    for (unsigned i = 0; i < CHUNKS; i++)
+        if (i % 3)
+            ref(ids[i], -1);
+}
+
+/* Of a stripe's rows some are in memory, the others cannot be read: the error is all that comes of
+ * it. */
+static void kv_error_main(void *arg)
+{
+    uint64_t ids[CHUNKS];
+
+    (void)arg;
+    make_store(3, 2, 1, 12);
+    sparse_stripes(1, ids);
+    reopen_store();
+    for (unsigned i = 0; i < CHUNKS; i += 6)
+        assert_int_equal(read_chunk(ids[i], 1 + 2 * i, LEN), 0);
+    lag_kv_fail_reads(t.lag, ERR_KV);
+    assert_int_equal(chunkstore_compact(t.cs, COMPACT_IDLE, NULL, NULL), ERR_KV);
+    lag_kv_fail_reads(t.lag, 0);
+    assert_int_equal(chunkstore_compact(t.cs, COMPACT_IDLE, NULL, NULL), 0);
+    assert_int_equal(sweep(), 1);
+    for (unsigned i = 0; i < CHUNKS; i += 3)
+        assert_int_equal(read_chunk(ids[i], 1 + 2 * i, LEN), 0);
+    close_store();
+}
+
+static void test_kv_error(void **state)
+{
+    (void)state;
+    sim_case_run(&c, kv_error_main, NULL);
+}
+
+static void damage_row(uint64_t id)
+{
+    struct kv_batch *b = kv_batch_new();
+    uint8_t key[8];
+
+    codec_put_be64(key, id);
+    kv_batch_put(b, KV_CHUNK, (struct kv_slice){key, 8}, (struct kv_slice){"?", 1});
+    assert_int_equal(kv_write(t.kv, b), 0);
+    kv_batch_free(b);
+}
+
+/* The row of one segment's chunk cannot be read: after some tries the next has its turn. */
+static void sick_segment_main(void *arg)
+{
+    uint64_t ids[CHUNKS], more[CHUNKS];
+    unsigned tries = 0;
+    int rc;
+
+    (void)arg;
+    make_store(3, 2, 1, 12);
+    sparse_segment(1, ids);
+    sparse_segment(1001, more);
+    damage_row(ids[0]);
+    reopen_store();
+    while ((rc = chunkstore_compact(t.cs, COMPACT_IDLE, NULL, NULL)) == ERR_FORMAT && tries < 50)
+        tries++;
+    assert_true(tries > 1 && tries < 50);
+    assert_int_equal(rc, 0);
+    assert_int_equal(stats().compacted, 1);
+    assert_int_equal(chunkstore_compact(t.cs, COMPACT_IDLE, NULL, NULL), ERR_NOENT);
+    assert_int_equal(read_chunk(ids[3], 1 + 2 * 3, LEN), 0);
+    expect_sparse(1001, more);
+    close_store();
+}
+
+static void test_sick_segment(void **state)
+{
+    (void)state;
+    sim_case_run(&c, sick_segment_main, NULL);
 }
 
 static void bad_records_main(void *arg)
@@ -360,6 +504,9 @@ static void room_main(void *arg)
     assert_true(waiter.ended);
     assert_int_equal(waiter.result, 0);
 
+    want = space().free + space().dead - chunkstore_kept(t.cs);
+    assert_int_equal(chunkstore_admit_ever(t.cs, want), 0);
+    assert_int_equal(chunkstore_admit_ever(t.cs, want + 1), ERR_NOSPC);
     want = space().total; /* never */
     waiter.ended = false;
     fiber_spawn(c.env, "waiter", waiter_fiber, &want);
@@ -483,7 +630,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_freed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stopped, setup, teardown),
         cmocka_unit_test_setup_teardown(test_unreadable, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gather, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lying, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_kv_error, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_sick_segment, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_records, setup, teardown),
         cmocka_unit_test_setup_teardown(test_room, setup, teardown),
         cmocka_unit_test_setup_teardown(test_queue, setup, teardown),

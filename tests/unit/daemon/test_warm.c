@@ -1,0 +1,261 @@
+/* Records that need rows which are not in memory: who submits one waits for the KV store, and
+ * nobody else does. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "lib/base/check.h"
+#include "lib/base/err.h"
+#include "lib/base/mem.h"
+#include "tests/sim/instances.h"
+#include "tests/unit/daemon/partition_case.h"
+#include "tests/unit/dedup/lag_kv.h"
+
+#define MIB       (1u << 20)
+#define LENGTH    (2u * MIB)
+#define READ_LAG  ENV_NS_PER_S
+#define NO_LAG    (READ_LAG / 2)
+#define WRITE_GAP ENV_NS_PER_MS
+
+static struct partition_case pc;
+static uint64_t no_lag;
+static uint8_t *bytes;
+
+static struct kv *wrap(struct env *env, struct kv *kv)
+{
+    return lag_kv_new(env, kv, &no_lag);
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    partition_case_init(&pc, 1);
+    pc.slots = 40;
+    pc.options.on_conflict = PARTITION_REPLACE;
+    pc.options.cache_bytes = MIB; /* what one record needs has its place */
+    pc.wrap = wrap;
+    bytes = mem_alloc(2 * (size_t)LENGTH);
+    sim_case_bytes(1, bytes, 2 * (size_t)LENGTH);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    partition_case_free(&pc);
+    mem_free(bytes);
+    return 0;
+}
+
+static struct block_volume *volume(const char *name)
+{
+    struct block_volume *v;
+
+    CHECK_OK(block_open(pc.bs, name, &v));
+    return v;
+}
+
+/* ---- The acts ---- */
+
+static void put_object(const uint8_t *p)
+{
+    struct bucket_put_info info = {.bucket = "b", .name = "o"};
+    struct bucket_put_result result;
+    struct bucket_put *put;
+
+    assert_int_equal(bucket_put_begin(partition_buckets(pc.p), &info, &put), 0);
+    assert_int_equal(bucket_put_append(put, p, LENGTH), 0);
+    assert_int_equal(bucket_put_commit(put, &result), 0);
+}
+
+static void put_instance(unsigned index, int content, enum object_put_outcome outcome)
+{
+    STRBUF_AUTO struct strbuf s = STRBUF_INIT;
+    struct object_put_info info = {0};
+    struct object_put_result result;
+    struct object_put *put;
+
+    instance_make(index, content, &s);
+    assert_int_equal(object_put_begin(pc.os, &info, &put), 0);
+    assert_int_equal(object_put_append(put, s.data, s.len), 0);
+    assert_int_equal(object_put_commit(put, &result), 0);
+    assert_int_equal(result.outcome, outcome);
+}
+
+static void act_zero(void)
+{
+    struct block_volume *v = volume("z");
+
+    assert_int_equal(block_zero(v, 0, LENGTH, 0), 0);
+    block_close(v);
+}
+
+static void act_remove(void)
+{
+    assert_int_equal(bucket_object_remove(partition_buckets(pc.p), "b", "o"), 0);
+}
+
+static void act_replace(void)
+{
+    put_object(bytes + LENGTH);
+}
+
+static void act_delete(void)
+{
+    char study[OBJECT_UID_MAX + 1];
+    struct object_delete_result result;
+
+    instance_study_uid(0, study);
+    assert_int_equal(object_remove(pc.os, study, NULL, NULL, &result), 0);
+    assert_int_equal(result.instances, 1);
+}
+
+static void act_supersede(void)
+{
+    put_instance(0, 1 + INSTANCE_HEADS, OBJECT_REPLACED);
+}
+
+static void act_join(void)
+{
+    put_instance(INSTANCE_STUDIES, 1, OBJECT_STORED); /* of the same study */
+}
+
+/* A new study of a patient who is there: variant 2 says so. */
+static void act_begin(void)
+{
+    put_instance(1, 1 + 2 * INSTANCE_HEADS, OBJECT_STORED);
+}
+
+/* ---- */
+
+static struct {
+    bool stop, stopped;
+    uint64_t count, slowest;
+} writer;
+
+static void writer_fiber(void *arg)
+{
+    struct block_volume *v = volume("w");
+
+    (void)arg;
+    for (; !writer.stop; writer.count++) {
+        uint64_t at = env_now(pc.c.env), took;
+
+        assert_int_equal(block_write(v, writer.count % 16 * 4096, bytes, 4096, 0), 0);
+        took = env_now(pc.c.env) - at;
+        if (took > writer.slowest)
+            writer.slowest = took;
+        env_sleep(pc.c.env, WRITE_GAP);
+    }
+    block_close(v);
+    writer.stopped = true;
+}
+
+static void fill_main(void *arg)
+{
+    struct block_volume *v;
+
+    (void)arg;
+    partition_case_open(&pc);
+    CHECK_OK(block_create(pc.bs, "z", 2 * (uint64_t)LENGTH, BLOCK_EVERY_WRITE));
+    CHECK_OK(block_create(pc.bs, "w", MIB, BLOCK_EVERY_WRITE));
+    CHECK_OK(bucket_create(partition_buckets(pc.p), "b"));
+    v = volume("z");
+    CHECK_OK(block_write(v, 0, bytes, LENGTH, 0));
+    block_close(v);
+    v = volume("w");
+    CHECK_OK(block_write(v, 0, bytes + LENGTH, 16 * 4096, 0));
+    block_close(v);
+    put_object(bytes);
+    put_instance(0, 1, OBJECT_STORED);
+    CHECK_OK(partition_settle(pc.p));
+    CHECK_OK(partition_case_close(&pc));
+}
+
+static void act_main(void *arg)
+{
+    void (*act)(void) = *(void (**)(void))arg;
+    uint64_t at;
+
+    partition_case_open(&pc);
+    memset(&writer, 0, sizeof(writer));
+    fiber_spawn(pc.c.env, "writer", writer_fiber, NULL);
+    env_sleep(pc.c.env, ENV_NS_PER_S); /* its own rows are at hand */
+    lag_kv_slow_reads(pc.kv, READ_LAG);
+    writer.slowest = 0;
+    at = env_now(pc.c.env);
+    act();
+    assert_true(env_now(pc.c.env) - at >= READ_LAG); /* the rows were not */
+    writer.stop = true;
+    lag_kv_slow_reads(pc.kv, 0);
+    while (!writer.stopped)
+        env_sleep(pc.c.env, WRITE_GAP);
+    assert_true(writer.slowest < NO_LAG);
+    CHECK_OK(partition_case_close(&pc));
+}
+
+static void run(void (*act)(void))
+{
+    sim_case_run(&pc.c, fill_main, NULL);
+    sim_case_run(&pc.c, act_main, &act);
+}
+
+static void test_zero(void **state)
+{
+    (void)state;
+    run(act_zero);
+}
+
+static void test_remove(void **state)
+{
+    (void)state;
+    run(act_remove);
+}
+
+static void test_replace(void **state)
+{
+    (void)state;
+    run(act_replace);
+}
+
+static void test_delete(void **state)
+{
+    (void)state;
+    run(act_delete);
+}
+
+static void test_supersede(void **state)
+{
+    (void)state;
+    run(act_supersede);
+}
+
+static void test_join(void **state)
+{
+    (void)state;
+    run(act_join);
+}
+
+static void test_begin(void **state)
+{
+    (void)state;
+    run(act_begin);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_zero, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_remove, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_replace, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_delete, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_supersede, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_join, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_begin, setup, teardown),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
