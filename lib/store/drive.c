@@ -375,6 +375,7 @@ void drive_init(struct driveset *ds, unsigned index)
     struct drive *d = &ds->drives[index];
 
     *d = (struct drive){.index = index, .path = mem_strdup(""), .state = DRIVE_NONE, .reason = ""};
+    ds->made_up &= ~(1ull << index);
     drive_io_attach(ds, d);
 }
 

@@ -73,7 +73,7 @@ struct driveset {
     struct format_super super; /* the store-wide part, as last written */
     struct fiber_mutex super_lock;
     bool uncommitted; /* a drive was put out, and no superblock says so yet */
-    unsigned made_up; /* of the drives that are out: what they had has been written anew */
+    uint64_t made_up; /* bits of drives that are out: what they had has been written anew */
     /* drive_io.c's: */
     struct env_timer tick;
     bool ticking;

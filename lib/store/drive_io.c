@@ -158,7 +158,7 @@ static bool drive_writing(const struct drive *d)
 static bool drive_spare(const struct drive *d, bool late)
 {
     const struct driveset *ds = d->set;
-    unsigned gone = 0;
+    unsigned gone = 0, made_up = 0;
 
     for (unsigned i = 0; i < ds->count; i++) {
         const struct drive *o = &ds->drives[i];
@@ -167,8 +167,9 @@ static bool drive_spare(const struct drive *d, bool late)
             continue;
         gone += o == d || !drive_usable(o) || drive_silence(o) >= HEALTH_LATE ||
                 (late && d->cache && o->cache == d->cache);
+        made_up += !drive_usable(o) && (ds->made_up >> i & 1);
     }
-    return gone < driveset_members(ds) && gone <= ds->super.parity_columns + ds->made_up;
+    return gone < driveset_members(ds) && gone <= ds->super.parity_columns + made_up;
 }
 
 void drive_give_up(struct drive *d)
