@@ -272,8 +272,8 @@ void driveset_mend_supers(struct driveset *ds, uint64_t *ret_bad, uint64_t *ret_
         if (!drive_usable(d))
             continue;
         d->scrub.bytes += FORMAT_UNIT;
-        if (super_is_current(ds, i / 2, offs[i % 2], &b))
-            continue;
+        if (super_is_current(ds, i / 2, offs[i % 2], &b) || !drive_usable(d) || !drive_readable(d))
+            continue; /* right, or not known: the drive does not answer */
         buf_unref(b);
         b = super_block(ds, i / 2);
         ++*ret_bad;
@@ -299,14 +299,16 @@ bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *
                 size_t len)
 {
     struct buf *again = buf_new(len);
-    struct drive_io io;
+    struct drive_io io = {.result = ERR_TIMEDOUT};
     bool right = false;
 
-    drive_io_prepare(d, &io, ENV_WRITE, b, bytes, len, off);
-    drive_io_run(&io, 1);
-    if (io.result < 0)
-        driveset_put_out(ds, d->index, "repair by scrub failed");
-    else
+    if (drive_readable(d)) {
+        drive_io_prepare(d, &io, ENV_WRITE, b, bytes, len, off);
+        drive_io_run(&io, 1);
+        if (io.result < 0)
+            driveset_put_out(ds, d->index, "repair by scrub failed");
+    }
+    if (io.result >= 0)
         right = drive_pread(d, &again, len, off) == 0 && memcmp(again->data, bytes, len) == 0;
     d->scrub.bad++;
     d->scrub.mended += right;

@@ -133,9 +133,9 @@ int driveset_commit(struct driveset *ds, bool membership,
                     void (*change)(struct format_super *super, void *arg), void *arg);
 
 /* Verifies both copies of the superblock on each drive that counts, and writes those again that are
- * not whole or not the last ones. Adds to *ret_bad and *ret_mended, and to the drives' counters. A
- * drive that fails under a write is put out; the caller then commits (*ret_failed is set).
- * Suspends.
+ * not whole or not the last ones, if the drive answers. Adds to *ret_bad and *ret_mended, and to
+ * the drives' counters. A drive that fails under a write is put out; the caller then commits
+ * (*ret_failed is set). Suspends.
  */
 void driveset_mend_supers(struct driveset *ds, uint64_t *ret_bad, uint64_t *ret_mended,
                           bool *ret_failed);
@@ -152,8 +152,9 @@ bool drive_doubtful(const struct drive *d);
 bool drive_takes(const struct drive *d); /* counts, and new data may be put on it */
 
 /* Writes what a drive should hold at a place where it was found to be wrong, durable, and reads it
- * back: true when it is right now. A drive that fails under the write is put out. `bytes` lie in b,
- * aligned as for direct I/O. Counts the repair for the drive. Suspends. */
+ * back: true when it is right now. A drive that fails under the write is put out; one that is not
+ * waited for just now is not written. `bytes` lie in b, aligned as for direct I/O. Counts the
+ * repair for the drive. Suspends. */
 bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *b, void *bytes,
                 size_t len);
 

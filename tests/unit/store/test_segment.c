@@ -1329,6 +1329,47 @@ static void test_unnamed_stripes(void **state)
     sim_case_run(&c, unnamed_main, NULL);
 }
 
+/* ---- Mending ---- */
+
+/* A drive that is long in finding a block is not waited for and not written, and stays. */
+static void slow_spot_main(void *arg)
+{
+    static const struct sim_faults hangs = {.hang = true};
+    uint64_t bad = 0, mended = 0;
+    struct segment_verdict v;
+    uint32_t size = 50000;
+    bool lost, failed = false;
+
+    (void)arg;
+    make_store(3, 2, 1, 4);
+    put_ok(SEGMENT_VOLUMES, &size, 1);
+    sim_set_file_faults(c.sim, "d0", &hangs);
+    for (unsigned i = 0; i < 2; i++) {
+        if (i == 0)
+            assert_int_equal(segment_mend(t.ss, &t.stored[0].loc, 1, &lost, &v), 0);
+        else
+            assert_int_equal(segment_mend_headers(t.ss, t.stored[0].loc.stripe.segment, &v), 0);
+        assert_true(t.ds->drives[0].hung);
+        assert_int_equal(t.ds->drives[0].state, DRIVE_OK);
+        assert_int_equal(v.bad | v.mended, 0);
+        assert_int_equal(__builtin_popcount(v.absent), 1);
+    }
+    driveset_mend_supers(t.ds, &bad, &mended, &failed);
+    assert_int_equal(bad, 0);
+    assert_int_equal(t.ds->drives[0].state, DRIVE_OK);
+    sim_set_file_faults(c.sim, "d0", NULL);
+    env_sleep(c.env, ENV_NS_PER_S);
+    assert_int_equal(segment_mend(t.ss, &t.stored[0].loc, 1, &lost, &v), 0);
+    assert_int_equal(v.bad | v.absent, 0);
+    close_store();
+}
+
+static void test_slow_spot(void **state)
+{
+    (void)state;
+    sim_case_run(&c, slow_spot_main, NULL);
+}
+
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -1356,6 +1397,7 @@ int main(void)
         CASE(test_bad_rows),
         CASE(test_bad_records),
         CASE(test_unnamed_stripes),
+        CASE(test_slow_spot),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
