@@ -293,6 +293,7 @@ void driveset_put_out(struct driveset *ds, unsigned index, const char *reason)
     d->state = DRIVE_FAILED;
     d->reason = d->hung ? "does not answer" : reason; /* rather than what that led to */
     ds->uncommitted = true;
+    driveset_wait_again(ds);
 }
 
 bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *b, void *bytes,

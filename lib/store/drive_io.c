@@ -191,6 +191,14 @@ void drive_give_up(struct drive *d)
     }
 }
 
+/* It was given up when the store could spare it, and now it cannot: to fail what is asked of it
+ * would put it out, and the store with it, though it may answer. */
+static void drive_wait_again(struct drive *d)
+{
+    if (d->hung && drive_usable(d) && !drive_spare(d, drive_silence(d) >= HEALTH_LATE))
+        d->hung = false;
+}
+
 static void drive_judge(struct drive *d, uint64_t now)
 {
     struct health_silence silence = {.ns = drive_silence(d)};
@@ -207,6 +215,13 @@ static void drive_judge(struct drive *d, uint64_t now)
     if (silence.ns >= HEALTH_GIVE_UP && spare && !d->hung && !d->set->patient &&
         !PLANTED(HANG_WAITED))
         drive_give_up(d);
+    drive_wait_again(d);
+}
+
+void driveset_wait_again(struct driveset *ds)
+{
+    for (unsigned i = 0; i < ds->count; i++)
+        drive_wait_again(&ds->drives[i]);
 }
 
 void drive_corrupt(struct drive *d)

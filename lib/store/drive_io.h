@@ -26,6 +26,8 @@
  * was meant.
  *
  * A drive that is hung and answers everything at last is not hung any more. It may be read again.
+ * Nor is one that the store can no longer spare, because another one was put out: what is asked of
+ * it from then on waits for it.
  */
 #pragma once
 
@@ -89,8 +91,10 @@ void drive_corrupt(struct drive *d);
 /* A read of this drive is being hedged. */
 void drive_hedged(struct drive *d);
 
-/* Nobody waits for this drive any more, until it has answered everything. */
+/* Nobody waits for this drive any more, until it has answered everything, or cannot be spared. */
 void drive_give_up(struct drive *d);
+/* A drive was put out: those that are hung and cannot be spared without it are waited for again. */
+void driveset_wait_again(struct driveset *ds);
 
 /* How long ago the oldest operation was started that the drive has not answered; 0: none. */
 uint64_t drive_silence(const struct drive *d);

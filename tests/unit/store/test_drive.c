@@ -11,6 +11,7 @@
 #include "lib/base/crc32c.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/store/drive_io.h"
 #include "tests/unit/store/store_case.h"
 
 static struct sim_case c;
@@ -700,6 +701,51 @@ static void test_commit_power_cut(void **state)
     }
 }
 
+/* ---- Silence ---- */
+
+static void format2(void *arg)
+{
+    (void)arg;
+    assert_int_equal(store_case_format(&c, 2, 1, 1, 4, STORE_JOURNAL), 0);
+}
+
+static void answers_later(void *arg)
+{
+    (void)arg;
+    env_sleep(c.env, 20 * ENV_NS_PER_S);
+    sim_set_file_faults(c.sim, "d0", NULL);
+}
+
+/* A drive that is not waited for is the last one all of a sudden: it is waited for again. */
+static void last_main(void *arg)
+{
+    static const struct sim_faults hangs = {.hang = true};
+    struct driveset *ds = store_case_open(&c, 2);
+    struct buf *b = buf_new(FORMAT_UNIT);
+    uint64_t began = sim_now(c.sim);
+
+    (void)arg;
+    sim_set_file_faults(c.sim, "d0", &hangs);
+    assert_int_equal(drive_pread(&ds->drives[0], &b, FORMAT_UNIT, 0), ERR_TIMEDOUT);
+    assert_true(ds->drives[0].hung);
+    fiber_spawn(c.env, "answers", answers_later, NULL);
+    driveset_put_out(ds, 1, "for the test");
+    assert_int_equal(driveset_commit(ds, true, NULL, NULL), 0);
+    assert_true(sim_now(c.sim) - began > 20 * ENV_NS_PER_S);
+    assert_int_equal(ds->drives[0].state, DRIVE_OK);
+    env_sleep(c.env, ENV_NS_PER_S);
+    assert_int_equal(drive_pread(&ds->drives[0], &b, FORMAT_UNIT, 0), 0);
+    buf_unref(b);
+    driveset_close(ds);
+}
+
+static void test_last_one(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format2, NULL);
+    sim_case_run(&c, last_main, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -722,6 +768,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_commit_failing_drive, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commit_all_failing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commit_power_cut, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_last_one, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
