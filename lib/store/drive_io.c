@@ -8,9 +8,11 @@
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
-#define DRIVE_TICK_BUSY  (5 * ENV_NS_PER_MS)  /* while somebody waits */
-#define DRIVE_TICK_IDLE  (50 * ENV_NS_PER_MS) /* while something is not answered */
-#define DRIVE_PROBE_GAP  ENV_NS_PER_S         /* between two probes of a drive */
+#define DRIVE_TICK_BUSY (5 * ENV_NS_PER_MS)   /* while somebody waits */
+#define DRIVE_TICK_IDLE (50 * ENV_NS_PER_MS)  /* while something is not answered */
+#define DRIVE_PROBE_GAP ENV_NS_PER_S          /* between two probes of a drive */
+#define DRIVE_TICK_LATE (100 * ENV_NS_PER_MS) /* from here on it is not the drives that are late \
+                                               */
 #define DRIVE_CLOSE_WAIT (500 * ENV_NS_PER_MS)
 #define DRIVE_OPS_KEPT   256u /* operations kept for their next use */
 
@@ -110,6 +112,12 @@ static void op_answered(struct env_io *io)
         drive_judge(d, now);
 }
 
+static void set_arm(struct driveset *ds, uint64_t ns)
+{
+    ds->ticking = true;
+    env_timer_arm(ds->env, &ds->tick, env_now(ds->env) + ns);
+}
+
 static void op_start(struct drive *d, struct drive_io *caller, const struct drive_io *io)
 {
     struct drive_op *op = op_take(d->set);
@@ -127,6 +135,8 @@ static void op_start(struct drive *d, struct drive_io *caller, const struct driv
                             .buf = io->buf ? buf_ref(io->buf) : NULL,
                             .started = env_now(d->set->env)};
     list_push_back(&d->unanswered, &op->link);
+    if (!d->set->ticking)
+        set_arm(d->set, DRIVE_TICK_BUSY);
     if (caller)
         caller->op_ = op;
     env_io_start(&op->io, 1);
@@ -199,11 +209,34 @@ static void drive_wait_again(struct drive *d)
         d->hung = false;
 }
 
+static void later(uint64_t *t, uint64_t by, uint64_t now)
+{
+    *t = now - *t > by ? *t + by : now;
+}
+
+/* When the timer is late, so is everything: this process was stopped, or had no processor. What
+ * drives have answered meanwhile has not been looked at, and what was asked of them may not even
+ * have been handed over. So for operations that time has not passed. */
+static void set_mind_stall(struct driveset *ds, uint64_t now)
+{
+    uint64_t late;
+
+    if (!ds->ticking || now < ds->tick.deadline + DRIVE_TICK_LATE)
+        return;
+    late = now - ds->tick.deadline;
+    for (unsigned i = 0; i < ds->count; i++)
+        list_for_each (it, &ds->drives[i].unanswered)
+            later(&LIST_ENTRY(it, struct drive_op, link)->started, late, now);
+    env_timer_arm(ds->env, &ds->tick, now);
+}
+
 static void drive_judge(struct drive *d, uint64_t now)
 {
-    struct health_silence silence = {.ns = drive_silence(d)};
+    struct health_silence silence = {0};
     bool spare = true;
 
+    set_mind_stall(d->set, now);
+    silence.ns = drive_silence(d);
     if (silence.ns >= HEALTH_GIVE_UP)
         silence.writing = drive_writing(d);
     if (drive_usable(d) && !d->set->patient) {
@@ -286,14 +319,6 @@ static bool set_asks(const struct driveset *ds)
     return false;
 }
 
-static void set_tick(void *arg);
-
-static void set_arm(struct driveset *ds, uint64_t ns)
-{
-    ds->ticking = true;
-    env_timer_arm(ds->env, &ds->tick, env_now(ds->env) + ns);
-}
-
 /* Somebody will wait: the timer runs at its faster pace from now on. */
 static void set_hurry(struct driveset *ds)
 {
@@ -307,6 +332,7 @@ static void set_tick(void *arg)
     struct driveset *ds = arg;
     uint64_t now = env_now(ds->env);
 
+    set_mind_stall(ds, now);
     set_look_at_drives(ds, now);
     list_for_each (it, &ds->waits) {
         struct drive_wait *w = LIST_ENTRY(it, struct drive_wait, link);
@@ -314,6 +340,7 @@ static void set_tick(void *arg)
         if (w->deadline <= now)
             fiber_cond_signal(&w->cond);
     }
+    env_timer_disarm(ds->env, &ds->tick);
     ds->ticking = false;
     if (!list_empty(&ds->waits))
         set_arm(ds, DRIVE_TICK_BUSY);

@@ -13,6 +13,8 @@
  *   - at HEALTH_GIVE_UP, if the store can spare the drive, it is `hung`: all its operations end for
  *     their callers with ERR_TIMEDOUT, and new ones end so at once.
  * So two drives that stop together cost little more than HEALTH_GIVE_UP, not twice that.
+ * Time in which this process did not run is nobody's silence: the timer finds out that it is late
+ * itself.
  *
  * A write that was given up may still reach the drive, at any time. It must never land on what
  * somebody else has written there since. In this process: the callers put out the drive of a failed
