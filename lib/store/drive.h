@@ -63,7 +63,7 @@ struct drive {
     struct list unanswered; /* operations, oldest first */
     uint64_t stuck;         /* of these: given up */
     bool hung;              /* it is not waited for: everything on it ends with ERR_TIMEDOUT */
-    uint64_t probed_at;
+    uint64_t probed_at, answered_at;
 };
 
 struct driveset {

@@ -8,11 +8,10 @@
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
-#define DRIVE_TICK_BUSY (5 * ENV_NS_PER_MS)   /* while somebody waits */
-#define DRIVE_TICK_IDLE (50 * ENV_NS_PER_MS)  /* while something is not answered */
-#define DRIVE_PROBE_GAP ENV_NS_PER_S          /* between two probes of a drive */
-#define DRIVE_TICK_LATE (100 * ENV_NS_PER_MS) /* from here on it is not the drives that are late \
-                                               */
+#define DRIVE_TICK_BUSY  (5 * ENV_NS_PER_MS)   /* while somebody waits */
+#define DRIVE_TICK_IDLE  (50 * ENV_NS_PER_MS)  /* while something is not answered */
+#define DRIVE_TICK_LATE  (100 * ENV_NS_PER_MS) /* then it is not the drives that are late */
+#define DRIVE_PROBE_GAP  ENV_NS_PER_S          /* between two probes of a drive */
 #define DRIVE_CLOSE_WAIT (500 * ENV_NS_PER_MS)
 #define DRIVE_OPS_KEPT   256u /* operations kept for their next use */
 
@@ -103,6 +102,7 @@ static void op_answered(struct env_io *io)
     now = env_now(d->set->env);
     faults = d->read_errors;
     list_del(&op->link);
+    d->answered_at = now;
     op_count(d, op, now);
     if (op->stuck && --d->stuck == 0)
         d->hung = false;
@@ -146,12 +146,12 @@ static void op_start(struct drive *d, struct drive_io *caller, const struct driv
 
 uint64_t drive_silence(const struct drive *d)
 {
-    const struct drive_op *op;
+    uint64_t now = env_now(d->set->env), quiet = now - d->answered_at, age;
 
     if (list_empty(&d->unanswered))
         return 0;
-    op = LIST_ENTRY(d->unanswered.next, struct drive_op, link);
-    return env_now(d->set->env) - op->started;
+    age = now - LIST_ENTRY(d->unanswered.next, struct drive_op, link)->started;
+    return quiet < age && quiet < HEALTH_QUIET && age < HEALTH_OWED ? quiet : age;
 }
 
 static bool drive_writing(const struct drive *d)
@@ -224,9 +224,11 @@ static void set_mind_stall(struct driveset *ds, uint64_t now)
     if (!ds->ticking || now < ds->tick.deadline + DRIVE_TICK_LATE)
         return;
     late = now - ds->tick.deadline;
-    for (unsigned i = 0; i < ds->count; i++)
+    for (unsigned i = 0; i < ds->count; i++) {
+        later(&ds->drives[i].answered_at, late, now);
         list_for_each (it, &ds->drives[i].unanswered)
             later(&LIST_ENTRY(it, struct drive_op, link)->started, late, now);
+    }
     env_timer_arm(ds->env, &ds->tick, now);
 }
 

@@ -7,7 +7,7 @@
  * still not answered stays with the drive, and ends, with its buffer, when the system answers.
  *
  * Nobody waits for ever. One timer for the whole set (none per operation) looks at the oldest
- * operation of each drive while there are any:
+ * operation of each drive while there are any, and how long the drive has been silent:
  *   - at HEALTH_PROBE the other drives that have nothing to do are asked for a block, so that it is
  *     known soon which of them answer, and whether it is this drive or the whole machine;
  *   - at HEALTH_GIVE_UP, if the store can spare the drive, it is `hung`: all its operations end for
@@ -98,7 +98,9 @@ void drive_give_up(struct drive *d);
 /* A drive was put out: those that are hung and cannot be spared without it are waited for again. */
 void driveset_wait_again(struct driveset *ds);
 
-/* How long ago the oldest operation was started that the drive has not answered; 0: none. */
+/* How long the drive owes an answer: since the oldest operation was started that it has not
+ * answered; but a drive that has answered something lately is busy, not silent (health.h). 0: it
+ * owes none. */
 uint64_t drive_silence(const struct drive *d);
 
 /* For driveset_open and driveset_close: sets up, and gives up waiting: waits a moment for what is

@@ -746,6 +746,59 @@ static void test_last_one(void **state)
     sim_case_run(&c, last_main, NULL);
 }
 
+/* A drive with much to do: one write takes long, and others are answered meanwhile. */
+struct busy {
+    struct driveset *ds;
+    int rc;
+    bool done;
+};
+
+static void busy_fiber(void *arg)
+{
+    struct busy *s = arg;
+    struct buf *b = buf_new(FORMAT_UNIT);
+
+    memset(b->data, 0, FORMAT_UNIT);
+    s->rc = drive_pwrite(&s->ds->drives[0], b, FORMAT_UNIT, FORMAT_JOURNAL_OFF, true);
+    s->done = true;
+    buf_unref(b);
+}
+
+static void busy_main(void *arg)
+{
+    uint64_t takes = *(unsigned *)arg * ENV_NS_PER_S, began;
+    const struct sim_faults slow = {.io_min_ns = takes, .io_max_ns = takes};
+    struct busy s = {.ds = store_case_open(&c, 2)};
+    struct buf *b = buf_new(FORMAT_UNIT);
+
+    sim_set_file_faults(c.sim, "d0", &slow);
+    fiber_spawn(c.env, "busy", busy_fiber, &s);
+    env_sleep(c.env, ENV_NS_PER_MS);
+    sim_set_file_faults(c.sim, "d0", NULL);
+    for (began = sim_now(c.sim); !s.done; env_sleep(c.env, 300 * ENV_NS_PER_MS))
+        (void)drive_pread(&s.ds->drives[0], &b, FORMAT_UNIT, 0);
+    assert_int_equal(s.rc, takes < HEALTH_OWED ? 0 : ERR_TIMEDOUT);
+    assert_int_equal(s.ds->drives[0].state, takes < HEALTH_OWED ? DRIVE_OK : DRIVE_FAILED);
+    if (takes < HEALTH_OWED)
+        assert_int_equal(s.ds->drives[0].health.state, HEALTH_OK);
+    else
+        assert_true(sim_now(c.sim) - began < HEALTH_OWED + ENV_NS_PER_S);
+    buf_unref(b);
+    driveset_close(s.ds);
+}
+
+static void test_busy(void **state)
+{
+    static unsigned seconds[] = {4, 20};
+
+    for (unsigned i = 0; i < 2; i++) {
+        teardown(state);
+        setup(state);
+        sim_case_run(&c, format2, NULL);
+        sim_case_run(&c, busy_main, &seconds[i]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -769,6 +822,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_commit_all_failing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commit_power_cut, setup, teardown),
         cmocka_unit_test_setup_teardown(test_last_one, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_busy, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
