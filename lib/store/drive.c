@@ -103,6 +103,7 @@ bool drive_super_valid(const struct format_super *s)
            s->journal_len % FORMAT_UNIT == 0 && s->journal_len >= FORMAT_JOURNAL_MIN &&
            /* The point behind a batch that fills the area to its end is the end. */
            s->replay_off <= s->journal_len && s->replay_off % FORMAT_UNIT == 0 &&
+           s->clean_off <= s->journal_len && s->clean_off % FORMAT_UNIT == 0 &&
            !__builtin_add_overflow(s->journal_off, s->journal_len, &end) && s->slots_off >= end &&
            s->slots_off % FORMAT_UNIT == 0 && s->slots_off <= INT64_MAX && super_members_valid(s);
 }

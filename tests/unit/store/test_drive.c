@@ -309,6 +309,8 @@ static void senseless_main(void *arg)
     REFUSED(slots_off, UINT64_MAX & ~(uint64_t)(FORMAT_UNIT - 1));
     REFUSED(replay_off, 1);
     REFUSED(replay_off, good.journal_len + FORMAT_UNIT);
+    REFUSED(clean_off, 1);
+    REFUSED(clean_off, good.journal_len + FORMAT_UNIT);
     REFUSED(members[1].slot_count, 0);
     REFUSED(members[1].slot_count, UINT64_MAX);
     good.replay_off = good.journal_len; /* behind a batch that ends with the area */
