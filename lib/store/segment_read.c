@@ -58,7 +58,8 @@ static uint32_t unit_up(uint32_t n)
 
 static bool same_stripe(const struct segment_loc *a, const struct segment_loc *b)
 {
-    return a->stripe.segment == b->stripe.segment && a->stripe.offset == b->stripe.offset;
+    return a->stripe.segment == b->stripe.segment && a->stripe.offset == b->stripe.offset &&
+           a->stripe.width == b->stripe.width; /* of damaged rows each is read by its own */
 }
 
 bool segment_loc_sane(const struct segments *ss, const struct segment *s,

@@ -841,6 +841,33 @@ static void test_insane_locations(void **state)
     sim_case_run(&c, insane_main, NULL);
 }
 
+/* Rows that name one stripe and are not of one mind about how wide it is. */
+static void two_widths_main(void *arg)
+{
+    struct segment_read reads[2] = {0};
+    uint32_t sizes[] = {5000, 900000};
+
+    (void)arg;
+    make_store(3, 2, 1, 4);
+    put_ok(SEGMENT_VOLUMES, sizes, 2);
+    for (unsigned i = 0; i < 2; i++)
+        reads[i].loc = t.stored[i].loc;
+    assert_true(reads[0].loc.position < reads[1].loc.position);
+    reads[0].loc.stripe.width = 2; /* that many columns more than there are for the other one */
+    assert_int_equal(segment_read(t.ss, reads, 2), 0);
+    check_read(&reads[0], &t.stored[0]);
+    check_read(&reads[1], &t.stored[1]);
+    buf_unref(reads[0].buf);
+    buf_unref(reads[1].buf);
+    close_store();
+}
+
+static void test_two_widths(void **state)
+{
+    (void)state;
+    sim_case_run(&c, two_widths_main, NULL);
+}
+
 /* Bits that flip on the medium as it is read: found and answered from elsewhere, every time. */
 static void bit_flip_main(void *arg)
 {
@@ -942,6 +969,41 @@ static void failing_header_main(void *arg)
     assert_int_equal(segment_drive_used(t.ss, 2), 0); /* its slot was given back */
     c.hook = NULL;
     close_store();
+}
+
+static unsigned late_writes;
+
+/* d2 is put out by somebody else while space is reserved on it. */
+static int hook_out_under_reserve(void *arg, const char *path, const struct env_io *io)
+{
+    (void)arg;
+    if (store_case_drive(path) != 2)
+        return 0;
+    if (io->kind == ENV_RESERVE)
+        driveset_put_out(t.ds, 2, "for the test");
+    late_writes += io->kind == ENV_WRITE;
+    return 0;
+}
+
+static void out_under_reserve_main(void *arg)
+{
+    uint32_t size = 5000;
+
+    (void)arg;
+    make_store(3, 2, 1, 4);
+    late_writes = 0;
+    c.hook = hook_out_under_reserve;
+    put_ok(SEGMENT_VOLUMES, &size, 1);
+    assert_int_equal(late_writes, 0);
+    expect_geometry(1, 1);
+    c.hook = NULL;
+    close_store();
+}
+
+static void test_out_under_reserve(void **state)
+{
+    (void)state;
+    sim_case_run(&c, out_under_reserve_main, NULL);
 }
 
 static void test_failing_header(void **state)
@@ -1385,9 +1447,11 @@ int main(void)
         CASE(test_three_columns),
         CASE(test_own_result),
         CASE(test_insane_locations),
+        CASE(test_two_widths),
         CASE(test_bit_flips),
         CASE(test_failing_drives),
         CASE(test_failing_header),
+        CASE(test_out_under_reserve),
         CASE(test_log_fails),
         CASE(test_space),
         CASE(test_full),
