@@ -377,7 +377,12 @@ int member_let_go(struct driveset *ds, uint32_t index)
 
     d->transit = true;
     fiber_mutex_lock(&ds->super_lock);
-    CHECK(d->leaving && !(ds->super.journal_mirrors >> index & 1));
+    CHECK(d->leaving);
+    if (ds->super.journal_mirrors >> index & 1) { /* it has become one while we waited */
+        d->transit = false;
+        fiber_mutex_unlock(&ds->super_lock);
+        return ERR_BUSY;
+    }
     ours = drive_usable(d); /* under a missing one's path there may be anything */
     file = drive_io_detach(d);
     mem_free(d->path);

@@ -53,7 +53,8 @@ int member_leave(struct driveset *ds, uint32_t index, bool leave);
 
 /* Gives up the place of a drive that is leaving and on which nothing is (F8), wipes its superblock
  * and closes it. Nobody reads or writes it any more: no segment is on it, and the journal takes no
- * drive in transit, which it is from the call on. Suspends. */
+ * drive in transit, which it is from the call on. ERR_BUSY when the drive mirrors the journal all
+ * the same, and nothing was done. Suspends. */
 int member_let_go(struct driveset *ds, uint32_t index);
 
 /* Suspends. */

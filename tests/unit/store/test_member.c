@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "lib/base/err.h"
+#include "lib/store/drive_io.h"
 #include "lib/store/member.h"
 #include "tests/unit/store/store_case.h"
 
@@ -417,6 +418,14 @@ static void test_stranger(void **state)
     sim_case_run(&c, stranger_main, NULL);
 }
 
+static void read_fiber(void *arg)
+{
+    struct buf *b = buf_new(FORMAT_UNIT);
+
+    (void)drive_pread(arg, &b, FORMAT_UNIT, 0);
+    buf_unref(b);
+}
+
 /* An empty disk under the path of a dead one is open already, as what may be left of that. */
 static void swap_main(void *arg)
 {
@@ -428,6 +437,13 @@ static void swap_main(void *arg)
     ds = store_case_open(&c, 3);
     assert_int_equal(ds->drives[1].state, DRIVE_MISSING);
     assert_non_null(ds->drives[1].file);
+    /* Not while somebody may still read from it as that. */
+    hang("d1", true);
+    fiber_spawn(c.env, "read", read_fiber, &ds->drives[1]);
+    fiber_yield();
+    assert_int_equal(add(ds, "d1", 0, false, "has not answered"), ERR_BUSY);
+    assert_int_equal(ds->count, 3);
+    hang("d1", false);
     assert_int_equal(add(ds, "d1", 0, false, ""), 3);
     assert_null(ds->drives[1].file);
     assert_int_equal(driveset_healthy(ds), 3);
