@@ -754,6 +754,40 @@ static void test_three_columns(void **state)
     sim_case_run(&c, triple_main, NULL);
 }
 
+/* Half of many columns are wrong: all is found, and the right drives are blamed. */
+static uint64_t blamed;
+
+static void wide_main(void *arg)
+{
+    unsigned bad = *(unsigned *)arg;
+    uint32_t sizes[] = {UNIT, 100, 60000, 300000, 5};
+
+    make_store(8, 4, 4, 2);
+    put_ok(SEGMENT_VOLUMES, sizes, 5);
+    for (unsigned i = 0; i < 8; i++)
+        if (bad >> i & 1)
+            sim_file_corrupt(c.sim, store_case_paths(8)[i], t.ds->super.slots_off, 200 * UNIT);
+    for (size_t i = 0; i < t.count; i++)
+        assert_int_equal(read_one(i), 0);
+    blamed += corruptions();
+    for (unsigned i = 0; i < 8; i++)
+        if (!(bad >> i & 1))
+            assert_int_equal(t.ds->drives[i].corruptions, 0);
+    close_store();
+}
+
+static void test_wide(void **state)
+{
+    static unsigned sets[] = {0x0f, 0x33, 0x5a, 0xa5, 0xc3, 0xf0};
+
+    for (unsigned i = 0; i < 6; i++) {
+        teardown(state);
+        setup(state);
+        sim_case_run(&c, wide_main, &sets[i]);
+    }
+    assert_true(blamed > 0);
+}
+
 /* Each read of several has its own result. */
 static void own_result_main(void *arg)
 {
@@ -1445,6 +1479,7 @@ int main(void)
         CASE(test_concurrent_writers),
         CASE(test_one_or_two_columns),
         CASE(test_three_columns),
+        CASE(test_wide),
         CASE(test_own_result),
         CASE(test_insane_locations),
         CASE(test_two_widths),
