@@ -284,7 +284,9 @@ static void watch_leaving(struct partition *p)
 {
     bool left = false;
 
-    fiber_mutex_lock(&p->membership.lock);
+    /* An order may wait for a drive that does not answer; the background work does not. */
+    if (!fiber_mutex_try(&p->membership.lock))
+        return;
     for (unsigned i = 0; i < p->ds->count && !p->broken; i++) {
         int rc = may_go(p, i) ? let_go(p, i, &left) : 0;
 

@@ -345,7 +345,9 @@ static void partition_watch_health(struct partition *p)
         return;
     p->made_up_at = now;
     if (segment_count_thin(p->segments) == 0)
-        p->ds->made_up = driveset_members(p->ds) - driveset_healthy(p->ds);
+        for (unsigned i = 0; i < p->ds->count; i++)
+            if (!drive_usable(&p->ds->drives[i]))
+                p->ds->made_up |= 1ull << i;
 }
 
 static void partition_maintain(void *arg)

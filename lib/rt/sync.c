@@ -60,6 +60,14 @@ void fiber_mutex_lock(struct fiber_mutex *m)
     m->held = true;
 }
 
+bool fiber_mutex_try(struct fiber_mutex *m)
+{
+    if (m->held)
+        return false;
+    m->held = true;
+    return true;
+}
+
 void fiber_mutex_unlock(struct fiber_mutex *m)
 {
     struct sync_waiter *w = sync_first(&m->waiters);

@@ -19,6 +19,7 @@ struct fiber_mutex {
 };
 void fiber_mutex_init(struct fiber_mutex *m);
 void fiber_mutex_lock(struct fiber_mutex *m);
+bool fiber_mutex_try(struct fiber_mutex *m);    /* false: somebody has it. Does not suspend */
 void fiber_mutex_unlock(struct fiber_mutex *m); /* hands over to the first waiter */
 
 /* A condition needs no mutex: state changes only while its fiber runs. Loop on the predicate. */

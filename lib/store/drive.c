@@ -103,6 +103,7 @@ bool drive_super_valid(const struct format_super *s)
            s->journal_len % FORMAT_UNIT == 0 && s->journal_len >= FORMAT_JOURNAL_MIN &&
            /* The point behind a batch that fills the area to its end is the end. */
            s->replay_off <= s->journal_len && s->replay_off % FORMAT_UNIT == 0 &&
+           s->clean_off <= s->journal_len && s->clean_off % FORMAT_UNIT == 0 &&
            !__builtin_add_overflow(s->journal_off, s->journal_len, &end) && s->slots_off >= end &&
            s->slots_off % FORMAT_UNIT == 0 && s->slots_off <= INT64_MAX && super_members_valid(s);
 }
@@ -117,7 +118,8 @@ void drive_super_take(const void *data, struct format_super *super)
         *super = s;
 }
 
-int drive_super_read(struct env_file *file, struct format_super *ret_super)
+/* The better of a drive's two superblocks; ERR_FORMAT when neither is valid. Suspends. */
+static int drive_super_read(struct env_file *file, struct format_super *ret_super)
 {
     static const uint64_t offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
     struct buf *b = buf_new(FORMAT_UNIT);
@@ -271,8 +273,8 @@ void driveset_mend_supers(struct driveset *ds, uint64_t *ret_bad, uint64_t *ret_
         if (!drive_usable(d))
             continue;
         d->scrub.bytes += FORMAT_UNIT;
-        if (super_is_current(ds, i / 2, offs[i % 2], &b))
-            continue;
+        if (super_is_current(ds, i / 2, offs[i % 2], &b) || !drive_usable(d) || !drive_readable(d))
+            continue; /* right, or not known: the drive does not answer */
         buf_unref(b);
         b = super_block(ds, i / 2);
         ++*ret_bad;
@@ -292,20 +294,23 @@ void driveset_put_out(struct driveset *ds, unsigned index, const char *reason)
     d->state = DRIVE_FAILED;
     d->reason = d->hung ? "does not answer" : reason; /* rather than what that led to */
     ds->uncommitted = true;
+    driveset_wait_again(ds);
 }
 
 bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *b, void *bytes,
                 size_t len)
 {
     struct buf *again = buf_new(len);
-    struct drive_io io;
+    struct drive_io io = {.result = ERR_TIMEDOUT};
     bool right = false;
 
-    drive_io_prepare(d, &io, ENV_WRITE, b, bytes, len, off);
-    drive_io_run(&io, 1);
-    if (io.result < 0)
-        driveset_put_out(ds, d->index, "repair by scrub failed");
-    else
+    if (drive_readable(d)) {
+        drive_io_prepare(d, &io, ENV_WRITE, b, bytes, len, off);
+        drive_io_run(&io, 1);
+        if (io.result < 0)
+            driveset_put_out(ds, d->index, "repair by scrub failed");
+    }
+    if (io.result >= 0)
         right = drive_pread(d, &again, len, off) == 0 && memcmp(again->data, bytes, len) == 0;
     d->scrub.bad++;
     d->scrub.mended += right;
@@ -314,32 +319,32 @@ bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *
     return right;
 }
 
-int drive_wipe_journal(struct driveset *ds, struct drive *d)
+int drive_wipe(struct drive *d, uint64_t off, uint64_t len)
 {
     struct buf *zero = buf_new(DRIVE_WIPE_PIECE);
-    uint64_t at = 0;
     int rc = 0;
 
     memset(zero->data, 0, DRIVE_WIPE_PIECE);
-    while (rc == 0 && at < ds->super.journal_len) {
+    while (rc == 0 && len) {
         struct drive_io ios[DRIVE_WIPE_DEPTH];
         unsigned n = 0;
 
-        for (; n < DRIVE_WIPE_DEPTH && at < ds->super.journal_len; n++) {
-            uint64_t left = ds->super.journal_len - at;
-            size_t len = left < DRIVE_WIPE_PIECE ? (size_t)left : DRIVE_WIPE_PIECE;
+        if (!drive_usable(d)) { /* put out meanwhile: it is not written any more */
+            rc = ERR_IO;
+            break;
+        }
+        for (; n < DRIVE_WIPE_DEPTH && len; n++) {
+            size_t piece = len < DRIVE_WIPE_PIECE ? (size_t)len : DRIVE_WIPE_PIECE;
 
-            drive_io_prepare(d, &ios[n], ENV_WRITE, zero, zero->data, len,
-                             ds->super.journal_off + at);
+            drive_io_prepare(d, &ios[n], ENV_WRITE, zero, zero->data, piece, off);
             ios[n].dsync = false;
-            at += len;
+            off += piece;
+            len -= piece;
         }
         drive_io_run(ios, n);
         for (unsigned i = 0; i < n && rc == 0; i++)
             rc = ios[i].result < 0 ? (int)ios[i].result : 0;
     }
-    if (rc == 0)
-        rc = drive_sync(d);
     buf_unref(zero);
     return rc;
 }
@@ -362,7 +367,9 @@ static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
     if (rc == 0 && have < size)
         rc = env_resize(d->file, size); /* a block device too small says so here */
     if (rc == 0 && (ds->super.journal_mirrors >> d->index & 1))
-        rc = drive_wipe_journal(ds, d);
+        rc = drive_wipe(d, ds->super.journal_off, ds->super.journal_len);
+    if (rc == 0 && (ds->super.journal_mirrors >> d->index & 1))
+        rc = drive_sync(d);
     /* Any drive may have to become a mirror, and then on a file system that is full by now. */
     if (rc == 0 && env_reserve(d->file, ds->super.journal_off, ds->super.journal_len) == ERR_NOSPC)
         rc = ERR_NOSPC;
@@ -374,6 +381,7 @@ void drive_init(struct driveset *ds, unsigned index)
     struct drive *d = &ds->drives[index];
 
     *d = (struct drive){.index = index, .path = mem_strdup(""), .state = DRIVE_NONE, .reason = ""};
+    ds->made_up &= ~(1ull << index);
     drive_io_attach(ds, d);
 }
 

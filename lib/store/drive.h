@@ -63,7 +63,7 @@ struct drive {
     struct list unanswered; /* operations, oldest first */
     uint64_t stuck;         /* of these: given up */
     bool hung;              /* it is not waited for: everything on it ends with ERR_TIMEDOUT */
-    uint64_t probed_at;
+    uint64_t probed_at, answered_at;
 };
 
 struct driveset {
@@ -73,7 +73,7 @@ struct driveset {
     struct format_super super; /* the store-wide part, as last written */
     struct fiber_mutex super_lock;
     bool uncommitted; /* a drive was put out, and no superblock says so yet */
-    unsigned made_up; /* of the drives that are out: what they had has been written anew */
+    uint64_t made_up; /* bits of drives that are out: what they had has been written anew */
     /* drive_io.c's: */
     struct env_timer tick;
     bool ticking;
@@ -133,9 +133,9 @@ int driveset_commit(struct driveset *ds, bool membership,
                     void (*change)(struct format_super *super, void *arg), void *arg);
 
 /* Verifies both copies of the superblock on each drive that counts, and writes those again that are
- * not whole or not the last ones. Adds to *ret_bad and *ret_mended, and to the drives' counters. A
- * drive that fails under a write is put out; the caller then commits (*ret_failed is set).
- * Suspends.
+ * not whole or not the last ones, if the drive answers. Adds to *ret_bad and *ret_mended, and to
+ * the drives' counters. A drive that fails under a write is put out; the caller then commits
+ * (*ret_failed is set). Suspends.
  */
 void driveset_mend_supers(struct driveset *ds, uint64_t *ret_bad, uint64_t *ret_mended,
                           bool *ret_failed);
@@ -152,14 +152,15 @@ bool drive_doubtful(const struct drive *d);
 bool drive_takes(const struct drive *d); /* counts, and new data may be put on it */
 
 /* Writes what a drive should hold at a place where it was found to be wrong, durable, and reads it
- * back: true when it is right now. A drive that fails under the write is put out. `bytes` lie in b,
- * aligned as for direct I/O. Counts the repair for the drive. Suspends. */
+ * back: true when it is right now. A drive that fails under the write is put out; one that is not
+ * waited for just now is not written. `bytes` lie in b, aligned as for direct I/O. Counts the
+ * repair for the drive. Suspends. */
 bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *b, void *bytes,
                 size_t len);
 
-/* Fills the journal area of a drive with zeroes, durable, so that later writes allocate nothing.
- * Suspends. */
-int drive_wipe_journal(struct driveset *ds, struct drive *d);
+/* Fills a part of a drive that counts with zeroes, not durable before a SYNC, so that later writes
+ * to it allocate nothing. Suspends. */
+int drive_wipe(struct drive *d, uint64_t off, uint64_t len);
 
 /* Registers the counters of one drive, or of every one there is. Its place stays put. */
 void drive_observe(const struct drive *d, struct metrics *m);

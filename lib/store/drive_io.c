@@ -8,9 +8,10 @@
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
-#define DRIVE_TICK_BUSY  (5 * ENV_NS_PER_MS)  /* while somebody waits */
-#define DRIVE_TICK_IDLE  (50 * ENV_NS_PER_MS) /* while something is not answered */
-#define DRIVE_PROBE_GAP  ENV_NS_PER_S         /* between two probes of a drive */
+#define DRIVE_TICK_BUSY  (5 * ENV_NS_PER_MS)   /* while somebody waits */
+#define DRIVE_TICK_IDLE  (50 * ENV_NS_PER_MS)  /* while something is not answered */
+#define DRIVE_TICK_LATE  (100 * ENV_NS_PER_MS) /* then it is not the drives that are late */
+#define DRIVE_PROBE_GAP  ENV_NS_PER_S          /* between two probes of a drive */
 #define DRIVE_CLOSE_WAIT (500 * ENV_NS_PER_MS)
 #define DRIVE_OPS_KEPT   256u /* operations kept for their next use */
 
@@ -101,6 +102,7 @@ static void op_answered(struct env_io *io)
     now = env_now(d->set->env);
     faults = d->read_errors;
     list_del(&op->link);
+    d->answered_at = now;
     op_count(d, op, now);
     if (op->stuck && --d->stuck == 0)
         d->hung = false;
@@ -108,6 +110,12 @@ static void op_answered(struct env_io *io)
     op_free(d->set, op);
     if (d->read_errors != faults)
         drive_judge(d, now);
+}
+
+static void set_arm(struct driveset *ds, uint64_t ns)
+{
+    ds->ticking = true;
+    env_timer_arm(ds->env, &ds->tick, env_now(ds->env) + ns);
 }
 
 static void op_start(struct drive *d, struct drive_io *caller, const struct drive_io *io)
@@ -127,6 +135,8 @@ static void op_start(struct drive *d, struct drive_io *caller, const struct driv
                             .buf = io->buf ? buf_ref(io->buf) : NULL,
                             .started = env_now(d->set->env)};
     list_push_back(&d->unanswered, &op->link);
+    if (!d->set->ticking)
+        set_arm(d->set, DRIVE_TICK_BUSY);
     if (caller)
         caller->op_ = op;
     env_io_start(&op->io, 1);
@@ -136,12 +146,12 @@ static void op_start(struct drive *d, struct drive_io *caller, const struct driv
 
 uint64_t drive_silence(const struct drive *d)
 {
-    const struct drive_op *op;
+    uint64_t now = env_now(d->set->env), quiet = now - d->answered_at, age;
 
     if (list_empty(&d->unanswered))
         return 0;
-    op = LIST_ENTRY(d->unanswered.next, struct drive_op, link);
-    return env_now(d->set->env) - op->started;
+    age = now - LIST_ENTRY(d->unanswered.next, struct drive_op, link)->started;
+    return quiet < age && quiet < HEALTH_QUIET && age < HEALTH_OWED ? quiet : age;
 }
 
 static bool drive_writing(const struct drive *d)
@@ -158,7 +168,7 @@ static bool drive_writing(const struct drive *d)
 static bool drive_spare(const struct drive *d, bool late)
 {
     const struct driveset *ds = d->set;
-    unsigned gone = 0;
+    unsigned gone = 0, made_up = 0;
 
     for (unsigned i = 0; i < ds->count; i++) {
         const struct drive *o = &ds->drives[i];
@@ -167,8 +177,9 @@ static bool drive_spare(const struct drive *d, bool late)
             continue;
         gone += o == d || !drive_usable(o) || drive_silence(o) >= HEALTH_LATE ||
                 (late && d->cache && o->cache == d->cache);
+        made_up += !drive_usable(o) && (ds->made_up >> i & 1);
     }
-    return gone < driveset_members(ds) && gone <= ds->super.parity_columns + ds->made_up;
+    return gone < driveset_members(ds) && gone <= ds->super.parity_columns + made_up;
 }
 
 void drive_give_up(struct drive *d)
@@ -190,11 +201,44 @@ void drive_give_up(struct drive *d)
     }
 }
 
+/* It was given up when the store could spare it, and now it cannot: to fail what is asked of it
+ * would put it out, and the store with it, though it may answer. */
+static void drive_wait_again(struct drive *d)
+{
+    if (d->hung && drive_usable(d) && !drive_spare(d, drive_silence(d) >= HEALTH_LATE))
+        d->hung = false;
+}
+
+static void later(uint64_t *t, uint64_t by, uint64_t now)
+{
+    *t = now - *t > by ? *t + by : now;
+}
+
+/* When the timer is late, so is everything: this process was stopped, or had no processor. What
+ * drives have answered meanwhile has not been looked at, and what was asked of them may not even
+ * have been handed over. So for operations that time has not passed. */
+static void set_mind_stall(struct driveset *ds, uint64_t now)
+{
+    uint64_t late;
+
+    if (!ds->ticking || now < ds->tick.deadline + DRIVE_TICK_LATE)
+        return;
+    late = now - ds->tick.deadline;
+    for (unsigned i = 0; i < ds->count; i++) {
+        later(&ds->drives[i].answered_at, late, now);
+        list_for_each (it, &ds->drives[i].unanswered)
+            later(&LIST_ENTRY(it, struct drive_op, link)->started, late, now);
+    }
+    env_timer_arm(ds->env, &ds->tick, now);
+}
+
 static void drive_judge(struct drive *d, uint64_t now)
 {
-    struct health_silence silence = {.ns = drive_silence(d)};
+    struct health_silence silence = {0};
     bool spare = true;
 
+    set_mind_stall(d->set, now);
+    silence.ns = drive_silence(d);
     if (silence.ns >= HEALTH_GIVE_UP)
         silence.writing = drive_writing(d);
     if (drive_usable(d) && !d->set->patient) {
@@ -206,6 +250,13 @@ static void drive_judge(struct drive *d, uint64_t now)
     if (silence.ns >= HEALTH_GIVE_UP && spare && !d->hung && !d->set->patient &&
         !PLANTED(HANG_WAITED))
         drive_give_up(d);
+    drive_wait_again(d);
+}
+
+void driveset_wait_again(struct driveset *ds)
+{
+    for (unsigned i = 0; i < ds->count; i++)
+        drive_wait_again(&ds->drives[i]);
 }
 
 void drive_corrupt(struct drive *d)
@@ -270,14 +321,6 @@ static bool set_asks(const struct driveset *ds)
     return false;
 }
 
-static void set_tick(void *arg);
-
-static void set_arm(struct driveset *ds, uint64_t ns)
-{
-    ds->ticking = true;
-    env_timer_arm(ds->env, &ds->tick, env_now(ds->env) + ns);
-}
-
 /* Somebody will wait: the timer runs at its faster pace from now on. */
 static void set_hurry(struct driveset *ds)
 {
@@ -291,6 +334,7 @@ static void set_tick(void *arg)
     struct driveset *ds = arg;
     uint64_t now = env_now(ds->env);
 
+    set_mind_stall(ds, now);
     set_look_at_drives(ds, now);
     list_for_each (it, &ds->waits) {
         struct drive_wait *w = LIST_ENTRY(it, struct drive_wait, link);
@@ -298,6 +342,7 @@ static void set_tick(void *arg)
         if (w->deadline <= now)
             fiber_cond_signal(&w->cond);
     }
+    env_timer_disarm(ds->env, &ds->tick);
     ds->ticking = false;
     if (!list_empty(&ds->waits))
         set_arm(ds, DRIVE_TICK_BUSY);

@@ -7,12 +7,14 @@
  * still not answered stays with the drive, and ends, with its buffer, when the system answers.
  *
  * Nobody waits for ever. One timer for the whole set (none per operation) looks at the oldest
- * operation of each drive while there are any:
+ * operation of each drive while there are any, and how long the drive has been silent:
  *   - at HEALTH_PROBE the other drives that have nothing to do are asked for a block, so that it is
  *     known soon which of them answer, and whether it is this drive or the whole machine;
  *   - at HEALTH_GIVE_UP, if the store can spare the drive, it is `hung`: all its operations end for
  *     their callers with ERR_TIMEDOUT, and new ones end so at once.
  * So two drives that stop together cost little more than HEALTH_GIVE_UP, not twice that.
+ * Time in which this process did not run is nobody's silence: the timer finds out that it is late
+ * itself.
  *
  * A write that was given up may still reach the drive, at any time. It must never land on what
  * somebody else has written there since. In this process: the callers put out the drive of a failed
@@ -26,6 +28,8 @@
  * was meant.
  *
  * A drive that is hung and answers everything at last is not hung any more. It may be read again.
+ * Nor is one that the store can no longer spare, because another one was put out: what is asked of
+ * it from then on waits for it.
  */
 #pragma once
 
@@ -89,10 +93,14 @@ void drive_corrupt(struct drive *d);
 /* A read of this drive is being hedged. */
 void drive_hedged(struct drive *d);
 
-/* Nobody waits for this drive any more, until it has answered everything. */
+/* Nobody waits for this drive any more, until it has answered everything, or cannot be spared. */
 void drive_give_up(struct drive *d);
+/* A drive was put out: those that are hung and cannot be spared without it are waited for again. */
+void driveset_wait_again(struct driveset *ds);
 
-/* How long ago the oldest operation was started that the drive has not answered; 0: none. */
+/* How long the drive owes an answer: since the oldest operation was started that it has not
+ * answered; but a drive that has answered something lately is busy, not silent (health.h). 0: it
+ * owes none. */
 uint64_t drive_silence(const struct drive *d);
 
 /* For driveset_open and driveset_close: sets up, and gives up waiting: waits a moment for what is

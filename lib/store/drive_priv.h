@@ -4,8 +4,6 @@
 #include "lib/base/buf.h"
 #include "lib/store/drive.h"
 
-/* The better of a drive's two superblocks; ERR_FORMAT when neither is valid. Suspends. */
-int drive_super_read(struct env_file *file, struct format_super *ret_super);
 /* Takes the superblock in `data`, a unit, if it is valid and newer than what there is. */
 void drive_super_take(const void *data, struct format_super *super);
 

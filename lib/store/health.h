@@ -11,7 +11,10 @@
  *     a drive with a bad spot is told from one that fails all the time. (An error on writing puts a
  *     drive out at once, without asking here: stripes are complete or do not count.)
  *   - Reads that had to be hedged: a slow drive is suspect, never out.
- *   - Silence: the age of the oldest operation that has not been answered. At HEALTH_GIVE_UP nobody
+ *   - Silence: the age of the oldest operation that has not been answered, on a drive that answers
+ *     nothing. One that goes on answering others has much to do, and what is asked of it may have
+ *     waited for long in our own queue; it is silent only when an operation is older than any queue
+ *     explains (HEALTH_OWED). At HEALTH_GIVE_UP nobody
  *     waits for the drive any more. If a write is among what is not answered, it is out at once,
  *     since whoever writes waits for every drive; if not, at HEALTH_SILENT_OUT: a disk may look
  *     for long for what it cannot read, and still be good.
@@ -37,6 +40,8 @@
 #define HEALTH_SILENT     (750 * HEALTH_MS_)  /* suspect */
 #define HEALTH_GIVE_UP    (1000 * HEALTH_MS_) /* not waited for; out when a write waits */
 #define HEALTH_SILENT_OUT (10 * HEALTH_S_)    /* out */
+#define HEALTH_QUIET      (500 * HEALTH_MS_)  /* without any answer: then age is silence */
+#define HEALTH_OWED       (5 * HEALTH_S_)     /* an operation so old is silence in any case */
 #define HEALTH_CALM       (30 * HEALTH_S_)    /* suspect for so long after it answered again */
 
 /* Read errors and corruptions, forgotten by halves. */
@@ -71,8 +76,8 @@ struct health {
     uint64_t read_p99; /* ns: an estimate of recent reads; 0 before the first */
 };
 
-/* What has not been answered: the age of the oldest operation (0: none), and of any kind that
- * somebody who writes waits for. */
+/* How long the drive has been silent (0: it owes no answer), and whether what it owes is of any
+ * kind that somebody who writes waits for. */
 struct health_silence {
     uint64_t ns;
     bool writing;

@@ -8,9 +8,13 @@
 #include "lib/base/mem.h"
 #include "lib/store/drive_io.h"
 #include "lib/store/drive_priv.h"
+#include "lib/store/lone_io.h"
 
 #define MEMBER_LOOK      (1u << 20) /* bytes at both ends that must be zero */
 #define MEMBER_SLOTS_MAX (1u << 28)
+#define MEMBER_PATIENCE  (30 * ENV_NS_PER_S) /* for a new drive's answer: it may have to spin up */
+#define MEMBER_WIPE_WAIT (2 * ENV_NS_PER_S)  /* for that of one that goes */
+#define MEMBER_LEND_WAIT (2 * ENV_NS_PER_S)
 
 static uint64_t member_slots(const struct driveset *ds, uint64_t size)
 {
@@ -72,15 +76,28 @@ static uint64_t member_last(uint64_t size)
     return (size - MEMBER_LOOK) & ~(uint64_t)(FORMAT_UNIT - 1);
 }
 
-static int member_look(struct driveset *ds, struct env_file *file, uint64_t size,
+/* Its superblock, if it has one (magic 0: none). A drive that fails here fails again soon. */
+static int member_super(struct lone_file *file, struct buf *b, struct format_super *ret_super)
+{
+    static const uint64_t offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
+    struct format_super s = {0};
+
+    for (unsigned i = 0; i < 2; i++)
+        if (lone_io_run(file, ENV_READ, b, FORMAT_UNIT, offs[i]) == 0)
+            drive_super_take(b->data, &s);
+    *ret_super = s;
+    return file->silent ? ERR_TIMEDOUT : 0;
+}
+
+static int member_look(struct driveset *ds, struct lone_file *file, uint64_t size,
                        struct strbuf *why)
 {
     struct format_super found;
     struct buf *b = buf_new(MEMBER_LOOK);
     const char *what = NULL;
-    int rc = 0;
+    int rc = member_super(file, b, &found);
 
-    if (drive_super_read(file, &found) == 0) {
+    if (rc == 0 && found.magic) {
         if (!member_former(ds, &found))
             what = memcmp(found.store_uuid, ds->super.store_uuid, 16) == 0
                        ? "a drive of this store"
@@ -88,7 +105,7 @@ static int member_look(struct driveset *ds, struct env_file *file, uint64_t size
         rc = what ? ERR_EXIST : 0;
     } else {
         for (unsigned i = 0; rc == 0 && !what && i < 2; i++) {
-            rc = env_pread(file, b->data, MEMBER_LOOK, i ? member_last(size) : 0);
+            rc = lone_io_run(file, ENV_READ, b, MEMBER_LOOK, i ? member_last(size) : 0);
             if (rc == 0)
                 what = member_signature(b->data, MEMBER_LOOK);
         }
@@ -106,9 +123,9 @@ static int member_look(struct driveset *ds, struct env_file *file, uint64_t size
 /* A drive on its way into the set. */
 struct joiner {
     const struct member_add *add;
-    struct env_file *file;
+    struct lone_file file;
     bool made;          /* the file is new: it goes again on failure */
-    struct drive *lent; /* the file is open as what a missing drive left under this path */
+    struct drive *lent; /* the file was open as what a missing drive left under this path */
     uint64_t slot_count;
 };
 
@@ -118,16 +135,25 @@ static int joiner_refuse(struct strbuf *why, int error, const char *text)
     return error;
 }
 
-/* An empty disk in place of a dead one, under its path, is open already. */
+/* An empty disk in place of a dead one, under its path, is open already. It is taken from there, so
+ * that nothing else is asked of it; what was asked before has to be answered first, since it refers
+ * to the file. */
 static int joiner_borrow(struct driveset *ds, struct joiner *j, struct strbuf *why)
 {
+    uint64_t until = env_now(ds->env) + MEMBER_LEND_WAIT;
+
     for (unsigned i = 0; i < ds->count; i++) {
         struct drive *d = &ds->drives[i];
 
         if (d->state != DRIVE_MISSING || !d->file || strcmp(d->path, j->add->path) != 0)
             continue;
+        while (!list_empty(&d->unanswered) && env_now(ds->env) < until)
+            env_sleep(ds->env, ENV_NS_PER_MS);
+        if (!list_empty(&d->unanswered))
+            return joiner_refuse(why, ERR_BUSY, "it has not answered what it was asked before");
         j->lent = d;
-        j->file = d->file;
+        j->file.file = d->file;
+        d->file = NULL;
         return 0;
     }
     return joiner_refuse(why, ERR_LOCKED, "it is in use, by this store or another one");
@@ -138,7 +164,8 @@ static int joiner_open(struct driveset *ds, struct joiner *j, struct strbuf *why
     const char *path = j->add->path;
     int rc;
 
-    rc = env_open(ds->env, path, ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &j->file);
+    j->file = (struct lone_file){.env = ds->env, .patience = MEMBER_PATIENCE};
+    rc = env_open(ds->env, path, ENV_OPEN_DIRECT | ENV_OPEN_LOCK, &j->file.file);
     if (rc == ERR_LOCKED)
         return joiner_borrow(ds, j, why);
     if (rc != ERR_NOENT)
@@ -148,7 +175,7 @@ static int joiner_open(struct driveset *ds, struct joiner *j, struct strbuf *why
     if (!j->add->size)
         return joiner_refuse(why, rc, "there is no such file: give --size to have one made");
     rc = env_open(ds->env, path, ENV_OPEN_CREATE | ENV_OPEN_EXCL | ENV_OPEN_DIRECT | ENV_OPEN_LOCK,
-                  &j->file);
+                  &j->file.file);
     j->made = rc == 0;
     return rc;
 }
@@ -157,7 +184,7 @@ static int joiner_open(struct driveset *ds, struct joiner *j, struct strbuf *why
 static int joiner_measure(struct driveset *ds, struct joiner *j, struct strbuf *why)
 {
     uint64_t have, size, least = ds->super.slots_off + MEMBER_SLOTS_MIN * ds->super.slot_size;
-    int rc = env_file_size(j->file, &have);
+    int rc = env_file_size(j->file.file, &have);
 
     if (rc < 0)
         return rc;
@@ -167,15 +194,16 @@ static int joiner_measure(struct driveset *ds, struct joiner *j, struct strbuf *
         return ERR_RANGE;
     }
     if (!j->add->force && have >= MEMBER_LOOK)
-        rc = member_look(ds, j->file, have, why);
+        rc = member_look(ds, &j->file, have, why);
     else if (!j->add->force && have > 0)
         rc = joiner_refuse(why, ERR_EXIST,
                            "it is a file with something in it: nothing was "
                            "changed; use --force to overwrite it");
     if (rc == 0 && have < size)
-        rc = env_resize(j->file, size);
+        rc = lone_io_run(&j->file, ENV_RESIZE, NULL, 0, size);
     /* It may have to mirror the journal one day, and then the file system under it may be full. */
-    if (rc == 0 && env_reserve(j->file, ds->super.journal_off, ds->super.journal_len) == ERR_NOSPC)
+    if (rc == 0 && lone_io_run(&j->file, ENV_RESERVE, NULL, ds->super.journal_len,
+                               ds->super.journal_off) == ERR_NOSPC)
         rc = joiner_refuse(why, ERR_NOSPC, "there is no space for it in its file system");
     j->slot_count = member_slots(ds, size);
     return rc;
@@ -208,9 +236,10 @@ static unsigned member_free_place(const struct driveset *ds)
     return ds->count;
 }
 
-/* Writes both superblocks of the new drive, as the store will have them next, and nobody else's. */
-static int joiner_sign(struct driveset *ds, const struct joiner *j, unsigned index,
-                       const uint8_t *uuid)
+/* Writes both superblocks of the new drive, and nobody else's. They name it and its place, and are
+ * older than any other: this drive is nobody's before another one names it too, and what the store
+ * has become meanwhile counts. */
+static int joiner_sign(struct driveset *ds, struct joiner *j, unsigned index, const uint8_t *uuid)
 {
     struct format_super *s = mem_alloc(sizeof(*s));
     struct buf *b = buf_new(FORMAT_UNIT);
@@ -218,21 +247,19 @@ static int joiner_sign(struct driveset *ds, const struct joiner *j, unsigned ind
 
     *s = ds->super;
     s->version = FORMAT_VERSION_MEMBERS;
-    s->generation++;
-    s->epoch++;
+    s->generation = 0;
+    s->epoch = 0;
     if (index >= s->drive_count)
         s->drive_count = index + 1;
     s->members[index] = (struct format_member){
         .state = FORMAT_DRIVE_OK, .class_ = j->add->class_, .slot_count = j->slot_count};
     memcpy(s->members[index].uuid, uuid, 16);
-    if (j->add->replaces != MEMBER_NOBODY)
-        s->members[j->add->replaces].state = FORMAT_DRIVE_LEAVING;
     drive_super_sign(s, index, uuid, b);
-    rc = env_pwrite(j->file, b->data, FORMAT_UNIT, FORMAT_SUPER_OFF_A, true);
+    rc = lone_io_run(&j->file, ENV_WRITE, b, FORMAT_UNIT, FORMAT_SUPER_OFF_A);
     if (rc == 0)
-        rc = env_pwrite(j->file, b->data, FORMAT_UNIT, FORMAT_SUPER_OFF_B, true);
+        rc = lone_io_run(&j->file, ENV_WRITE, b, FORMAT_UNIT, FORMAT_SUPER_OFF_B);
     if (rc == 0)
-        rc = env_sync(j->file); /* its size too */
+        rc = lone_io_run(&j->file, ENV_SYNC, NULL, 0, 0); /* its size too */
     buf_unref(b);
     mem_free(s);
     return rc;
@@ -244,18 +271,16 @@ static void joiner_install(struct driveset *ds, struct joiner *j, unsigned index
 {
     struct drive *d = &ds->drives[index];
 
-    if (j->lent)
-        j->lent->file = NULL; /* whoever reads from it just now has the file all the same */
-    mem_free(d->path);        /* NULL or that of an empty place */
+    mem_free(d->path); /* NULL or that of an empty place */
     drive_init(ds, index);
     mem_free(d->path);
     d->path = mem_strdup(j->add->path);
     d->state = DRIVE_OK;
     d->transit = true;
     d->class_ = j->add->class_;
-    d->file = j->file;
+    d->file = j->file.file;
     d->slot_count = j->slot_count;
-    d->cache = env_file_cache(j->file);
+    d->cache = env_file_cache(d->file);
     memcpy(d->uuid, uuid, 16);
     if (index == ds->count)
         ds->count++;
@@ -266,10 +291,15 @@ static void joiner_install(struct driveset *ds, struct joiner *j, unsigned index
 
 static void joiner_drop(struct driveset *ds, struct joiner *j)
 {
-    if (j->lent)
+    bool silent = j->file.silent;
+
+    if (j->lent && !silent) {
+        j->lent->file = j->file.file;
         return;
-    env_close(j->file);
-    if (j->made)
+    }
+    if (j->file.file)
+        lone_io_close(&j->file);
+    if (j->made && !silent)
         (void)env_unlink(ds->env, j->add->path); /* it is empty, and was not there before */
 }
 
@@ -277,13 +307,11 @@ int member_add(struct driveset *ds, const struct member_add *add, struct strbuf 
                uint32_t *ret_index)
 {
     struct joiner j = {.add = add};
+    unsigned index = member_free_place(ds); /* it stays free: one change at a time */
     uint8_t uuid[16];
-    unsigned index;
     int rc;
 
     env_random(ds->env, uuid, sizeof(uuid));
-    fiber_mutex_lock(&ds->super_lock);
-    index = member_free_place(ds);
     rc = index < FORMAT_DRIVES_MAX
              ? joiner_open(ds, &j, why)
              : joiner_refuse(why, ERR_BUSY, "all places are taken: remove a drive first");
@@ -293,9 +321,10 @@ int member_add(struct driveset *ds, const struct member_add *add, struct strbuf 
         rc = joiner_sign(ds, &j, index, uuid);
     if (rc < 0) {
         joiner_drop(ds, &j);
-        fiber_mutex_unlock(&ds->super_lock);
         return rc;
     }
+    fiber_mutex_lock(&ds->super_lock);
+    CHECK(member_free_place(ds) == index);
     joiner_install(ds, &j, index, uuid);
     rc = driveset_commit_locked(ds, true);
     fiber_mutex_unlock(&ds->super_lock);
@@ -323,18 +352,20 @@ int member_leave(struct driveset *ds, uint32_t index, bool leave)
     return rc;
 }
 
-/* Makes the drive a blank one, as far as member_look asks. What cannot be wiped remains a stranger
- * (member_former). */
-static void member_wipe(struct env_file *file)
+/* Makes the drive a blank one, as far as member_look asks, and closes it. What cannot be wiped, or
+ * not soon, remains a stranger (member_former). */
+static void member_wipe(struct env *env, struct env_file *file)
 {
+    struct lone_file f = {.env = env, .file = file, .patience = MEMBER_WIPE_WAIT};
     struct buf *b = buf_new(MEMBER_LOOK);
     uint64_t size;
 
     memset(b->data, 0, MEMBER_LOOK);
     if (env_file_size(file, &size) == 0 && size >= MEMBER_LOOK)
-        (void)env_pwrite(file, b->data, MEMBER_LOOK, member_last(size), false);
-    (void)env_pwrite(file, b->data, MEMBER_LOOK, 0, true);
+        (void)lone_io_run(&f, ENV_WRITE, b, MEMBER_LOOK, member_last(size));
+    (void)lone_io_run(&f, ENV_WRITE, b, MEMBER_LOOK, 0);
     buf_unref(b);
+    lone_io_close(&f);
 }
 
 int member_let_go(struct driveset *ds, uint32_t index)
@@ -346,7 +377,12 @@ int member_let_go(struct driveset *ds, uint32_t index)
 
     d->transit = true;
     fiber_mutex_lock(&ds->super_lock);
-    CHECK(d->leaving && !(ds->super.journal_mirrors >> index & 1));
+    CHECK(d->leaving);
+    if (ds->super.journal_mirrors >> index & 1) { /* it has become one while we waited */
+        d->transit = false;
+        fiber_mutex_unlock(&ds->super_lock);
+        return ERR_BUSY;
+    }
     ours = drive_usable(d); /* under a missing one's path there may be anything */
     file = drive_io_detach(d);
     mem_free(d->path);
@@ -354,8 +390,9 @@ int member_let_go(struct driveset *ds, uint32_t index)
     rc = driveset_commit_locked(ds, true);
     fiber_mutex_unlock(&ds->super_lock);
     if (rc == 0 && ours && file)
-        member_wipe(file); /* not under the lock: it may take long, and nobody needs it */
-    env_close(file);
+        member_wipe(ds->env, file); /* not under the lock: nobody needs it */
+    else
+        env_close(file);
     return rc;
 }
 

@@ -6,11 +6,16 @@
  * Each arrow is a change of the superblocks under a new epoch (F2 in format.h), so that a crash
  * leaves the state before or after it, and a start goes on from there:
  *
- * - A drive that is added gets a superblock first, alone. From then on the store may count it;
- *   nothing is put on it before all drives know of it (F9), so nothing is missing if they never do.
+ * - A drive that is added gets a superblock first, alone, and one that is older than all others: it
+ *   is a stranger until the first of the others names it, and then it can be had. Nothing is put on
+ *   it before all drives know of it (F9), so nothing is missing if they never do.
  * - A drive that leaves is read and gets superblocks as before, and nothing new. What is on it is
  *   written anew elsewhere by compaction. When nothing is left, its place is given up (F8), and
  * only then its own superblock is wiped: between the two it is a stranger that holds nothing.
+ *
+ * Changes are made one at a time: the caller sees to that. A new drive, or one that goes, may not
+ * answer. That keeps only the change itself waiting, for a bounded time once the drive is open: no
+ * other change of the superblocks waits for it.
  *
  * Functions take `why`: on failure a sentence for the user is appended where the error's own text
  * does not say enough.
@@ -33,8 +38,8 @@ struct member_add {
 
 /* Adds a drive at a free place. It is in transit on return: it takes nothing before the caller has
  * made room for its slots in its tables and calls member_joined. ERR_EXIST where something is on
- * the drive, ERR_NOENT, ERR_RANGE (too small), ERR_BUSY (no place is free), ERR_LOCKED, ERR_IO.
- * Suspends. */
+ * the drive, ERR_NOENT, ERR_RANGE (too small), ERR_BUSY (no place is free), ERR_LOCKED, ERR_IO,
+ * ERR_TIMEDOUT (it does not answer). Suspends. */
 int member_add(struct driveset *ds, const struct member_add *add, struct strbuf *why,
                uint32_t *ret_index);
 void member_joined(struct driveset *ds, uint32_t index); /* does not suspend */
@@ -48,7 +53,8 @@ int member_leave(struct driveset *ds, uint32_t index, bool leave);
 
 /* Gives up the place of a drive that is leaving and on which nothing is (F8), wipes its superblock
  * and closes it. Nobody reads or writes it any more: no segment is on it, and the journal takes no
- * drive in transit, which it is from the call on. Suspends. */
+ * drive in transit, which it is from the call on. ERR_BUSY when the drive mirrors the journal all
+ * the same, and nothing was done. Suspends. */
 int member_let_go(struct driveset *ds, uint32_t index);
 
 /* Suspends. */

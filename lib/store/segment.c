@@ -700,7 +700,9 @@ static int fragments_write(struct segments *ss, const struct segment *s)
 
     if (rc < 0)
         return rc;
-
+    for (unsigned i = 0; i < n; i++)
+        if (!drive_usable(&ss->ds->drives[s->drive[i]]))
+            return ERR_IO; /* put out meanwhile: it is not written any more */
     for (unsigned i = 0; i < n; i++) {
         bufs[i] = buf_new(FORMAT_UNIT);
         segment_fragment_header(ss, s, i, bufs[i]);

@@ -29,13 +29,16 @@
 #include "lib/store/segment.h"
 #include "lib/store/segment_priv.h"
 
-/* Bits of the columns that lie on drives that count. */
-static uint32_t columns_counting(const struct segments *ss, const struct segment *s)
+/* Bits of the columns that lie on drives that count and answer. What a drive looks for and does not
+ * find soon enough is left to a later pass: a write would fail at once, and the drive be put out
+ * for a spot that is slow to read. */
+static uint32_t columns_answering(const struct segments *ss, const struct segment *s)
 {
     uint32_t bits = 0;
 
     for (unsigned i = 0; i < s->k + s->m; i++)
-        if (drive_usable(&ss->ds->drives[s->drive[i]]))
+        if (drive_usable(&ss->ds->drives[s->drive[i]]) &&
+            drive_readable(&ss->ds->drives[s->drive[i]]))
             bits |= 1u << i;
     return bits;
 }
@@ -82,7 +85,7 @@ int segment_mend(struct segments *ss, const struct segment_loc *locs, size_t n, 
 
     if (rc < 0)
         return rc;
-    todo = e.verdict.absent & columns_counting(ss, &e.segment);
+    todo = e.verdict.absent & columns_answering(ss, &e.segment);
     e.verdict.bad |= todo;
     e.verdict.absent &= ~todo;
     exam_count(ss, &e);
@@ -110,7 +113,7 @@ int segment_mend_headers(struct segments *ss, uint64_t segment, struct segment_v
     if (rc < 0)
         return rc;
     s = *segment_find(ss, segment); /* it is held */
-    todo = v.absent & columns_counting(ss, &s);
+    todo = v.absent & columns_answering(ss, &s);
     v.bad |= todo;
     v.absent &= ~todo;
     for (unsigned i = 0; i < s.k + s.m; i++) {

@@ -34,7 +34,8 @@
 #define READ_GAP_MAX    (16u * 1024) /* unwanted bytes between neighbours that are read along */
 #define READ_WAVE_IOS   64u          /* I/Os in flight for one call */
 #define READ_HEDGE_POLL (10 * ENV_NS_PER_MS)
-#define READ_DIRECT     1 /* the direct read has been answered first */
+#define READ_DIRECT     1   /* the direct read has been answered first */
+#define READ_TRIES      16u /* combinations tried on the loop; more of them go to a lane */
 
 /* A contiguous part of a stripe's data that is read at once, for reads [first, first + count). */
 struct read_extent {
@@ -58,7 +59,8 @@ static uint32_t unit_up(uint32_t n)
 
 static bool same_stripe(const struct segment_loc *a, const struct segment_loc *b)
 {
-    return a->stripe.segment == b->stripe.segment && a->stripe.offset == b->stripe.offset;
+    return a->stripe.segment == b->stripe.segment && a->stripe.offset == b->stripe.offset &&
+           a->stripe.width == b->stripe.width; /* of damaged rows each is read by its own */
 }
 
 bool segment_loc_sane(const struct segments *ss, const struct segment *s,
@@ -155,6 +157,8 @@ struct careful {
     bool (*fits)(const struct segment_loc *loc, const uint8_t *bytes);
     struct read_extent *direct; /* the direct read that it runs beside, or NULL */
     struct drive_wait *wait;
+    bool doubted; /* the direct read was answered and wrong: one of its columns is */
+    const struct ec *code;
     uint32_t row, rows; /* bytes of each column that are looked at */
     /* In the order asked: columns of sure drives first. */
     struct drive_io ios[FORMAT_COLS_MAX];
@@ -214,16 +218,43 @@ static void careful_ask(struct careful *c, bool sure)
     drive_io_start(c->wait, c->ios + first, c->asked - first);
 }
 
-/* Takes what has come, in the order asked; returns how much is still to come. */
+/* Is this one of the columns that hold the chunk? */
+static bool careful_touches(const struct careful *c, unsigned column)
+{
+    uint32_t size = c->loc->stripe.width * FORMAT_UNIT;
+
+    return column >= c->loc->position / size &&
+           column <= (c->loc->position + c->loc->stored - 1) / size;
+}
+
+/* Which of two columns is rather used: not one of those that gave wrong bytes just now, nor one of
+ * a drive that did so more often. */
+static bool careful_before(const struct careful *c, unsigned a, unsigned b)
+{
+    const struct drive *drives = c->ss->ds->drives;
+
+    if (careful_touches(c, a) != careful_touches(c, b))
+        return careful_touches(c, b);
+    return drives[c->segment->drive[a]].corruptions < drives[c->segment->drive[b]].corruptions;
+}
+
+/* Takes what has come, in the order asked, or the better ones first where it is known that some are
+ * wrong; returns how much is still to come. */
 static unsigned careful_collect(struct careful *c)
 {
     unsigned open = 0;
 
     c->have_count = 0;
     for (unsigned i = 0; i < c->asked; i++) {
+        unsigned at = c->have_count;
+
         open += !c->ios[i].done;
-        if (c->ios[i].done && c->ios[i].result == (int64_t)c->rows)
-            c->have[c->have_count++] = c->at[i];
+        if (!c->ios[i].done || c->ios[i].result != (int64_t)c->rows)
+            continue;
+        for (; c->doubted && at > 0 && careful_before(c, c->at[i], c->have[at - 1]); at--)
+            c->have[at] = c->have[at - 1];
+        c->have[at] = c->at[i];
+        c->have_count++;
     }
     return open;
 }
@@ -250,8 +281,7 @@ static bool careful_try(struct careful *c, const unsigned *pick, uint8_t *out, s
             if (index[i] == want)
                 src = have[i];
         if (!src) {
-            ec_reconstruct(segment_code(c->ss, s->k, s->m), c->rows, have, index, want,
-                           scratch->data);
+            ec_reconstruct(c->code, c->rows, have, index, want, scratch->data);
             src = scratch->data;
         }
         memcpy(out + (at - l->position), src + inner, len);
@@ -274,44 +304,69 @@ bool segment_next_combination(unsigned *pick, unsigned k, unsigned n)
     return true;
 }
 
-/* A data column that came, and that combinations with it did not fit for, held wrong bytes. */
-static void careful_blame(struct careful *c, const unsigned *pick)
-{
-    uint32_t column = c->loc->stripe.width * FORMAT_UNIT;
-    uint32_t first = c->loc->position / column;
-    uint32_t last = (c->loc->position + c->loc->stored - 1) / column;
-
-    for (unsigned i = 0; i < pick[c->segment->k - 1]; i++) { /* what is behind was not tried */
-        bool used = false;
-
-        for (unsigned j = 0; j < c->segment->k; j++)
-            used |= pick[j] == i;
-        if (!used && c->have[i] >= first && c->have[i] <= last)
-            drive_corrupt(&c->ss->ds->drives[c->segment->drive[c->have[i]]]);
-    }
-}
-
 static bool crc_fits(const struct segment_loc *loc, const uint8_t *bytes)
 {
     return crc32c(0, bytes, loc->stored) == loc->crc;
 }
 
-/* Tries all combinations of what has come. */
+/* Columns that came and hold something else than what was found to be right gave wrong bytes. Where
+ * not every byte was proved, that is said only of those that nothing fitted with: columns before
+ * `tried`. */
+static void careful_blame(struct careful *c, const uint8_t *out, unsigned tried)
+{
+    uint32_t column = c->loc->stripe.width * FORMAT_UNIT, begin = c->loc->position;
+    uint32_t end = begin + c->loc->stored;
+
+    for (unsigned i = 0; i < (c->fits == crc_fits ? c->have_count : tried); i++) {
+        uint32_t from = c->have[i] * column, to = from + column;
+
+        if (!careful_touches(c, c->have[i]))
+            continue;
+        from = from > begin ? from : begin;
+        to = to < end ? to : end;
+        if (memcmp(out + (from - begin), c->columns[c->have[i]]->data + from % column - c->row,
+                   to - from) != 0)
+            drive_corrupt(&c->ss->ds->drives[c->segment->drive[c->have[i]]]);
+    }
+}
+
+/* Combinations that are tried one after the other, from `pick` on. */
+struct careful_search {
+    struct careful *c;
+    uint8_t *out;
+    struct buf *scratch;
+    unsigned pick[FORMAT_COLS_MAX];
+    unsigned most; /* so many of them; 0: all that are left */
+    bool fits, more;
+};
+
+static void careful_search(void *arg)
+{
+    struct careful_search *s = arg;
+    unsigned k = s->c->segment->k, n = 0;
+
+    do {
+        s->fits = careful_try(s->c, s->pick, s->out, s->scratch);
+        s->more = !s->fits && segment_next_combination(s->pick, k, s->c->have_count);
+    } while (s->more && ++n != s->most);
+}
+
+/* Tries all combinations of what has come. Suspends where they are many. */
 static bool careful_fit(struct careful *c, uint8_t *out, struct buf *scratch)
 {
-    unsigned pick[FORMAT_COLS_MAX], k = c->segment->k;
+    struct careful_search s = {.c = c, .out = out, .scratch = scratch, .most = READ_TRIES};
 
-    if (c->have_count < k)
+    if (c->have_count < c->segment->k)
         return false;
-    for (unsigned i = 0; i < k; i++)
-        pick[i] = i;
-    do {
-        if (careful_try(c, pick, out, scratch)) {
-            careful_blame(c, pick);
-            return true;
-        }
-    } while (segment_next_combination(pick, k, c->have_count));
-    return false;
+    for (unsigned i = 0; i < c->segment->k; i++)
+        s.pick[i] = i;
+    careful_search(&s);
+    s.most = 0;
+    if (s.more)
+        env_offload(c->ss->ds->env, ENV_LANE_CPU, careful_search, &s);
+    if (s.fits)
+        careful_blame(c, out, s.pick[c->segment->k - 1]);
+    return s.fits;
 }
 
 /* Is there a column that may be had, once its drive answers again? */
@@ -367,6 +422,7 @@ static int careful_run(struct careful *c, struct buf **ret_buf)
         c->wait = &alone;
     }
     careful_rows(c);
+    c->code = segment_code(c->ss, c->segment->k, c->segment->m);
     out = buf_new(c->loc->stored);
     scratch = buf_new(c->rows);
     rc = careful_work(c, out->data, scratch);
@@ -395,12 +451,14 @@ int segment_read_careful(struct segments *ss, struct segment *s, const struct se
 static int careful_read(struct segments *ss, struct read_extent *e, struct segment_read *r,
                         struct drive_wait *wait)
 {
+    bool read = false;
     struct careful c = {.ss = ss,
                         .segment = e->segment,
                         .loc = &r->loc,
                         .fits = crc_fits,
                         .direct = wait ? e : NULL,
-                        .wait = wait};
+                        .wait = wait,
+                        .doubted = extent_knows(e, &r->loc, &read) && read};
     uint64_t start = env_now(ss->ds->env);
     int rc = careful_run(&c, &r->buf);
 

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "daemon/membership.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "lib/dicom/dcm.h"
@@ -584,7 +585,7 @@ static void made_up_main(void *arg)
         driveset_put_out(ds, i, "test");
     env_sleep(pc.c.env, 60 * ENV_NS_PER_S);
     assert_int_equal(partition_case_status(&pc).thin_segments, 0);
-    assert_int_equal(ds->made_up, 2);
+    assert_int_equal(ds->made_up, 3);
     hang(0x4, true);
     write_seed(v, MIB, MIB, 2);
     expect_seed(v, MIB, MIB, 2);
@@ -599,6 +600,42 @@ static void test_made_up(void **state)
     pc.options.rebuild_delay_ns = ENV_NS_PER_S;
     pc.slots = 60;
     sim_case_run(&pc.c, made_up_main, NULL);
+}
+
+/* When the lost drive has been replaced and is let go, no more can be spared than ever. */
+static void replaced_main(void *arg)
+{
+    struct member_add a = {.path = "d6", .replaces = 0};
+    STRBUF_AUTO struct strbuf why = STRBUF_INIT;
+    struct block_volume *v = start();
+    struct driveset *ds = partition_drives(pc.p);
+    uint32_t index;
+
+    (void)arg;
+    a.size = drive_slot_off(ds, (uint32_t)pc.slots);
+    driveset_put_out(ds, 0, "test");
+    env_sleep(pc.c.env, 60 * ENV_NS_PER_S);
+    assert_int_equal(ds->made_up, 1);
+    assert_int_equal(partition_drive_replace(pc.p, &a, &why, &index), 0);
+    for (unsigned i = 0; i < 100 && ds->drives[0].state != DRIVE_NONE; i++)
+        env_sleep(pc.c.env, ENV_NS_PER_S);
+    assert_int_equal(ds->drives[0].state, DRIVE_NONE);
+    for (unsigned n = 1; n <= 3; n++) {
+        for (unsigned i = 0; i < HEALTH_FAULTS_OUT; i++)
+            drive_corrupt(&ds->drives[n]);
+        assert_int_equal(ds->drives[n].state, n <= 2 ? DRIVE_FAILED : DRIVE_OK);
+    }
+    expect_seed(v, 0, MIB, 1);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_replaced(void **state)
+{
+    (void)state;
+    pc.options.rebuild_delay_ns = ENV_NS_PER_S;
+    pc.slots = 60;
+    sim_case_run(&pc.c, replaced_main, NULL);
 }
 
 int main(void)
@@ -616,6 +653,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_all_slow, setup, teardown),
         cmocka_unit_test_setup_teardown(test_liar, setup, teardown),
         cmocka_unit_test_setup_teardown(test_made_up, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_replaced, setup, teardown),
     };
 
     return dcm_init() < 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

@@ -11,6 +11,7 @@
 #include "lib/base/crc32c.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/store/drive_io.h"
 #include "tests/unit/store/store_case.h"
 
 static struct sim_case c;
@@ -308,6 +309,8 @@ static void senseless_main(void *arg)
     REFUSED(slots_off, UINT64_MAX & ~(uint64_t)(FORMAT_UNIT - 1));
     REFUSED(replay_off, 1);
     REFUSED(replay_off, good.journal_len + FORMAT_UNIT);
+    REFUSED(clean_off, 1);
+    REFUSED(clean_off, good.journal_len + FORMAT_UNIT);
     REFUSED(members[1].slot_count, 0);
     REFUSED(members[1].slot_count, UINT64_MAX);
     good.replay_off = good.journal_len; /* behind a batch that ends with the area */
@@ -700,6 +703,104 @@ static void test_commit_power_cut(void **state)
     }
 }
 
+/* ---- Silence ---- */
+
+static void format2(void *arg)
+{
+    (void)arg;
+    assert_int_equal(store_case_format(&c, 2, 1, 1, 4, STORE_JOURNAL), 0);
+}
+
+static void answers_later(void *arg)
+{
+    (void)arg;
+    env_sleep(c.env, 20 * ENV_NS_PER_S);
+    sim_set_file_faults(c.sim, "d0", NULL);
+}
+
+/* A drive that is not waited for is the last one all of a sudden: it is waited for again. */
+static void last_main(void *arg)
+{
+    static const struct sim_faults hangs = {.hang = true};
+    struct driveset *ds = store_case_open(&c, 2);
+    struct buf *b = buf_new(FORMAT_UNIT);
+    uint64_t began = sim_now(c.sim);
+
+    (void)arg;
+    sim_set_file_faults(c.sim, "d0", &hangs);
+    assert_int_equal(drive_pread(&ds->drives[0], &b, FORMAT_UNIT, 0), ERR_TIMEDOUT);
+    assert_true(ds->drives[0].hung);
+    fiber_spawn(c.env, "answers", answers_later, NULL);
+    driveset_put_out(ds, 1, "for the test");
+    assert_int_equal(driveset_commit(ds, true, NULL, NULL), 0);
+    assert_true(sim_now(c.sim) - began > 20 * ENV_NS_PER_S);
+    assert_int_equal(ds->drives[0].state, DRIVE_OK);
+    env_sleep(c.env, ENV_NS_PER_S);
+    assert_int_equal(drive_pread(&ds->drives[0], &b, FORMAT_UNIT, 0), 0);
+    buf_unref(b);
+    driveset_close(ds);
+}
+
+static void test_last_one(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format2, NULL);
+    sim_case_run(&c, last_main, NULL);
+}
+
+/* A drive with much to do: one write takes long, and others are answered meanwhile. */
+struct busy {
+    struct driveset *ds;
+    int rc;
+    bool done;
+};
+
+static void busy_fiber(void *arg)
+{
+    struct busy *s = arg;
+    struct buf *b = buf_new(FORMAT_UNIT);
+
+    memset(b->data, 0, FORMAT_UNIT);
+    s->rc = drive_pwrite(&s->ds->drives[0], b, FORMAT_UNIT, FORMAT_JOURNAL_OFF, true);
+    s->done = true;
+    buf_unref(b);
+}
+
+static void busy_main(void *arg)
+{
+    uint64_t takes = *(unsigned *)arg * ENV_NS_PER_S, began;
+    const struct sim_faults slow = {.io_min_ns = takes, .io_max_ns = takes};
+    struct busy s = {.ds = store_case_open(&c, 2)};
+    struct buf *b = buf_new(FORMAT_UNIT);
+
+    sim_set_file_faults(c.sim, "d0", &slow);
+    fiber_spawn(c.env, "busy", busy_fiber, &s);
+    env_sleep(c.env, ENV_NS_PER_MS);
+    sim_set_file_faults(c.sim, "d0", NULL);
+    for (began = sim_now(c.sim); !s.done; env_sleep(c.env, 300 * ENV_NS_PER_MS))
+        (void)drive_pread(&s.ds->drives[0], &b, FORMAT_UNIT, 0);
+    assert_int_equal(s.rc, takes < HEALTH_OWED ? 0 : ERR_TIMEDOUT);
+    assert_int_equal(s.ds->drives[0].state, takes < HEALTH_OWED ? DRIVE_OK : DRIVE_FAILED);
+    if (takes < HEALTH_OWED)
+        assert_int_equal(s.ds->drives[0].health.state, HEALTH_OK);
+    else
+        assert_true(sim_now(c.sim) - began < HEALTH_OWED + ENV_NS_PER_S);
+    buf_unref(b);
+    driveset_close(s.ds);
+}
+
+static void test_busy(void **state)
+{
+    static unsigned seconds[] = {4, 20};
+
+    for (unsigned i = 0; i < 2; i++) {
+        teardown(state);
+        setup(state);
+        sim_case_run(&c, format2, NULL);
+        sim_case_run(&c, busy_main, &seconds[i]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -722,6 +823,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_commit_failing_drive, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commit_all_failing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commit_power_cut, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_last_one, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_busy, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "lib/base/err.h"
+#include "lib/store/drive_io.h"
 #include "lib/store/member.h"
 #include "tests/unit/store/store_case.h"
 
@@ -191,6 +192,166 @@ static void test_new_one_first(void **state)
     sim_case_run(&c, order_main, NULL);
 }
 
+/* ---- Drives that do not answer ---- */
+
+/* The n-th operation on a drive, and all after it, are not answered. */
+struct hush {
+    const char *path;
+    unsigned left;
+};
+
+static void hang(const char *path, bool on)
+{
+    static const struct sim_faults hangs = {.hang = true};
+
+    sim_set_file_faults(c.sim, path, on ? &hangs : NULL);
+}
+
+static int hook_hush(void *arg, const char *path, const struct env_io *io)
+{
+    struct hush *h = arg;
+
+    (void)io;
+    if (strcmp(path, h->path) == 0 && h->left && --h->left == 0)
+        hang(path, true);
+    return 0;
+}
+
+static bool commits_stop;
+static uint64_t commits, slowest;
+
+/* What the journal's trimming does all the time. */
+static void commits_fiber(void *arg)
+{
+    struct driveset *ds = arg;
+
+    while (!commits_stop) {
+        uint64_t began = sim_now(c.sim);
+
+        assert_int_equal(driveset_commit(ds, false, NULL, NULL), 0);
+        slowest = sim_now(c.sim) - began > slowest ? sim_now(c.sim) - began : slowest;
+        commits++;
+        env_sleep(c.env, 100 * ENV_NS_PER_MS);
+    }
+}
+
+/* Two superblocks and both ends are read, the size is set, space reserved, the superblocks written,
+ * all of it made durable. */
+#define ADD_OPS 9
+
+static void silent_main(void *arg)
+{
+    struct driveset *ds = store_case_open(&c, 3);
+    struct hush h = {.path = "d3", .left = *(unsigned *)arg};
+    uint64_t epoch = ds->super.epoch;
+
+    put("d3", size_of(SLOTS - 1), 0, "");
+    c.hook = hook_hush;
+    c.hook_arg = &h;
+    commits_stop = false;
+    commits = slowest = 0;
+    fiber_spawn(c.env, "commits", commits_fiber, ds);
+    assert_int_equal(add(ds, "d3", size_of(SLOTS), false, ""), ERR_TIMEDOUT);
+    assert_true(commits > 100 && slowest < ENV_NS_PER_S);
+    assert_int_equal(ds->count, 3);
+    assert_int_equal(driveset_healthy(ds), 3);
+    assert_int_equal(ds->super.epoch, epoch);
+    /* It is left alone until it has answered, and may then be added. */
+    assert_int_equal(add(ds, "d3", size_of(SLOTS), true, "in use"), ERR_LOCKED);
+    commits_stop = true;
+    c.hook = NULL;
+    hang("d3", false);
+    env_sleep(c.env, ENV_NS_PER_S);
+    assert_int_equal(add(ds, "d3", size_of(SLOTS), true, ""), 3);
+    ds = reopen(ds);
+    assert_int_equal(driveset_healthy(ds), 4);
+    driveset_close(ds);
+}
+
+static void test_silent(void **state)
+{
+    for (unsigned op = 1; op <= ADD_OPS; op++) {
+        teardown(state);
+        sim_case_init(&c, op);
+        sim_case_run(&c, format3, NULL);
+        sim_case_run(&c, silent_main, &op);
+    }
+}
+
+static void silent_goes_main(void *arg)
+{
+    struct driveset *ds = store_case_open(&c, 3);
+    uint64_t began = sim_now(c.sim);
+    struct hush h = {.path = "d2"};
+
+    (void)arg;
+    assert_int_equal(add(ds, "d3", size_of(SLOTS), false, ""), 3);
+    assert_int_equal(member_leave(ds, 2, true), 0);
+    h.left = 1; /* its superblock is nobody's business any more: this is the wiping */
+    c.hook = hook_hush;
+    c.hook_arg = &h;
+    assert_int_equal(member_let_go(ds, 2), 0);
+    assert_true(sim_now(c.sim) - began < 5 * ENV_NS_PER_S);
+    assert_int_equal(h.left, 0);
+    c.hook = NULL;
+    assert_int_equal(ds->drives[2].state, DRIVE_NONE);
+    hang("d2", false);
+    env_sleep(c.env, ENV_NS_PER_S);
+    assert_int_equal(add(ds, "d2", 0, false, ""), 2);
+    driveset_close(ds);
+}
+
+static void test_silent_goes(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format3, NULL);
+    sim_case_run(&c, silent_goes_main, NULL);
+}
+
+/* ---- A new drive that fails half signed ---- */
+
+static int hook_second_fails(void *arg, const char *path, const struct env_io *io)
+{
+    (void)arg;
+    return io->kind == ENV_WRITE && io->off == FORMAT_SUPER_OFF_B && strcmp(path, "d3") == 0
+               ? ERR_IO
+               : 0;
+}
+
+static void set_replay(struct format_super *super, void *arg)
+{
+    super->replay_seq = *(uint64_t *)arg;
+}
+
+/* What is on it says nothing about the store, neither then nor later. */
+static void half_signed_main(void *arg)
+{
+    struct driveset *ds = store_case_open(&c, 3);
+    uint64_t seq = 42;
+
+    (void)arg;
+    put("d3", size_of(SLOTS), 0, "");
+    c.hook = hook_second_fails;
+    assert_int_equal(add(ds, "d3", size_of(SLOTS), false, ""), ERR_IO);
+    c.hook = NULL;
+    assert_int_equal(driveset_commit(ds, false, set_replay, &seq), 0);
+    ds = reopen(ds);
+    assert_int_equal(ds->super.replay_seq, 42);
+    assert_int_equal(ds->count, 3);
+    assert_int_equal(driveset_healthy(ds), 3);
+    assert_int_equal(add(ds, "d3", size_of(SLOTS), false, ""), 3);
+    ds = reopen(ds);
+    assert_int_equal(driveset_healthy(ds), 4);
+    driveset_close(ds);
+}
+
+static void test_half_signed(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format3, NULL);
+    sim_case_run(&c, half_signed_main, NULL);
+}
+
 /* ---- Leaving ---- */
 
 static void leave_main(void *arg)
@@ -257,6 +418,14 @@ static void test_stranger(void **state)
     sim_case_run(&c, stranger_main, NULL);
 }
 
+static void read_fiber(void *arg)
+{
+    struct buf *b = buf_new(FORMAT_UNIT);
+
+    (void)drive_pread(arg, &b, FORMAT_UNIT, 0);
+    buf_unref(b);
+}
+
 /* An empty disk under the path of a dead one is open already, as what may be left of that. */
 static void swap_main(void *arg)
 {
@@ -268,6 +437,13 @@ static void swap_main(void *arg)
     ds = store_case_open(&c, 3);
     assert_int_equal(ds->drives[1].state, DRIVE_MISSING);
     assert_non_null(ds->drives[1].file);
+    /* Not while somebody may still read from it as that. */
+    hang("d1", true);
+    fiber_spawn(c.env, "read", read_fiber, &ds->drives[1]);
+    fiber_yield();
+    assert_int_equal(add(ds, "d1", 0, false, "has not answered"), ERR_BUSY);
+    assert_int_equal(ds->count, 3);
+    hang("d1", false);
     assert_int_equal(add(ds, "d1", 0, false, ""), 3);
     assert_null(ds->drives[1].file);
     assert_int_equal(driveset_healthy(ds), 3);
@@ -372,6 +548,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_add, setup, teardown),
         cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_new_one_first, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_silent, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_silent_goes, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_half_signed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_leave, setup, teardown),
         cmocka_unit_test_setup_teardown(test_stranger, setup, teardown),
         cmocka_unit_test_setup_teardown(test_swap, setup, teardown),

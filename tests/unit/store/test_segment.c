@@ -754,6 +754,40 @@ static void test_three_columns(void **state)
     sim_case_run(&c, triple_main, NULL);
 }
 
+/* Half of many columns are wrong: all is found, and the right drives are blamed. */
+static uint64_t blamed;
+
+static void wide_main(void *arg)
+{
+    unsigned bad = *(unsigned *)arg;
+    uint32_t sizes[] = {UNIT, 100, 60000, 300000, 5};
+
+    make_store(8, 4, 4, 2);
+    put_ok(SEGMENT_VOLUMES, sizes, 5);
+    for (unsigned i = 0; i < 8; i++)
+        if (bad >> i & 1)
+            sim_file_corrupt(c.sim, store_case_paths(8)[i], t.ds->super.slots_off, 200 * UNIT);
+    for (size_t i = 0; i < t.count; i++)
+        assert_int_equal(read_one(i), 0);
+    blamed += corruptions();
+    for (unsigned i = 0; i < 8; i++)
+        if (!(bad >> i & 1))
+            assert_int_equal(t.ds->drives[i].corruptions, 0);
+    close_store();
+}
+
+static void test_wide(void **state)
+{
+    static unsigned sets[] = {0x0f, 0x33, 0x5a, 0xa5, 0xc3, 0xf0};
+
+    for (unsigned i = 0; i < 6; i++) {
+        teardown(state);
+        setup(state);
+        sim_case_run(&c, wide_main, &sets[i]);
+    }
+    assert_true(blamed > 0);
+}
+
 /* Each read of several has its own result. */
 static void own_result_main(void *arg)
 {
@@ -839,6 +873,33 @@ static void test_insane_locations(void **state)
 {
     (void)state;
     sim_case_run(&c, insane_main, NULL);
+}
+
+/* Rows that name one stripe and are not of one mind about how wide it is. */
+static void two_widths_main(void *arg)
+{
+    struct segment_read reads[2] = {0};
+    uint32_t sizes[] = {5000, 900000};
+
+    (void)arg;
+    make_store(3, 2, 1, 4);
+    put_ok(SEGMENT_VOLUMES, sizes, 2);
+    for (unsigned i = 0; i < 2; i++)
+        reads[i].loc = t.stored[i].loc;
+    assert_true(reads[0].loc.position < reads[1].loc.position);
+    reads[0].loc.stripe.width = 2; /* that many columns more than there are for the other one */
+    assert_int_equal(segment_read(t.ss, reads, 2), 0);
+    check_read(&reads[0], &t.stored[0]);
+    check_read(&reads[1], &t.stored[1]);
+    buf_unref(reads[0].buf);
+    buf_unref(reads[1].buf);
+    close_store();
+}
+
+static void test_two_widths(void **state)
+{
+    (void)state;
+    sim_case_run(&c, two_widths_main, NULL);
 }
 
 /* Bits that flip on the medium as it is read: found and answered from elsewhere, every time. */
@@ -942,6 +1003,41 @@ static void failing_header_main(void *arg)
     assert_int_equal(segment_drive_used(t.ss, 2), 0); /* its slot was given back */
     c.hook = NULL;
     close_store();
+}
+
+static unsigned late_writes;
+
+/* d2 is put out by somebody else while space is reserved on it. */
+static int hook_out_under_reserve(void *arg, const char *path, const struct env_io *io)
+{
+    (void)arg;
+    if (store_case_drive(path) != 2)
+        return 0;
+    if (io->kind == ENV_RESERVE)
+        driveset_put_out(t.ds, 2, "for the test");
+    late_writes += io->kind == ENV_WRITE;
+    return 0;
+}
+
+static void out_under_reserve_main(void *arg)
+{
+    uint32_t size = 5000;
+
+    (void)arg;
+    make_store(3, 2, 1, 4);
+    late_writes = 0;
+    c.hook = hook_out_under_reserve;
+    put_ok(SEGMENT_VOLUMES, &size, 1);
+    assert_int_equal(late_writes, 0);
+    expect_geometry(1, 1);
+    c.hook = NULL;
+    close_store();
+}
+
+static void test_out_under_reserve(void **state)
+{
+    (void)state;
+    sim_case_run(&c, out_under_reserve_main, NULL);
 }
 
 static void test_failing_header(void **state)
@@ -1329,6 +1425,47 @@ static void test_unnamed_stripes(void **state)
     sim_case_run(&c, unnamed_main, NULL);
 }
 
+/* ---- Mending ---- */
+
+/* A drive that is long in finding a block is not waited for and not written, and stays. */
+static void slow_spot_main(void *arg)
+{
+    static const struct sim_faults hangs = {.hang = true};
+    uint64_t bad = 0, mended = 0;
+    struct segment_verdict v;
+    uint32_t size = 50000;
+    bool lost, failed = false;
+
+    (void)arg;
+    make_store(3, 2, 1, 4);
+    put_ok(SEGMENT_VOLUMES, &size, 1);
+    sim_set_file_faults(c.sim, "d0", &hangs);
+    for (unsigned i = 0; i < 2; i++) {
+        if (i == 0)
+            assert_int_equal(segment_mend(t.ss, &t.stored[0].loc, 1, &lost, &v), 0);
+        else
+            assert_int_equal(segment_mend_headers(t.ss, t.stored[0].loc.stripe.segment, &v), 0);
+        assert_true(t.ds->drives[0].hung);
+        assert_int_equal(t.ds->drives[0].state, DRIVE_OK);
+        assert_int_equal(v.bad | v.mended, 0);
+        assert_int_equal(__builtin_popcount(v.absent), 1);
+    }
+    driveset_mend_supers(t.ds, &bad, &mended, &failed);
+    assert_int_equal(bad, 0);
+    assert_int_equal(t.ds->drives[0].state, DRIVE_OK);
+    sim_set_file_faults(c.sim, "d0", NULL);
+    env_sleep(c.env, ENV_NS_PER_S);
+    assert_int_equal(segment_mend(t.ss, &t.stored[0].loc, 1, &lost, &v), 0);
+    assert_int_equal(v.bad | v.absent, 0);
+    close_store();
+}
+
+static void test_slow_spot(void **state)
+{
+    (void)state;
+    sim_case_run(&c, slow_spot_main, NULL);
+}
+
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -1342,11 +1479,14 @@ int main(void)
         CASE(test_concurrent_writers),
         CASE(test_one_or_two_columns),
         CASE(test_three_columns),
+        CASE(test_wide),
         CASE(test_own_result),
         CASE(test_insane_locations),
+        CASE(test_two_widths),
         CASE(test_bit_flips),
         CASE(test_failing_drives),
         CASE(test_failing_header),
+        CASE(test_out_under_reserve),
         CASE(test_log_fails),
         CASE(test_space),
         CASE(test_full),
@@ -1356,6 +1496,7 @@ int main(void)
         CASE(test_bad_rows),
         CASE(test_bad_records),
         CASE(test_unnamed_stripes),
+        CASE(test_slow_spot),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
