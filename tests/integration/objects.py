@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 
+from admin import ask
 from harness import (CLI, DUMP, KIB, MIB, SHORT, Daemon, Failure, Suite, check, fsck, log, need,
                      phantom, run, scratch, store_with_dcmsend)
 
@@ -24,30 +25,6 @@ CONFIG = "[store]\njournal_size = 16M\ncache_size = 16M\n"
 SIZES = [0, 1, 131, 4095, 256 * KIB, 256 * KIB + 1, 5 * MIB + 3]
 BIG = (20 if SHORT else 200) * MIB
 MEMORY = 400 * MIB  # of the daemon, with a put and a get of BIG
-
-
-class Admin(http.client.HTTPConnection):
-    """HTTP over DIR/admin.sock; a connection for each request."""
-
-    def __init__(self, daemon):
-        super().__init__("filmroom", timeout=60)
-        self.path = os.path.join(daemon.data, "admin.sock")
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(60)
-        self.sock.connect(self.path)
-
-
-def ask(daemon, method, path, body=None, headers=None):
-    """(status, headers, body) of one request."""
-    c = Admin(daemon)
-    try:
-        c.request(method, path, body=body, headers=headers or {})
-        r = c.getresponse()
-        return r.status, r.headers, r.read()
-    finally:
-        c.close()
 
 
 def expect(daemon, want, method, path, body=None, headers=None):
