@@ -228,11 +228,11 @@ static int joiner_sign(struct driveset *ds, const struct joiner *j, unsigned ind
     if (j->add->replaces != MEMBER_NOBODY)
         s->members[j->add->replaces].state = FORMAT_DRIVE_LEAVING;
     drive_super_sign(s, index, uuid, b);
-    rc = env_pwrite(j->file, b->data, FORMAT_UNIT, FORMAT_SUPER_OFF_A, true);
+    rc = env_sync(j->file); /* its size: a drive that signs and is too short would be missed */
+    if (rc == 0)
+        rc = env_pwrite(j->file, b->data, FORMAT_UNIT, FORMAT_SUPER_OFF_A, true);
     if (rc == 0)
         rc = env_pwrite(j->file, b->data, FORMAT_UNIT, FORMAT_SUPER_OFF_B, true);
-    if (rc == 0)
-        rc = env_sync(j->file); /* its size too */
     buf_unref(b);
     mem_free(s);
     return rc;

@@ -307,8 +307,8 @@ class Rounds:
             self.fsck()
             self.daemon.start()
         log(f"acknowledged: {', '.join(f'{n} {kind}' for kind, n in sorted(acked.items()))}")
-        log(f"back after {took:.2f} s; {listed} instances, {snapshots} snapshots, {objects} objects "
-            "listed, all exact")
+        log(f"back after {took:.2f} s; {listed} instances, {snapshots} snapshots, {objects} "
+            "objects, all exact")
         if listed > 1500:
             self.delete_study()
 
