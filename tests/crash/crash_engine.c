@@ -563,7 +563,7 @@ static void list_workloads(void)
 
 /* Each workload in a process of its own: a recording that fails ends only that. */
 static bool run_workload(const struct crash_workload *w, const struct crash_settings *s, bool quiet,
-                         uint64_t *ret_distinct)
+                         struct crash_counts *sum)
 {
     struct crash_counts counts = {0};
     int fds[2], status = -1;
@@ -589,29 +589,41 @@ static bool run_workload(const struct crash_workload *w, const struct crash_sett
                (unsigned long long)counts.states, (unsigned long long)counts.distinct,
                (unsigned long long)counts.tried, (unsigned long long)counts.failed);
     fflush(stdout);
-    *ret_distinct += counts.distinct;
+    sum->distinct += counts.distinct;
+    sum->tried += counts.tried;
     return counts.failed == 0;
 }
 
-/* Runs the chosen workloads; the name of the first that fails, or NULL. */
+/* Runs the chosen workloads; the name of the first that fails, or NULL. It is a failure that no
+ * state was tried at all: there is no such workload, or no state of that number. With too few
+ * drives for the workload there is nothing to try, and that is said. */
 static const char *run_workloads(const struct crash_settings *s, const char *name, bool quiet)
 {
     const char *failed = NULL;
-    uint64_t distinct = 0;
+    struct crash_counts sum = {0};
+    bool too_few = false;
 
     for (unsigned i = 0; i < crash_workload_count; i++) {
         const struct crash_workload *w = &crash_workloads[i];
 
-        if ((name && strcmp(name, w->name) != 0) || s->drives < w->drives_min)
+        if (name && strcmp(name, w->name) != 0)
             continue;
-        if (!run_workload(w, s, quiet, &distinct) && !failed)
+        if (s->drives < w->drives_min) {
+            too_few = true;
+            continue;
+        }
+        if (!run_workload(w, s, quiet, &sum) && !failed)
             failed = w->name;
         if (failed && s->stop)
             break;
     }
+    if (!failed && sum.tried == 0 && !too_few)
+        failed = "nothing was tried";
     if (!quiet)
-        printf("%llu distinct states, %s\n", (unsigned long long)distinct,
-               failed ? "with failures" : "all recovered from");
+        printf("%llu distinct states, %s\n", (unsigned long long)sum.distinct,
+               sum.tried == 0 ? too_few ? "too few drives for it" : "nothing was tried"
+               : failed       ? "with failures"
+                              : "all recovered from");
     return failed;
 }
 
