@@ -255,11 +255,12 @@ static int joiner_sign(struct driveset *ds, struct joiner *j, unsigned index, co
         .state = FORMAT_DRIVE_OK, .class_ = j->add->class_, .slot_count = j->slot_count};
     memcpy(s->members[index].uuid, uuid, 16);
     drive_super_sign(s, index, uuid, b);
-    rc = lone_io_run(&j->file, ENV_WRITE, b, FORMAT_UNIT, FORMAT_SUPER_OFF_A);
+    /* Its size first: a drive that is signed and too short would be missed. */
+    rc = lone_io_run(&j->file, ENV_SYNC, NULL, 0, 0);
+    if (rc == 0)
+        rc = lone_io_run(&j->file, ENV_WRITE, b, FORMAT_UNIT, FORMAT_SUPER_OFF_A);
     if (rc == 0)
         rc = lone_io_run(&j->file, ENV_WRITE, b, FORMAT_UNIT, FORMAT_SUPER_OFF_B);
-    if (rc == 0)
-        rc = lone_io_run(&j->file, ENV_SYNC, NULL, 0, 0); /* its size too */
     buf_unref(b);
     mem_free(s);
     return rc;

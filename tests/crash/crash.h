@@ -25,6 +25,7 @@ enum crash_variant {
     CRASH_RECOVER, /* the store is opened with all drives, checked, closed, audited */
     CRASH_LESS,    /* with as many drives gone as the profile bears */
     CRASH_AGAIN,   /* opened and checked, then the power goes, and drives with it: opened again */
+    CRASH_KV_LOST, /* the KV store is gone, every other time drives as well: it is made anew */
     CRASH_VARIANTS
 };
 
@@ -49,6 +50,7 @@ struct crash_workload {
     uint64_t overlay, journal; /* bytes; 0: some */
     uint64_t rebuild_delay_ns; /* 0: never in the time of a workload */
     unsigned drives_min;       /* it makes no sense with fewer */
+    unsigned spares;           /* disks beside the drives, that may become some */
 };
 
 extern const struct crash_workload crash_workloads[];
@@ -86,9 +88,15 @@ struct crash {
     size_t seen_count, seen_room;
 
     bool watching;
-    bool formatted;    /* acknowledged */
-    uint64_t version;  /* of what is acknowledged and in flight */
-    uint32_t damaged;  /* drives that were made to fail: a bit each */
+    bool formatted;   /* acknowledged */
+    uint64_t version; /* of what is acknowledged and in flight */
+    uint32_t damaged; /* drives that were made to fail, or spoilt: a bit each */
+    /* What was ordered of disks and acknowledged, a bit each: a disk under order is in none. */
+    struct crash_members {
+        uint32_t joined, stay, leave; /* drives of the store; not leaving; leaving or gone */
+        uint32_t class[2];
+    } members;
+    bool copied;       /* the metadata has a copy on the drives */
     unsigned children; /* at work */
     bool stop;
 
@@ -112,6 +120,8 @@ void crash_watch(struct crash *c, bool on);
 /* The life ends here, as its row says; does not return. */
 void crash_end_life(struct crash *c) __attribute__((noreturn));
 
-/* crash_engine.c: runs one workload. */
+/* crash_engine.c: a disk, by number. */
+const char *crash_disk_path(unsigned i);
+/* Runs one workload. */
 void crash_run(const struct crash_workload *w, const struct crash_settings *s,
                struct crash_counts *ret_counts);

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "daemon/audit.h"
+#include "daemon/rebuild.h"
 #include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/log.h"
@@ -36,11 +37,17 @@ static const char *const plant_names[] = {"none",
 #undef PLANT_ROW_
 };
 
-static const char *const drive_paths[CRASH_DRIVES_MAX] = {"drive-0", "drive-1", "drive-2",
-                                                          "drive-3", "drive-4", "drive-5"};
+static const char *const drive_paths[CRASH_DRIVES_MAX] = {
+    "drive-0", "drive-1", "drive-2", "drive-3", "drive-4", "drive-5", "drive-6"};
 
 static const char *const variant_texts[CRASH_VARIANTS] = {
-    "opened again", "opened again with drives gone", "opened again, cut again, and drives gone"};
+    "opened again", "opened again with drives gone", "opened again, cut again, and drives gone",
+    "opened again with the KV store made anew"};
+
+const char *crash_disk_path(unsigned i)
+{
+    return drive_paths[i];
+}
 
 /* ---- Failing ---- */
 
@@ -134,7 +141,7 @@ static int open_store(struct crash *c)
         c->formatted = rc == 0;
     }
     if (rc == 0)
-        rc = partition_open(r->env, r->kv, r->paths, r->drives, &r->partition, &start, &r->p);
+        rc = partition_open(r->env, r->kv, r->places, r->place_count, &r->partition, &start, &r->p);
     if (rc == 0)
         run_trace(r, "open, replayed %llu records", (unsigned long long)start.replay.records);
     return rc;
@@ -229,7 +236,7 @@ static void audit_drives(struct crash *c)
     struct run *r = &c->run;
     struct audit_params params = {.kv = r->kv, .deep = true, .found = found, .arg = r};
     struct audit_result result;
-    int rc = driveset_open(r->env, r->paths, r->drives, &params.drives);
+    int rc = driveset_open(r->env, r->places, r->place_count, &params.drives);
 
     if (rc == 0)
         rc = audit_run(&params, &result);
@@ -250,6 +257,48 @@ static bool drives_whole(const struct crash *c)
     return !c->damaged;
 }
 
+/* What was ordered of a disk, and acknowledged, has become of it. */
+static void verify_member(struct crash *c, unsigned disk)
+{
+    const struct driveset *ds = partition_drives(c->run.p);
+    const struct drive *found = NULL;
+
+    for (unsigned i = 0; i < ds->count; i++)
+        if (ds->drives[i].state != DRIVE_NONE && strcmp(ds->drives[i].path, drive_paths[disk]) == 0)
+            found = &ds->drives[i];
+    if ((c->members.joined >> disk & 1) && !(found && drive_usable(found)))
+        run_fail(&c->run, "disk %u is no drive of the store", disk);
+    if (!found)
+        return;
+    if ((found->leaving ? c->members.stay : c->members.leave) >> disk & 1)
+        run_fail(&c->run, "disk %u is %sleaving", disk, found->leaving ? "" : "not ");
+    if (c->members.class[found->class_ ? 0 : 1] >> disk & 1)
+        run_fail(&c->run, "disk %u is of class %u", disk, found->class_);
+}
+
+/* The KV store is empty: it is made anew from the drives. A young store may have no copy of it and
+ * yet not all of its journal; once there is a copy, there always is one. */
+static void rebuild_kv_main(void *arg)
+{
+    struct crash *c = arg;
+    struct run *r = &c->run;
+    struct rebuild_result result = {0};
+    int rc, closed;
+
+    r->phase = "making the KV store anew";
+    rc = crash_meta_open(&c->meta, r->env, &r->kv);
+    if (rc == 0)
+        rc = rebuild_metadata(r->env, r->kv, r->places, r->place_count, false, &result);
+    closed = kv_close(r->kv);
+    run_trace(r, "rebuild: %s, %llu rows in %llu chunks up to record %llu, %llu chunks lost",
+              err_name(rc), (unsigned long long)result.rows, (unsigned long long)result.chunks,
+              (unsigned long long)result.settled, (unsigned long long)result.chunks_lost);
+    if (rc == ERR_NOENT && !c->copied)
+        child_exit(0);
+    if (rc < 0 || closed < 0)
+        run_fail(r, "%s, %s", err_name(rc), err_name(closed));
+}
+
 static void recover_main(void *arg)
 {
     struct crash *c = arg;
@@ -262,6 +311,8 @@ static void recover_main(void *arg)
         run_fail(r, "%s", err_name(rc));
     r->phase = "verifying";
     verify_all(r);
+    for (unsigned i = 0; i < c->disks.count && drives_whole(c); i++)
+        verify_member(c, i);
     if (c->stay)
         crash_end_life(c);
     close_store(c);
@@ -294,6 +345,17 @@ static void run_process(struct crash *c, const char *name, fiber_fn fn)
     run_fail(r, "it hangs");
 }
 
+/* Before the process is killed: is there a copy of the metadata, as far as it knows? */
+static void look_for_copy(struct crash *c)
+{
+    struct partition_status s;
+
+    if (!c->run.p || strcmp(c->run.phase, "working") != 0)
+        return;
+    partition_get_status(c->run.p, &s);
+    c->copied = c->copied || s.copy_lsn;
+}
+
 static void kill_process(struct crash *c)
 {
     sim_kill(c->run.env, false);
@@ -308,29 +370,40 @@ static void kill_process(struct crash *c)
 /* As many drives as the profile bears, those that failed before among them. */
 static void lose_drives(struct crash *c)
 {
-    unsigned n = 0, first = (unsigned)(c->state % c->run.drives);
+    unsigned n = 0, first = (unsigned)(c->state % c->disks.count);
 
-    for (unsigned i = 0; i < c->run.drives && n < c->run.m; i++)
+    for (unsigned i = 0; i < c->disks.count && n < c->run.m; i++)
         if (c->damaged >> i & 1) {
             c->disks.disk[i].failing = true;
             n++;
         }
-    for (unsigned i = 0; i < c->run.drives && n < c->run.m; i++) {
-        struct crash_disk *d = &c->disks.disk[(first + i) % c->run.drives];
+    for (unsigned i = 0; i < c->disks.count && n < c->run.m; i++) {
+        struct crash_disk *d = &c->disks.disk[(first + i) % c->disks.count];
 
-        if (!d->failing) {
+        if (!d->failing && d->now.size) {
             d->failing = true;
             n++;
         }
     }
 }
 
+/* In the child: the metadata is lost with the power, every other time with drives. */
+static void lose_kv(struct crash *c)
+{
+    crash_meta_lose(&c->meta);
+    if (c->state / CRASH_VARIANTS % 2)
+        lose_drives(c);
+    run_process(c, "rebuild", rebuild_kv_main);
+    kill_process(c);
+}
+
 /* In the child: the process ends with status 0 when all is well. */
 static void crash_check(struct crash *c)
 {
+    look_for_copy(c);
     kill_process(c);
     c->over = c->cut = false;
-    for (unsigned i = 0; i < c->run.drives; i++)
+    for (unsigned i = 0; i < c->disks.count; i++)
         c->disks.disk[i].failing = false; /* a drive that failed is back */
     if (c->variant == CRASH_LESS)
         lose_drives(c);
@@ -343,6 +416,8 @@ static void crash_check(struct crash *c)
         lose_drives(c);
         c->stay = c->over = false;
     }
+    if (c->variant == CRASH_KV_LOST)
+        lose_kv(c);
     run_process(c, "recovery", recover_main);
     kill_process(c);
     child_exit(0);
@@ -365,6 +440,7 @@ static void end_life(struct crash *c, enum crash_end end)
     struct crash_state kept = {.count = 0};
     uint64_t n = 0;
 
+    look_for_copy(c);
     kill_process(c);
     c->over = false;
     run_trace(&c->run, "life %u ends, %u changes pending", c->life, pending(c));
@@ -416,8 +492,10 @@ static void crash_init(struct crash *c, const struct crash_workload *w,
     for (unsigned i = CRASH_DRIVES_MAX; i < RUN_DRIVES_MAX; i++)
         r->paths[i] = "none";
     memcpy(r->places, drive_paths, sizeof(drive_paths));
-    r->place_count = r->drives;
+    r->place_count = r->drives + w->spares;
     r->member = (1u << r->drives) - 1;
+    c->members =
+        (struct crash_members){.joined = r->member, .stay = r->member, .class = {[0] = r->member}};
     r->slot_size = FORMAT_SLOT_MIN;
     r->slot_count = w->slots ? w->slots : 16;
     r->journal_len = w->journal ? w->journal : FORMAT_JOURNAL_MIN;
@@ -426,8 +504,9 @@ static void crash_init(struct crash *c, const struct crash_workload *w,
     r->partition.ingest_bytes = 16u << 20;
     r->partition.on_conflict = PARTITION_REPLACE;
     r->partition.rebuild_delay_ns = w->rebuild_delay_ns;
+    r->partition.scrub_settle_ns = 1;
     r->contents = (struct model_contents){.same = instance_same, .replace = true};
-    crash_disks_init(&c->disks, r->drives);
+    crash_disks_init(&c->disks, r->place_count);
     c->disks.one_cache = s->one_cache;
     c->disks.on_durable = c->meta.on_durable = crash_point;
     crash_meta_init(&c->meta);
@@ -484,7 +563,7 @@ static void list_workloads(void)
 
 /* Each workload in a process of its own: a recording that fails ends only that. */
 static bool run_workload(const struct crash_workload *w, const struct crash_settings *s, bool quiet,
-                         uint64_t *ret_distinct)
+                         struct crash_counts *sum)
 {
     struct crash_counts counts = {0};
     int fds[2], status = -1;
@@ -510,29 +589,41 @@ static bool run_workload(const struct crash_workload *w, const struct crash_sett
                (unsigned long long)counts.states, (unsigned long long)counts.distinct,
                (unsigned long long)counts.tried, (unsigned long long)counts.failed);
     fflush(stdout);
-    *ret_distinct += counts.distinct;
+    sum->distinct += counts.distinct;
+    sum->tried += counts.tried;
     return counts.failed == 0;
 }
 
-/* Runs the chosen workloads; the name of the first that fails, or NULL. */
+/* Runs the chosen workloads; the name of the first that fails, or NULL. It is a failure that no
+ * state was tried at all: there is no such workload, or no state of that number. With too few
+ * drives for the workload there is nothing to try, and that is said. */
 static const char *run_workloads(const struct crash_settings *s, const char *name, bool quiet)
 {
     const char *failed = NULL;
-    uint64_t distinct = 0;
+    struct crash_counts sum = {0};
+    bool too_few = false;
 
     for (unsigned i = 0; i < crash_workload_count; i++) {
         const struct crash_workload *w = &crash_workloads[i];
 
-        if ((name && strcmp(name, w->name) != 0) || s->drives < w->drives_min)
+        if (name && strcmp(name, w->name) != 0)
             continue;
-        if (!run_workload(w, s, quiet, &distinct) && !failed)
+        if (s->drives < w->drives_min) {
+            too_few = true;
+            continue;
+        }
+        if (!run_workload(w, s, quiet, &sum) && !failed)
             failed = w->name;
         if (failed && s->stop)
             break;
     }
+    if (!failed && sum.tried == 0 && !too_few)
+        failed = "nothing was tried";
     if (!quiet)
-        printf("%llu distinct states, %s\n", (unsigned long long)distinct,
-               failed ? "with failures" : "all recovered from");
+        printf("%llu distinct states, %s\n", (unsigned long long)sum.distinct,
+               sum.tried == 0 ? too_few ? "too few drives for it" : "nothing was tried"
+               : failed       ? "with failures"
+                              : "all recovered from");
     return failed;
 }
 
@@ -607,7 +698,7 @@ static void parse(struct crash_settings *s, struct choice *choice, int argc, cha
         else
             usage(s->program);
     }
-    if (s->drives < 1 || s->drives > CRASH_DRIVES_MAX || s->jobs < 1 || s->jobs > 64)
+    if (s->drives < 1 || s->drives >= CRASH_DRIVES_MAX || s->jobs < 1 || s->jobs > 64)
         usage(s->program);
 }
 

@@ -222,6 +222,8 @@ struct crash_file {
     struct env_file base;
     struct env_file *under;
     struct crash_disk *disk;
+    unsigned in_flight;
+    bool forsaken; /* its last operation closes it */
 };
 
 struct crash_op {
@@ -313,17 +315,40 @@ static void op_happens(struct crash_disk *d, struct crash_op *op)
     sim_outside_leave(saved);
 }
 
+static void file_close(struct env_file *file)
+{
+    struct crash_file *f = (struct crash_file *)file;
+
+    f->under->ops->close(f->under);
+    mem_free(f);
+}
+
+static void file_forsake(struct env_file *file)
+{
+    struct crash_file *f = (struct crash_file *)file;
+
+    if (f->in_flight == 0)
+        file_close(file);
+    else
+        f->forsaken = true;
+}
+
 static void op_done(struct env_io *under)
 {
     struct crash_op *op = (struct crash_op *)under;
-    struct crash_disk *d = ((struct crash_file *)op->io->file)->disk;
+    struct crash_file *f = (struct crash_file *)op->io->file;
+    struct crash_disk *d = f->disk;
     struct env_io *io = op->io;
+    bool last;
 
     if (!d->failing && op_settles(op) && d->all->on_durable && d->all->on_durable(d->all->arg))
         return;
     op_happens(d, op);
     mem_free(op);
+    last = --f->in_flight == 0 && f->forsaken;
     io->done(io);
+    if (last)
+        file_close(&f->base);
 }
 
 static void file_start(struct env_file *file, struct env_io *io)
@@ -336,6 +361,7 @@ static void file_start(struct env_file *file, struct env_io *io)
     if (io->kind == ENV_WRITE || io->kind == ENV_TRIM || io->kind == ENV_RESIZE)
         op->change = change_new(f->disk, io);
     op->started = ++f->disk->all->clock;
+    f->in_flight++;
     f->under->ops->start(f->under, &op->under);
 }
 
@@ -345,21 +371,16 @@ static int file_size(struct env_file *file, uint64_t *ret_size)
     return 0;
 }
 
-static void file_close(struct env_file *file)
-{
-    struct crash_file *f = (struct crash_file *)file;
-
-    f->under->ops->close(f->under);
-    mem_free(f);
-}
-
 static uint64_t file_cache(struct env_file *file)
 {
     return ((struct crash_file *)file)->disk->all->one_cache;
 }
 
-static const struct env_file_ops file_ops = {
-    .start = file_start, .size = file_size, .close = file_close, .cache = file_cache};
+static const struct env_file_ops file_ops = {.start = file_start,
+                                             .size = file_size,
+                                             .close = file_close,
+                                             .cache = file_cache,
+                                             .forsake = file_forsake};
 
 static struct env_file *disks_wrap(void *arg, const char *path, struct env_file *under)
 {
@@ -460,6 +481,29 @@ void crash_disks_cut(struct crash_disks *ds)
         disk_forget(&ds->disk[i]);
         image_copy(&ds->disk[i].now, &ds->disk[i].durable);
     }
+}
+
+static void image_spoil(struct crash_image *img, uint64_t from, uint64_t to)
+{
+    for (size_t i = (size_t)(from / CRASH_PAGE); i < img->page_count && i < to / CRASH_PAGE; i++) {
+        uint8_t *page = img->pages[i];
+
+        if (!page)
+            continue;
+        img->digest -= page_digest(page, i);
+        page[i % CRASH_PAGE] ^= 0x10;
+        img->digest += page_digest(page, i);
+    }
+}
+
+void crash_disk_spoil(struct crash_disk *d, uint64_t from, uint64_t to)
+{
+    void *saved;
+
+    sim_outside_enter(&saved);
+    image_spoil(&d->now, from, to);
+    image_spoil(&d->durable, from, to);
+    sim_outside_leave(saved);
 }
 
 void crash_disks_orphan(struct crash_disks *ds, bool happened)

@@ -16,7 +16,7 @@
 #include "lib/base/list.h"
 #include "lib/rt/env_ops.h"
 
-#define CRASH_DRIVES_MAX 6u
+#define CRASH_DRIVES_MAX 7u /* with spares */
 #define CRASH_SECTOR     512u
 #define CRASH_PAGE       4096u
 
@@ -84,5 +84,7 @@ uint64_t crash_disks_digest(struct crash_disks *ds, const struct crash_part *par
 
 /* The power was cut, or comes on: what is on the medium is all there is. */
 void crash_disks_cut(struct crash_disks *ds);
+/* Flips a byte of each page of the range that anything is on. */
+void crash_disk_spoil(struct crash_disk *d, uint64_t from, uint64_t to);
 /* The process is gone and the power is not: what was in flight has happened, or not at all. */
 void crash_disks_orphan(struct crash_disks *ds, bool happened);

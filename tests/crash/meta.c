@@ -150,6 +150,13 @@ void crash_meta_cut(struct crash_meta *m, uint64_t border)
     m->written = m->flushed = border;
 }
 
+void crash_meta_lose(struct crash_meta *m)
+{
+    crash_meta_cut(m, m->flushed);
+    kv_mem_image_free(m->durable);
+    m->durable = kv_mem_image_new();
+}
+
 void crash_meta_init(struct crash_meta *m)
 {
     memset(m, 0, sizeof(*m));

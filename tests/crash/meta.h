@@ -30,3 +30,6 @@ int crash_meta_open(struct crash_meta *m, struct env *env, struct kv **ret_kv);
 
 /* A crash, after which exactly the first `border` batches are in; flushed <= border <= written. */
 void crash_meta_cut(struct crash_meta *m, uint64_t border);
+
+/* All of it is gone. */
+void crash_meta_lose(struct crash_meta *m);

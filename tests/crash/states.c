@@ -139,14 +139,15 @@ static bool try_in_child(struct crash *c, const struct crash_state *s, enum cras
     return true;
 }
 
-/* Every state is recovered from with all drives; with fewer, and twice, every fifth is: a campaign
- * does all with each. */
+/* Every state is recovered from with all drives; with fewer, twice, and without the KV store, every
+ * fifth is: a campaign does all with each. */
 static bool try_variants(struct crash *c, const struct crash_state *s, uint64_t digest)
 {
     for (unsigned v = 0; v < CRASH_VARIANTS; v++) {
         uint64_t state = c->counts.distinct * CRASH_VARIANTS + v + 1;
 
-        if (v == CRASH_LESS && !c->formatted) /* to make a store takes all drives */
+        /* To make a store takes all drives, and a KV store. */
+        if ((v == CRASH_LESS || v == CRASH_KV_LOST) && !c->formatted)
             continue;
         if (!c->settings->full && v != CRASH_RECOVER && digest / 7 % 5 != v)
             continue;

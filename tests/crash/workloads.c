@@ -1,7 +1,10 @@
 /* The workloads: short scripts that each bring the engine to one of the places where the order of
  * writes matters. All is told to the model before and after. */
+#include <stdio.h>
 #include <string.h>
 
+#include "daemon/membership.h"
+#include "daemon/scrubber.h"
 #include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
@@ -10,10 +13,22 @@
 
 /* ---- Steps ---- */
 
-enum step_kind { WRITE, ZERO, FLUSH, PUT, DELETE, SETTLE, SNAP, SNAP_DELETE };
+enum step_kind {
+    WRITE,
+    ZERO,
+    FLUSH,
+    PUT,
+    DELETE,
+    SETTLE,
+    SNAP,
+    SNAP_DELETE,
+    BUCKET_PUT,
+    BUCKET_DELETE
+};
 
 /* WRITE: `count` blocks at `at` of a volume, other bytes for each `seed`. PUT: content `seed` of
- * instance `at`. SNAP: number `at` of `count` volumes. */
+ * instance `at`. SNAP: number `at` of `count` volumes. BUCKET_PUT: content `seed` of object `at` of
+ * a bucket. */
 struct step {
     enum step_kind kind;
     unsigned volume, at, count, seed;
@@ -189,6 +204,231 @@ static void step_snap_delete(struct crash *c, const struct step *s)
     acknowledged(c);
 }
 
+static void resize(struct crash *c, unsigned volume, unsigned blocks)
+{
+    struct model_volume *v = volume_at(c, volume);
+    uint64_t size = blocks * (uint64_t)BLOCK_SIZE;
+    struct model_write *w = NULL;
+
+    if (size < v->size)
+        w = model_write_begin(&c->run.model, v, size, v->size - size, NULL);
+    v->other_size = size;
+    v->resizes++;
+    acknowledged(c);
+    must(c, "resize", block_resize(partition_blocks(c->run.p), v->name, size));
+    v->size = size;
+    v->resizes++;
+    if (w)
+        model_write_end(&c->run.model, w, MODEL_DONE);
+    acknowledged(c);
+}
+
+/* ---- Buckets ---- */
+
+static bool never_same(int a, int b)
+{
+    (void)a;
+    (void)b;
+    return false;
+}
+
+static const struct model_contents replacing = {.same = never_same, .replace = true};
+
+static void bucket_make(struct crash *c, unsigned bucket)
+{
+    struct model_bucket *b = &c->run.buckets[bucket];
+
+    b->exists = MODEL_UNSURE;
+    acknowledged(c);
+    must(c, "create bucket", bucket_create(partition_buckets(c->run.p), b->name));
+    b->exists = MODEL_PRESENT;
+    acknowledged(c);
+}
+
+/* With all that is in it. */
+static void bucket_delete(struct crash *c, unsigned bucket)
+{
+    struct model_bucket *b = &c->run.buckets[bucket];
+    int slots[OBJECT_NAMES];
+
+    for (unsigned i = 0; i < OBJECT_NAMES; i++)
+        slots[i] = model_instance_begin(&b->objects[i], MODEL_INSTANCE_ABSENT, &replacing);
+    b->exists = MODEL_UNSURE;
+    acknowledged(c);
+    must(c, "delete bucket", bucket_remove(partition_buckets(c->run.p), b->name, true));
+    b->exists = MODEL_ABSENT;
+    for (unsigned i = 0; i < OBJECT_NAMES; i++)
+        (void)model_instance_end(&b->objects[i], slots[i], MODEL_PUT_NONE, MODEL_DONE);
+    acknowledged(c);
+}
+
+/* Some of the contents of tests/sim/objects.c, which knows them again. */
+static void object_content(unsigned object, unsigned content, struct strbuf *out)
+{
+    uint64_t n = content == 5 ? 300000 : 5000 + object, words[2];
+
+    if (content == 4)
+        strbuf_addf(out, "object %u", object);
+    if (content < 5)
+        return;
+    words[0] = content == 5 ? object / 4 : object;
+    for (uint64_t i = 0; i < n; i += 8) {
+        words[0] = words[0] * 6364136223846793005u + 1442695040888963407u;
+        strbuf_add(out, words, n - i < 8 ? (size_t)(n - i) : 8);
+    }
+    if (content == 5)
+        strbuf_addf(out, "%u", object);
+}
+
+/* An even one: those of odd numbers are put only where nobody is. */
+static void object_name(unsigned object, char name[24])
+{
+    CHECK(object % 2 == 0);
+    (void)snprintf(name, 24, "%s%u", object < 3 ? "" : object < 5 ? "a/" : "b/c/", object);
+}
+
+/* Content `seed` of object `at` of bucket `volume`. */
+static void step_bucket_put(struct crash *c, const struct step *s)
+{
+    STRBUF_AUTO struct strbuf bytes = STRBUF_INIT;
+    struct model_bucket *b = &c->run.buckets[s->volume];
+    int slot = model_instance_begin(&b->objects[s->at], (int)s->seed, &replacing);
+    struct bucket_put_info info = {.bucket = b->name};
+    struct bucket_put_result result;
+    struct bucket_put *put;
+    char name[24];
+
+    acknowledged(c);
+    object_name(s->at, name);
+    info.name = name;
+    object_content(s->at, s->seed, &bytes);
+    must(c, "put", bucket_put_begin(partition_buckets(c->run.p), &info, &put));
+    must(c, "append", bucket_put_append(put, bytes.data, bytes.len));
+    must(c, "commit", bucket_put_commit(put, &result));
+    if (!model_instance_end(&b->objects[s->at], slot,
+                            result.replaced ? MODEL_PUT_REPLACED : MODEL_PUT_STORED, MODEL_DONE))
+        run_fail(&c->run, "the put's outcome is wrong");
+    acknowledged(c);
+}
+
+static void step_bucket_delete(struct crash *c, const struct step *s)
+{
+    struct model_bucket *b = &c->run.buckets[s->volume];
+    int slot = model_instance_begin(&b->objects[s->at], MODEL_INSTANCE_ABSENT, &replacing);
+    char name[24];
+
+    acknowledged(c);
+    object_name(s->at, name);
+    must(c, "delete", bucket_object_remove(partition_buckets(c->run.p), b->name, name));
+    if (!model_instance_end(&b->objects[s->at], slot, MODEL_DELETED, MODEL_DONE))
+        run_fail(&c->run, "there was nothing to delete");
+    acknowledged(c);
+}
+
+/* ---- Drives ---- */
+
+/* The drive that a disk is. */
+static unsigned drive_of(struct crash *c, unsigned disk)
+{
+    const struct driveset *ds = partition_drives(c->run.p);
+
+    for (unsigned i = 0; i < ds->count; i++)
+        if (ds->drives[i].state != DRIVE_NONE &&
+            strcmp(ds->drives[i].path, crash_disk_path(disk)) == 0)
+            return i;
+    return MEMBER_NOBODY;
+}
+
+static void ordered(struct crash *c, const char *what, int rc, struct strbuf *why)
+{
+    if (rc < 0)
+        run_fail(&c->run, "%s: %s: %s", what, err_name(rc), why->len ? why->data : "");
+    acknowledged(c);
+    run_trace(&c->run, "drive %s", what);
+}
+
+static void drive_begins_to_leave(struct crash *c, unsigned disk)
+{
+    c->members.joined &= ~(1u << disk);
+    c->members.stay &= ~(1u << disk);
+    acknowledged(c);
+}
+
+/* A spare disk becomes a drive; in place of `instead`, which begins to leave, unless that is none.
+ */
+static void drive_add(struct crash *c, unsigned disk, unsigned instead)
+{
+    STRBUF_AUTO struct strbuf why = STRBUF_INIT;
+    const struct driveset *ds = partition_drives(c->run.p);
+    bool replaces = instead != MEMBER_NOBODY;
+    struct member_add add = {
+        .path = crash_disk_path(disk),
+        .size = ds->super.slots_off + c->run.slot_count * ds->super.slot_size,
+        .force = true,
+        .replaces = replaces ? drive_of(c, instead) : MEMBER_NOBODY,
+    };
+    uint32_t index;
+    int rc;
+
+    if (replaces)
+        drive_begins_to_leave(c, instead);
+    rc = replaces ? partition_drive_replace(c->run.p, &add, &why, &index)
+                  : partition_drive_add(c->run.p, &add, &why, &index);
+    if (rc == 0) {
+        c->members.joined |= 1u << disk;
+        c->members.stay |= 1u << disk;
+        c->members.class[0] |= 1u << disk;
+        c->members.leave |= replaces ? 1u << instead : 0;
+    }
+    ordered(c, replaces ? "replace" : "add", rc, &why);
+}
+
+static void drive_remove(struct crash *c, unsigned disk)
+{
+    STRBUF_AUTO struct strbuf why = STRBUF_INIT;
+    int rc;
+
+    drive_begins_to_leave(c, disk);
+    rc = partition_drive_remove(c->run.p, drive_of(c, disk), &why);
+    c->members.leave |= 1u << disk;
+    ordered(c, "remove", rc, &why);
+}
+
+static void drive_keep(struct crash *c, unsigned disk)
+{
+    STRBUF_AUTO struct strbuf why = STRBUF_INIT;
+    int rc;
+
+    c->members.leave &= ~(1u << disk);
+    acknowledged(c);
+    rc = partition_drive_keep(c->run.p, drive_of(c, disk), &why);
+    c->members.joined |= 1u << disk;
+    c->members.stay |= 1u << disk;
+    ordered(c, "keep", rc, &why);
+}
+
+static void drive_class(struct crash *c, unsigned disk)
+{
+    STRBUF_AUTO struct strbuf why = STRBUF_INIT;
+    int rc;
+
+    c->members.class[0] &= ~(1u << disk);
+    acknowledged(c);
+    rc = partition_drive_set_class(c->run.p, drive_of(c, disk), 1, &why);
+    c->members.class[1] |= 1u << disk;
+    ordered(c, "set-class", rc, &why);
+}
+
+/* It is empty, and no drive of the store any more. */
+static void wait_gone(struct crash *c, unsigned disk)
+{
+    for (unsigned i = 0; drive_of(c, disk) != MEMBER_NOBODY; i++) {
+        if (i == 600)
+            run_fail(&c->run, "disk %u does not leave", disk);
+        env_sleep(c->run.env, 100 * ENV_NS_PER_MS);
+    }
+}
+
 static void do_step(struct crash *c, const struct step *s)
 {
     static void (*const steps[])(struct crash *,
@@ -198,7 +438,9 @@ static void do_step(struct crash *c, const struct step *s)
                                                          [PUT] = step_put,
                                                          [DELETE] = step_delete,
                                                          [SNAP] = step_snap,
-                                                         [SNAP_DELETE] = step_snap_delete};
+                                                         [SNAP_DELETE] = step_snap_delete,
+                                                         [BUCKET_PUT] = step_bucket_put,
+                                                         [BUCKET_DELETE] = step_bucket_delete};
 
     if (s->kind == SETTLE)
         must(c, "settle", partition_settle(c->run.p));
@@ -466,6 +708,114 @@ static void cut_late(struct crash *c)
     cut_while_writing(c, 200000);
 }
 
+static void resizes(struct crash *c)
+{
+    create(c, 0, 64);
+    DO(c, {WRITE, 0, 0, 20, 1}, {WRITE, 0, 20, 2, 2}, {WRITE, 0, 40, 20, 3});
+    crash_watch(c, true);
+    resize(c, 0, 21);
+    DO(c, {WRITE, 0, 20, 1, 4});
+    resize(c, 0, 64);
+    DO(c, {WRITE, 0, 41, 1, 5}, {SETTLE, 0, 0, 0, 0});
+    resize(c, 0, 10);
+    DO(c, {SETTLE, 0, 0, 0, 0});
+    crash_watch(c, false);
+}
+
+static void buckets(struct crash *c)
+{
+    bucket_make(c, 0);
+    DO(c, {BUCKET_PUT, 0, 0, 0, 5}, {SETTLE, 0, 0, 0, 0});
+    crash_watch(c, true);
+    bucket_make(c, 1);
+    DO(c, {BUCKET_PUT, 1, 2, 0, 4}, {BUCKET_PUT, 0, 0, 0, 6});
+    TOGETHER(c, {BUCKET_PUT, 0, 4, 0, 5}, {BUCKET_DELETE, 1, 2, 0, 0}, {BUCKET_PUT, 1, 6, 0, 3});
+    DO(c, {BUCKET_DELETE, 0, 0, 0, 0}, {BUCKET_PUT, 0, 6, 0, 6});
+    bucket_delete(c, 0);
+    DO(c, {SETTLE, 0, 0, 0, 0});
+    bucket_make(c, 0);
+    DO(c, {BUCKET_PUT, 0, 4, 0, 4}, {SETTLE, 0, 0, 0, 0});
+    crash_watch(c, false);
+}
+
+static void drives_come_and_go(struct crash *c)
+{
+    unsigned spare = c->run.drives;
+
+    some_content(c);
+    DO(c, {SETTLE, 0, 0, 0, 0});
+    crash_watch(c, true);
+    drive_add(c, spare, MEMBER_NOBODY);
+    DO(c, {WRITE, 0, 0, 2, 11}, {WRITE, 0, 24, 20, 12});
+    drive_class(c, spare);
+    drive_remove(c, 0);
+    drive_keep(c, 0);
+    DO(c, {WRITE, 0, 1, 1, 13});
+    drive_remove(c, 0);
+    wait_gone(c, 0);
+    DO(c, {WRITE, 0, 2, 2, 14}, {PUT, 0, 3, 0, 1});
+    crash_watch(c, false);
+}
+
+static void drive_replaced(struct crash *c)
+{
+    some_content(c);
+    DO(c, {SETTLE, 0, 0, 0, 0}, {WRITE, 0, 3, 2, 10});
+    crash_watch(c, true);
+    drive_add(c, c->run.drives, 0);
+    DO(c, {WRITE, 0, 0, 2, 11}, {WRITE, 0, 24, 20, 12});
+    wait_gone(c, 0);
+    DO(c, {WRITE, 0, 2, 2, 13});
+    crash_watch(c, false);
+}
+
+/* Each page of the slots of one drive has rotted: scrub writes all of it anew, in place. */
+static void mends(struct crash *c)
+{
+    const struct driveset *ds = partition_drives(c->run.p);
+    struct scrub_status st;
+
+    some_content(c);
+    DO(c, {SETTLE, 0, 0, 0, 0});
+    crash_disk_spoil(&c->disks.disk[0], ds->super.slots_off, UINT64_MAX);
+    c->damaged = 1;
+    acknowledged(c);
+    crash_watch(c, true);
+    must(c, "scrub", partition_scrub_start(c->run.p));
+    DO(c, {WRITE, 0, 2, 1, 11});
+    partition_scrub_wait(c->run.p);
+    partition_scrub_status(c->run.p, &st);
+    if (!st.state.last.found || st.state.last.mended != st.state.last.found || st.state.last.lost)
+        run_fail(&c->run, "scrub found %llu places, mended %llu",
+                 (unsigned long long)st.state.last.found, (unsigned long long)st.state.last.mended);
+    c->damaged = 0; /* from here on any other drive may go */
+    acknowledged(c);
+    DO(c, {WRITE, 0, 1, 1, 12}, {SETTLE, 0, 0, 0, 0});
+    crash_watch(c, false);
+}
+
+/* The metadata's copy begins, while others go on; the KV store is ahead of it when the power fails.
+ */
+static void copy_begins(struct crash *c)
+{
+    some_content(c);
+    DO(c, {SETTLE, 0, 0, 0, 0}, {WRITE, 0, 2, 1, 4});
+    crash_watch(c, true);
+    TOGETHER(c, {SETTLE, 0, 0, 0, 0}, {WRITE, 0, 3, 2, 5}, {PUT, 0, 2, 0, 1}, {WRITE, 0, 40, 18, 6},
+             {DELETE, 0, 1, 0, 0});
+    crash_watch(c, false);
+    DO(c, {WRITE, 0, 20, 18, 7}, {PUT, 0, 3, 0, 1});
+}
+
+static void copy_goes_on(struct crash *c)
+{
+    verify_all(&c->run);
+    acknowledged(c);
+    crash_watch(c, true);
+    DO(c, {WRITE, 0, 5, 1, 21}, {SETTLE, 0, 0, 0, 0}, {DELETE, 0, 3, 0, 0}, {SETTLE, 0, 0, 0, 0});
+    crash_watch(c, false);
+}
+
 #define REBUILD_DELAY (50 * ENV_NS_PER_MS)
 
 const struct crash_workload crash_workloads[] = {
@@ -519,6 +869,33 @@ const struct crash_workload crash_workloads[] = {
      .slots = 40,
      .rebuild_delay_ns = REBUILD_DELAY,
      .drives_min = 3},
+    {.name = "resize",
+     .text = "a volume shrinks and grows",
+     .lives = {{.work = resizes}},
+     .life_count = 1},
+    {.name = "buckets",
+     .text = "objects put, replaced and deleted, and a bucket with them",
+     .lives = {{.work = buckets}},
+     .life_count = 1},
+    {.name = "members",
+     .text = "a drive is added, one is removed, and leaves",
+     .lives = {{.work = drives_come_and_go}},
+     .life_count = 1,
+     .spares = 1},
+    {.name = "replace",
+     .text = "a drive is replaced",
+     .lives = {{.work = drive_replaced}},
+     .life_count = 1,
+     .spares = 1},
+    {.name = "mend",
+     .text = "a drive has rotted, and scrub mends it in place",
+     .lives = {{.work = mends}},
+     .life_count = 1,
+     .drives_min = 2},
+    {.name = "copy",
+     .text = "the metadata is copied beside writes, a power cut, and copied again",
+     .lives = {{.work = copy_begins, .end = CRASH_END_POWER}, {.work = copy_goes_on}},
+     .life_count = 2},
     {.name = "reopen",
      .text = "a clean end and a new start",
      .lives = {{.work = some_content, .watch_close = true},

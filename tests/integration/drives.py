@@ -7,7 +7,9 @@ third gone there are clear errors and never wrong bytes; a flipped byte is never
 """
 
 import argparse
+import collections
 import itertools
+import json
 import os
 import random
 import shutil
@@ -15,7 +17,7 @@ import sys
 import time
 
 from contents import Contents
-from harness import MIB, SHORT, Daemon, Suite, check, fsck, log, run, scratch
+from harness import DUMP, MIB, SHORT, Daemon, Suite, check, fsck, log, run, scratch
 
 # A small journal, so that copies are cheap and most of what is damaged is data.
 CONFIG = "[store]\ncapacity = 1G\njournal_size = 16M\ncache_size = 16M\n"
@@ -58,6 +60,29 @@ def flip(path, rng, count, front=0):
             old = f.read(1)[0]
             f.seek(at)
             f.write(bytes([old ^ 1 << rng.randrange(8)]))
+
+
+def spoil(path, front):
+    """Changes a byte in each block of 4 KiB that holds data, from `front` on."""
+    with open(path, "r+b") as f:
+        for start, length in list(data_extents(path)):
+            for at in range(max(start, front) // 4096 * 4096, start + length, 4096):
+                f.seek(at + at // 4096 % 4096)
+                old = f.read(1)
+                if old and at >= front:
+                    f.seek(-1, os.SEEK_CUR)
+                    f.write(bytes([old[0] ^ 0x40]))
+
+
+def find_number(tree, name):
+    """The first number of that name in a JSON tree."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if key == name:
+            return value
+        found = find_number(value, name) if isinstance(value, (dict, list)) else None
+        if found is not None:
+            return found
+    return None
 
 
 class Drives:
@@ -162,6 +187,36 @@ class Drives:
                 daemon.kill()
             daemon.check_log()
             shutil.rmtree(data)
+
+    def three_lie(self):
+        """Superblocks and journals are sound, so all drives are believed; but of every stripe more
+        columns than parity can make up for hold wrong bytes."""
+        data = self.copy()
+        dump = json.loads(run(DUMP, "--data", data, "--config", self.master + ".conf", "--json",
+                              "superblock").stdout)
+        front = find_number(dump, "slots_off")
+        three = self.random.sample(self.names, 3)
+        for path in self.paths(data, three[:2]):
+            spoil(path, front)
+        with Daemon(data, config=CONFIG) as daemon:
+            self.contents.verify(daemon)  # two may lie
+        spoil(os.path.join(data, three[2]), front)
+        with Daemon(data, config=CONFIG) as daemon:
+            errors = self.contents.verify(daemon, errors_allowed=True)
+            check(errors > len(self.contents.steps) // 4,
+                  "three of six drives lie, and hardly anything is missing:", errors)
+            log(f"three lie: {errors} pieces refused, none wrong")
+        told = fsck(data, data + ".conf", "--deep", code=4)
+        kinds = collections.Counter(f["kind"] for f in told["findings"])
+        check(kinds["chunk-lost"] and kinds["volume-data"] and kinds["instance-data"],
+              "fsck should name what is lost:", kinds)
+        text = " ".join(f["text"] for f in told["findings"])
+        check(self.contents.volume in text, "fsck should name the volume:", text[:2000])
+        bad = {self.names[i] for i, d in enumerate(told["drives"]) if d["bad_columns"]}
+        # Where too much of a stripe is wrong, parity columns cannot be told right from wrong.
+        check(bad and bad <= set(three), "the drives that lie are", three, "and fsck names", bad)
+        log("fsck:", dict(kinds))
+        shutil.rmtree(data)
 
     def flips(self):
         for number in range(self.args.rounds):
@@ -317,6 +372,8 @@ def main():
                 d.lost_while_running()
             with suite.case("a third loss gives clear errors, never wrong bytes"):
                 d.third_loss()
+            with suite.case("three drives that lie give errors, never wrong bytes"):
+                d.three_lie()
             with suite.case("flipped bytes are never served"):
                 d.flips()
             with suite.case("drives that missed writes and come back are not believed"):

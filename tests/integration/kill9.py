@@ -9,12 +9,17 @@ journal, in the others after one more kill, so that the daemon's own recovery is
 
 All the while an administrator keeps the background work busy: takes and deletes snapshots, puts and
 removes objects, has everything scrubbed, adds drives and removes them. Now and then a study is
-deleted; what was acknowledged as gone stays gone.
+deleted; what was acknowledged as gone stays gone. What a snapshot showed once it shows for ever,
+and an object has the bytes of the last put that was acknowledged, or of the one that was killed.
+
+A daemon that hangs keeps all its promises; so just before each kill every door must answer within
+seconds, and in the end each kind of request and order must have been carried out often enough.
 
   kill9.py [--rounds N] [--seed S]    default 6 rounds (2 on slow builds); a campaign is 200
 """
 
 import argparse
+import collections
 import hashlib
 import os
 import random
@@ -25,12 +30,15 @@ import time
 import blockmodel
 import dicom
 import nbd
+from admin import ask
 from harness import (CLI, MIB, SHORT, Daemon, Failure, Suite, check, fsck, log, phantom, run,
                      scratch)
 
 # A small journal and cache: the journal wraps, and reads come from the drives.
 CONFIG = "[store]\njournal_size = 16M\ncache_size = 16M\nscrub_rate = 1T\nrebuild_after = 1\n"
 REGION = 8 * MIB // blockmodel.SECTOR
+PROBE = 62 * MIB  # where no writer writes
+ANSWER = 20 if SHORT else 5  # seconds within which every door has to answer under load
 
 
 class Instances:
@@ -112,52 +120,123 @@ class Sender(threading.Thread):
                 self.acks += len(stored)
 
 
-class Administrator(threading.Thread):
-    """Gives orders of all kinds, one after the other, until the daemon is gone. Which of them were
-    carried out nobody keeps account of here; they keep the background work busy."""
+class Known:
+    """What snapshots and objects must hold. An order that was killed leaves more than one answer;
+    what is found after the restart is the only one from then on."""
 
-    def __init__(self, daemon, seed, stop):
+    def __init__(self):
+        self.snapshots = {}  # (volume, name) -> [(offset, digest of PIECE bytes)]
+        self.objects = {}    # name -> digests it may have; None: absent
+
+    PIECE = 512 * 1024
+
+    def look(self, daemon, volume, name, rng, timeout=60):
+        """Takes down what a snapshot shows in some places of where the writers write."""
+        with nbd.Nbd(daemon.nbd, f"{volume}@{name}", timeout) as client:
+            pieces = [rng.randrange(8 * MIB // self.PIECE) * self.PIECE for _ in range(3)]
+            self.snapshots[volume, name] = [
+                (at, hashlib.sha256(client.read(at, self.PIECE)).digest()) for at in pieces]
+
+    def verify(self, daemon, volumes, rng):
+        """Returns how many snapshots and objects were there."""
+        there = set()
+        for volume in volumes:
+            for row in daemon.cli_json("volume", "snapshots", volume)["snapshots"]:
+                there.add(tuple(row["name"].split("@")))
+        lost = set(self.snapshots) - there
+        check(not lost, "snapshots are gone:", lost)
+        for volume, name in sorted(there):
+            with nbd.Nbd(daemon.nbd, f"{volume}@{name}") as client:
+                for at, digest in self.snapshots.get((volume, name), []):
+                    got = hashlib.sha256(client.read(at, self.PIECE)).digest()
+                    check(got == digest, f"{volume}@{name} has changed at {at}")
+            if (volume, name) not in self.snapshots:
+                self.look(daemon, volume, name, rng)
+        for name, may in self.objects.items():
+            status, _, body = ask(daemon, "GET", f"/v1/buckets/b/objects/{name}")
+            got = hashlib.sha256(body).digest() if status == 200 else None
+            check(status in (200, 404) and got in may, f"object {name}: HTTP status {status},",
+                  len(body), "bytes; it must be one of", len(may), "others")
+            self.objects[name] = {got}
+        return len(there), sum(may != {None} for may in self.objects.values())
+
+
+class Administrator(threading.Thread):
+    """Gives orders of all kinds, one after the other, until the daemon is gone. Which of them are
+    carried out depends on what there is: `done` counts those, by kind."""
+
+    ORDERS = ("snapshot", "snapshot", "snapshot_delete", "put", "put", "remove", "scrub",
+              "drive_add", "drive_remove")
+
+    def __init__(self, daemon, seed, stop, known):
         super().__init__(daemon=True)
-        self.daemon_, self.stop_event = daemon, stop
+        self.daemon_, self.stop_event, self.known = daemon, stop, known
         self.random = random.Random(seed)
         self.error = None
-        self.acks = 0
+        self.done = collections.Counter()
 
     def run(self):
-        orders = [self.snapshot, self.snapshot, self.snapshot_delete, self.put, self.put,
-                  self.remove, self.scrub, self.drive_add, self.drive_remove]
-        while not self.stop_event.is_set():
-            done = run(CLI, "--data", self.daemon_.data, *self.random.choice(orders)(), ok=False,
-                       stdin=self.random.randbytes(self.random.randrange(300000)))
-            self.acks += done.returncode == 0
-            if done.returncode < 0:
-                self.error = Failure(f"the command died: {done.stderr}")
+        try:
+            while not self.stop_event.is_set():
+                kind = self.random.choice(self.ORDERS)
+                if getattr(self, kind)():
+                    self.done[kind] += 1
+        except Exception as e:  # pylint: disable=broad-except
+            self.error = e
+
+    def order(self, *argv, stdin=b""):
+        """True when it was carried out."""
+        done = run(CLI, "--data", self.daemon_.data, *argv, ok=False, stdin=stdin)
+        check(done.returncode >= 0, "the command died:", done.stderr)
+        return done.returncode == 0
 
     def name(self):
         return f"n{self.random.randrange(6)}"
 
     def snapshot(self):
-        return "volume", "snapshot", "sure,cached", self.name()
+        name = self.name()
+        if not self.order("volume", "snapshot", "sure,cached", name):
+            return False
+        for volume in ("sure", "cached"):
+            self.known.snapshots[volume, name] = []  # it must be there from now on
+        try:
+            self.known.look(self.daemon_, self.random.choice(["sure", "cached"]), name,
+                            self.random)
+        except ConnectionError:
+            pass  # the kill
+        return True
 
     def snapshot_delete(self):
-        volume = self.random.choice(["sure", "cached"])
-        return "volume", "snapshot-delete", volume, self.name(), "--force"
+        volume, name = self.random.choice(["sure", "cached"]), self.name()
+        self.known.snapshots.pop((volume, name), None)
+        return self.order("volume", "snapshot-delete", volume, name, "--force")
 
     def put(self):
-        return "object", "put", f"b/{self.name()}"
+        name, data = self.name(), self.random.randbytes(self.random.randrange(300000))
+        digest = hashlib.sha256(data).digest()
+        self.known.objects[name] = self.known.objects.get(name, {None}) | {digest}
+        if not self.order("object", "put", f"b/{name}", stdin=data):
+            return False
+        self.known.objects[name] = {digest}
+        return True
 
     def remove(self):
-        return "object", "rm", f"b/{self.name()}", "--force"
+        name = self.name()
+        self.known.objects[name] = self.known.objects.get(name, {None}) | {None}
+        if not self.order("object", "rm", f"b/{name}", "--force"):
+            return False
+        self.known.objects[name] = {None}
+        return True
 
     def scrub(self):
-        return "scrub", self.random.choice(["start", "start", "stop"])
+        return self.order("scrub", self.random.choice(["start", "start", "stop"]))
 
     def drive_add(self):
         path = os.path.join(self.daemon_.data, f"extra-{self.random.randrange(2)}")
-        return "drive", "add", path, "--size", "512M", "--force"
+        return self.order("drive", "add", path, "--size", "512M", "--force")
 
     def drive_remove(self):
-        return "drive", "remove", str(self.random.randrange(8))
+        return self.order("drive", "remove", str(self.random.randrange(8)))
 
 
 class Rounds:
@@ -170,6 +249,9 @@ class Rounds:
         self.daemon = Daemon(os.path.join(folder, "data"), config=CONFIG)
         self.volumes = {}
         self.verified = set()
+        self.known = Known()
+        self.count = 0
+        self.total = collections.Counter()  # acknowledged: requests and orders by kind
 
     def prepare(self):
         self.daemon.start()
@@ -188,7 +270,7 @@ class Rounds:
                 yield blockmodel.BlockWriter(self.daemon.nbd, name, model, seed(), stop)
         for how in ("C-STORE", "C-STORE", "STOW"):
             yield Sender(self.daemon, self.instances, seed(), stop, how)
-        yield Administrator(self.daemon, seed(), stop)
+        yield Administrator(self.daemon, seed(), stop, self.known)
 
     def round(self):
         stop = threading.Event()
@@ -196,6 +278,7 @@ class Rounds:
         for worker in workers:
             worker.start()
         time.sleep(self.random.uniform(0.2, 2.5))
+        self.probe()
         early = [w.error for w in workers if w.error]
         self.daemon.check_alive()
         check(not early, "a client failed before the kill:", early)
@@ -206,9 +289,9 @@ class Rounds:
             check(not worker.is_alive(), "a client did not notice the kill")
             if isinstance(worker.error, (Failure, nbd.NbdError)):
                 raise worker.error
-        blocks = sum(w.acks for w in workers if isinstance(w, blockmodel.BlockWriter))
-        objects = sum(w.acks for w in workers if isinstance(w, Sender))
-        orders = sum(w.acks for w in workers if isinstance(w, Administrator))
+        acked = self.acknowledged(workers)
+        self.total += acked
+        self.count += 1
         while self.random.random() < 0.3:
             self.kill_in_recovery()
         fsck_first = self.random.random() < 0.5
@@ -218,14 +301,71 @@ class Rounds:
         self.daemon.start()
         took = time.monotonic() - start
         listed = self.verify()
+        snapshots, objects = self.known.verify(self.daemon, self.volumes, self.random)
         if not fsck_first:
             self.daemon.kill()
             self.fsck()
             self.daemon.start()
-        log(f"{blocks} requests on blocks, {objects} instances acknowledged, {orders} orders; back "
-            f"after {took:.2f} s; {listed} instances listed, all exact")
+        log(f"acknowledged: {', '.join(f'{n} {kind}' for kind, n in sorted(acked.items()))}")
+        log(f"back after {took:.2f} s; {listed} instances, {snapshots} snapshots, {objects} "
+            "objects, all exact")
         if listed > 1500:
             self.delete_study()
+
+    def probe(self):
+        """Every door answers, and in time."""
+        def within(what, fn):
+            start = time.monotonic()
+            try:
+                fn()
+            except TimeoutError as e:
+                raise Failure(f"{what}: no answer within {ANSWER} s") from e
+            took = time.monotonic() - start
+            check(took < ANSWER, f"{what} took {took:.1f} s")
+
+        def block():
+            with nbd.Nbd(self.daemon.nbd, "sure", ANSWER) as client:
+                data = self.random.randbytes(4096)
+                client.write(PROBE, data)
+                client.flush()
+                check(client.read(PROBE, 4096) == data, "a probe reads back other bytes")
+
+        def query():
+            with dicom.Web(self.daemon.http, timeout=ANSWER) as web:
+                web.qido("/studies?limit=1")
+
+        self.daemon.check_alive()
+        within("NBD", block)
+        within("C-ECHO", lambda: check(dicom.echo(self.daemon.dicom, timeout=ANSWER) == 0,
+                                       "C-ECHO failed"))
+        within("QIDO", query)
+        within("status", lambda: check(
+            ask(self.daemon, "GET", "/v1/status", timeout=ANSWER)[0] == 200, "no status"))
+
+    def acknowledged(self, workers):
+        total = collections.Counter()
+        for w in workers:
+            if isinstance(w, blockmodel.BlockWriter):
+                total[f"blocks of {w.export}"] += w.acks
+            elif isinstance(w, Sender):
+                total[w.how] += w.acks
+            else:
+                total += w.done
+        return total
+
+    def check_total(self):
+        """Work of every kind was done: a few of each where there was time for it."""
+        log("in all:", dict(self.total))
+        for kind, each in (("blocks of sure", 20), ("blocks of cached", 20), ("C-STORE", 3),
+                           ("STOW", 2)):
+            check(self.total[kind] >= (1 if SHORT else each * self.count), f"{kind}: only "
+                  f"{self.total[kind]} were acknowledged in {self.count} rounds")
+        orders = sorted(set(Administrator.ORDERS))
+        check(sum(self.total[k] for k in orders) >= (1 if SHORT else self.count),
+              "only few orders were carried out:", dict(self.total))
+        for kind in orders if self.count >= 20 else ["put"] if self.count >= 6 else []:
+            check(self.total[kind] >= max(self.count // 20, 1),
+                  f"{kind}: {self.total[kind]} carried out in {self.count} rounds")
 
     def delete_study(self):
         """One of the two; what comes in later is new."""
@@ -314,7 +454,11 @@ def run_rounds(suite, rounds, count):
         with suite.case("everything, after a clean stop and start"):
             rounds.daemon.restart()
             rounds.verify(everything=True)
+            rounds.known.verify(rounds.daemon, rounds.volumes, rounds.random)
             rounds.daemon.stop()
+    if not suite.failed and count:
+        with suite.case("requests and orders of every kind were carried out"):
+            rounds.check_total()
     if suite.failed:
         print(rounds.daemon.log_tail())
 

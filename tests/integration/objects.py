@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 
+from admin import ask
 from harness import (CLI, DUMP, KIB, MIB, SHORT, Daemon, Failure, Suite, check, fsck, log, need,
                      phantom, run, same_as_text, scratch, store_with_dcmsend)
 
@@ -24,30 +25,6 @@ CONFIG = "[store]\njournal_size = 16M\ncache_size = 16M\n"
 SIZES = [0, 1, 131, 4095, 256 * KIB, 256 * KIB + 1, 5 * MIB + 3]
 BIG = (20 if SHORT else 200) * MIB
 MEMORY = 400 * MIB  # of the daemon, with a put and a get of BIG
-
-
-class Admin(http.client.HTTPConnection):
-    """HTTP over DIR/admin.sock; a connection for each request."""
-
-    def __init__(self, daemon):
-        super().__init__("filmroom", timeout=60)
-        self.path = os.path.join(daemon.data, "admin.sock")
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(60)
-        self.sock.connect(self.path)
-
-
-def ask(daemon, method, path, body=None, headers=None):
-    """(status, headers, body) of one request."""
-    c = Admin(daemon)
-    try:
-        c.request(method, path, body=body, headers=headers or {})
-        r = c.getresponse()
-        return r.status, r.headers, r.read()
-    finally:
-        c.close()
 
 
 def expect(daemon, want, method, path, body=None, headers=None):
@@ -85,12 +62,20 @@ def file_digest(path):
 
 # ---- Cases ---------------------------------------------------------------------------------------
 
+def all_shown(d, bucket):
+    """What is told of each object of a bucket, beside its bytes."""
+    names = [o["name"] for o in d.cli_json("object", "list", bucket)["objects"]]
+    return {n: d.cli_json("object", "show", f"{bucket}/{n}") for n in names}
+
+
 def sizes(folder):
     with Daemon(os.path.join(folder, "sizes"), config=CONFIG) as d:
         d.cli("bucket", "create", "b")
         rng = random.Random(1)
+        digests = {}
         for size in SIZES:
             data = rng.randbytes(size)
+            digests[size] = hashlib.sha256(data).digest()
             src = write(os.path.join(folder, "src"), data)
             out = os.path.join(folder, "out")
             d.cli("object", "put", f"b/size/{size}", src, "--type", "test/size",
@@ -106,6 +91,17 @@ def sizes(folder):
         check([o["name"] for o in listed] == sorted(f"size/{n}" for n in SIZES), "listed:", listed)
         check(d.status()["objects"] == len(SIZES) and d.status()["object_bytes"] == sum(SIZES),
               "the status counts", d.status()["objects"])
+        shown = all_shown(d, "b")
+        check(len({o["etag"] for o in shown.values()}) == len(SIZES), "etags:", shown)
+        for again in (d.restart, d.kill):
+            again()
+            if not d.process:
+                d.start()
+            check(all_shown(d, "b") == shown, "it tells of other objects than before:",
+                  all_shown(d, "b"), "not", shown)
+            for size, digest in digests.items():
+                got = expect(d, 200, "GET", f"/v1/buckets/b/objects/size/{size}")[1]
+                check(hashlib.sha256(got).digest() == digest, "other bytes are back, of", size)
         for size in SIZES:
             d.cli("object", "rm", f"b/size/{size}")
         check(d.status()["objects"] == 0, "objects are left")
@@ -352,13 +348,24 @@ def full(folder):
         d.cli("bucket", "delete", "b", "--objects", "--force")
 
 
+def state_of(body, kind, pairs):
+    """Bytes, type and metadata: they come and go together."""
+    return hashlib.sha256(body).hexdigest(), kind, tuple(sorted(pairs.items()))
+
+
+def state_got(head, body):
+    prefix = "x-filmroom-meta-"
+    pairs = {k.lower()[len(prefix):]: v for k, v in head.items() if k.lower().startswith(prefix)}
+    return state_of(body, head["Content-Type"], pairs)
+
+
 class Writer(threading.Thread):
     """Puts and deletes under names of its own, until the daemon is gone."""
 
     def __init__(self, daemon, number, seed, known):
         super().__init__()
         self.daemon_, self.number, self.rng = daemon, number, random.Random(seed)
-        self.known = known  # name -> set of digests it may have; None: absent
+        self.known = known  # name -> set of what it may be (state_of); None: absent
         self.puts = 0
 
     def run(self):
@@ -367,12 +374,16 @@ class Writer(threading.Thread):
         while True:
             name = f"w{self.number}/{self.rng.randrange(6)}"
             body = None if self.rng.random() < 0.2 else self.rng.choice(bodies)
-            digest = body and hashlib.sha256(body).hexdigest()
+            kind = f"test/{self.rng.randrange(10)}"
+            pairs = {f"x{i}": str(self.rng.random()) for i in range(self.rng.randrange(3))}
+            digest = body and state_of(body, kind, pairs)
             before = self.known.get(name, {None})
             self.known[name] = before | {digest}
+            headers = {"Content-Type": kind}
+            headers.update({f"X-Filmroom-Meta-{k}": v for k, v in pairs.items()})
             try:
                 status = ask(self.daemon_, "DELETE" if body is None else "PUT",
-                             f"/v1/buckets/b/objects/{name}", body)[0]
+                             f"/v1/buckets/b/objects/{name}", body, headers if body else {})[0]
             except (OSError, http.client.HTTPException):
                 return
             if status in (200, 201) or (status == 404 and body is None):
@@ -402,8 +413,8 @@ def kills(folder, rounds, seed):
             listed = {o["name"] for o in d.cli_json("object", "list", "b")["objects"]}
             check(listed <= set(known), "names that nobody put:", listed - set(known))
             for name, may in known.items():
-                status, _, body = ask(d, "GET", f"/v1/buckets/b/objects/{name}")
-                got = hashlib.sha256(body).hexdigest() if status == 200 else None
+                status, head, body = ask(d, "GET", f"/v1/buckets/b/objects/{name}")
+                got = state_got(head, body) if status == 200 else None
                 check(status in (200, 404) and got in may, name, "has", status, got, "not", may)
                 check((name in listed) == (status == 200), "the list is wrong about", name)
                 known[name] = {got}

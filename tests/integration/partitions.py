@@ -35,11 +35,13 @@ def partition_of(daemon):
 
 
 class Writer(threading.Thread):
-    """Writes blocks of a volume one after the other, until the connection breaks."""
+    """Writes blocks of a volume one after the other, until the daemon is gone."""
 
     def __init__(self, daemon, name, seed):
         super().__init__()
-        self.acked = {}
+        self.data = bytearray(SIZE)  # what was acknowledged
+        self.next = (0, b"")  # the write under way, or the last one: offset and bytes
+        self.acks, self.error = 0, None
         self.daemon, self.name, self.seed = daemon, name, seed
         self.start()
 
@@ -49,32 +51,29 @@ class Writer(threading.Thread):
                 for i in range(100000):
                     n = 4 * KIB if i % 3 else 128 * KIB
                     at = (i * 7919 * 4096) % (SIZE - n) // 4096 * 4096
-                    self.acked["next"] = (at, n)
-                    c.write(at, Pattern.make(self.seed + i, n))
-                    self.acked[i] = (at, n)
-        except OSError:
-            pass
+                    self.next = (at, Pattern.make(self.seed + i, n))
+                    c.write(*self.next)
+                    self.data[at:at + n] = self.next[1]
+                    self.acks += 1
+        except ConnectionError:
+            pass  # the kill
+        except Exception as e:  # pylint: disable=broad-except
+            self.error = e
 
-    def expected(self):
-        """The volume's bytes, and a mask of those that the last write may have changed."""
-        data, unsure = bytearray(SIZE), None
-        for i, (at, n) in self.acked.items():
-            if i == "next":
-                continue
-            data[at:at + n] = Pattern.make(self.seed + i, n)
-        unsure = self.acked.get("next")
-        return data, unsure
+    def verify(self, daemon):
+        compare(daemon, self.name, self.data, *self.next)
 
 
-def compare(daemon, name, data, unsure):
+def compare(daemon, name, data, at=0, new=b""):
+    """The volume holds `data`; where a write of `new` was under way, each block has that or what
+    was there before."""
     with nbd.Nbd(daemon.nbd, name) as c:
-        back = bytearray()
-        for at in range(0, SIZE, 4 * MIB):
-            back += c.read(at, 4 * MIB)
-    if unsure:
-        at, n = unsure
-        back[at:at + n] = data[at:at + n]
-    check(bytes(back) == bytes(data), f"{name} holds other bytes")
+        back = b"".join(c.read(off, 4 * MIB) for off in range(0, SIZE, 4 * MIB))
+    for off in range(0, SIZE, 4 * KIB):
+        got = back[off:off + 4 * KIB]
+        check(got == data[off:off + 4 * KIB] or
+              (at <= off < at + len(new) and got == new[off - at:off - at + 4 * KIB]),
+              f"{name} holds other bytes at {off}")
 
 
 def spread_killed_and_whole():
@@ -94,10 +93,11 @@ def spread_killed_and_whole():
             daemon.kill()
             for w in writers:
                 w.join()
-                check(len(w.acked) > 3, "hardly anything was written")
+                check(w.error is None, "a writer failed before the kill:", w.error)
+                check(w.acks > 3, "hardly anything was written")
             daemon.start()
             for w in writers:
-                compare(daemon, w.name, *w.expected())
+                w.verify(daemon)
             used = partition_of(daemon)
             check(sorted(used) == ["", "fast", "third"] and all(used.values()),
                   "not all partitions are used", used)
@@ -109,7 +109,7 @@ def spread_killed_and_whole():
                 daemon.cli("volume", "delete", w.name, "--force")
             daemon.restart()
             for w in writers[3:]:
-                compare(daemon, w.name, *w.expected())
+                w.verify(daemon)
 
 
 def snapshots_studies_metrics():
@@ -130,11 +130,11 @@ def snapshots_studies_metrics():
             check(refused.returncode != 0 and "different partitions" in refused.stderr,
                   "a group over partitions:", refused.stderr)
             for i, name in enumerate(NAMES[:3]):
-                compare(daemon, name + "@s", data[i], None)
+                compare(daemon, name + "@s", data[i])
                 daemon.cli("volume", "clone", f"{name}@s", f"{name}-clone")
                 daemon.cli("volume", "rollback", name, "s", "--force")
-                compare(daemon, name, data[i], None)
-                compare(daemon, f"{name}-clone", data[i], None)
+                compare(daemon, name, data[i])
+                compare(daemon, f"{name}-clone", data[i])
             files = phantom(os.path.join(folder, "ct"), slices=5)
             store_with_dcmsend(daemon, files)
             status = daemon.status()
@@ -147,7 +147,7 @@ def snapshots_studies_metrics():
                       f"no volumes of partition \"{name}\" in the metrics")
             daemon.restart()
             for i, name in enumerate(NAMES[:3]):
-                compare(daemon, name, data[i], None)
+                compare(daemon, name, data[i])
 
 
 def tools_and_settings():

@@ -12,6 +12,7 @@ import shutil
 import sys
 
 import nbd
+from admin import ask
 from contents import Contents
 from harness import FSCK, MIB, Daemon, Pattern, Suite, check, fsck, log, run, scratch
 
@@ -29,6 +30,8 @@ class Store:
         self.config = self.data + ".conf"
         self.disk = bytearray(32 * MIB)
         self.frozen = None  # what the snapshot has
+        self.objects = {}  # name -> bytes
+        self.shown = {}  # name -> what is told of it: etag, type, metadata
 
     @property
     def kv(self):
@@ -42,6 +45,8 @@ class Store:
         self.frozen = bytes(self.disk)
         self.daemon.cli("volume", "snapshot", "disk", "s")
         self.write(300)
+        self.daemon.cli("bucket", "create", "b")
+        self.put_some()
 
     def write(self, count):
         """Small writes all over, and a few large ones."""
@@ -54,8 +59,40 @@ class Store:
                 self.disk[at:at + n] = data
             c.flush()
 
+    def put(self, name, size):
+        """An object with a type and metadata, in place of another one or none."""
+        data = Pattern.make(self.random.randrange(1 << 30), size)
+        status, _, _ = ask(self.daemon, "PUT", f"/v1/buckets/b/objects/{name}", data,
+                           {"Content-Type": f"test/{size}", "X-Filmroom-Meta-size": str(size)})
+        check(status in (200, 201), "a put gave HTTP status", status)
+        self.objects[name] = data
+        shown = self.show(name)
+        check(shown["type"] == f"test/{size}" and shown["metadata"] == {"size": str(size)} and
+              shown["etag"], "an object is told to be", shown)
+        self.shown[name] = shown
+
+    def show(self, name):
+        return self.daemon.cli_json("object", "show", f"b/{name}")
+
+    def put_some(self):
+        for name, size in (("a", 0), ("b", 5000), ("deep/c", 300000), ("deep/d", 2 * MIB)):
+            self.put(name, size + self.random.randrange(1000))
+        status, _, _ = ask(self.daemon, "DELETE", "/v1/buckets/b/objects/b")
+        check(status in (200, 204), "a delete gave HTTP status", status)
+        del self.objects["b"], self.shown["b"]
+
+    def verify_objects(self):
+        listed = [o["name"] for o in self.daemon.cli_json("object", "list", "b")["objects"]]
+        check(listed == sorted(self.objects), "the bucket lists", listed)
+        for name, data in self.objects.items():
+            status, _, got = ask(self.daemon, "GET", f"/v1/buckets/b/objects/{name}")
+            check(status == 200 and got == data, "object", name, "is not what was put", status)
+            check(self.show(name) == self.shown[name], "object", name, "is told to be",
+                  self.show(name), "not", self.shown[name])
+
     def churn(self):
         """Enough for many checkpoints of a journal of 16 MiB."""
+        self.put_some()
         for _ in range(4):
             self.write(2000)
 
@@ -65,6 +102,7 @@ class Store:
             with nbd.Nbd(self.daemon.nbd, name) as c:
                 got = b"".join(c.read(at, MIB) for at in range(0, len(want), MIB))
             check(got == want, name, "is not what was written")
+        self.verify_objects()
 
     def rebuild(self):
         told = fsck(self.data, self.config, "--rebuild", code=1)

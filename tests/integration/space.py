@@ -8,6 +8,7 @@ import random
 import sys
 import threading
 import time
+import urllib.request
 
 import dicom
 import nbd
@@ -184,6 +185,17 @@ def full_store(folder):
 WRITERS = 4
 DEPTH = 16  # writes under way, of each
 BLOCK = 4096
+OVERWRITTEN = 256 * MIB  # several times what room there is beside the data
+
+
+def moved(daemon):
+    """Bytes that compaction has moved since the start."""
+    url = f"http://127.0.0.1:{daemon.ports['http']}/metrics"
+    text = urllib.request.urlopen(url, timeout=30).read().decode()
+    rows = [line.split() for line in text.splitlines()
+            if line.startswith("filmroom_compaction_moved_bytes_total")]
+    check(rows, "no metric of what compaction moves")
+    return sum(float(value) for _, value in rows)
 
 
 def noise(seed):
@@ -213,17 +225,20 @@ def overwrite(daemon, count, amount, number, result):
 
 def nearly_full(folder):
     """Overwriting needs no new space in the end, but lives from compaction: it may wait, and is
-    not refused."""
-    capacity = 512 * MIB
-    size = 486 * MIB
+    not refused. What is overwritten is more than the spare room, so only compaction can make it."""
+    capacity = 256 * MIB
+    size = 243 * MIB
     with Daemon(os.path.join(folder, "busy"), "--capacity", capacity) as daemon:
         daemon.volume("busy", size)
         with nbd.Nbd(daemon.nbd, "busy") as client:
             for offset in range(0, size, MIB):
                 client.write(offset, random.Random(offset).randbytes(MIB))
-        result = {}
+        space, before = daemon.status()["capacity"], moved(daemon)
+        spare = space["limit"] - space["stored"]
+        check(2 * spare < OVERWRITTEN, "the store is not nearly full:", space)
+        result, start = {}, time.monotonic()
         threads = [threading.Thread(target=overwrite,
-                                    args=(daemon, size // BLOCK, 16 * MIB, n, result))
+                                    args=(daemon, size // BLOCK, OVERWRITTEN // WRITERS, n, result))
                    for n in range(WRITERS)]
         for t in threads:
             t.start()
@@ -231,12 +246,21 @@ def nearly_full(folder):
             t.join()
         for n in range(WRITERS):
             check(isinstance(result[n], dict), "a writer at a store 95% full:", result[n])
+        log(f"{OVERWRITTEN >> 20} MiB overwritten in {time.monotonic() - start:.1f} s beside "
+            f"{spare / MIB:.0f} MiB of room; {(moved(daemon) - before) / MIB:.0f} MiB moved")
+        # Live data is spread evenly over the segments: to empty one most of it must be moved.
+        check(moved(daemon) - before > OVERWRITTEN - spare, "compaction moved only",
+              moved(daemon) - before)
         daemon.restart()
         with nbd.Nbd(daemon.nbd, "busy") as client:
-            for blocks in result.values():
-                for block, seed in blocks.items():
-                    check(client.read(block * BLOCK, BLOCK) == noise(seed),
-                          f"block {block} is not what was written over it")
+            seeds = {block: seed for blocks in result.values() for block, seed in blocks.items()}
+            for offset in range(0, size, MIB):
+                got, old = client.read(offset, MIB), random.Random(offset).randbytes(MIB)
+                for at in range(0, MIB, BLOCK):
+                    seed = seeds.get((offset + at) // BLOCK)
+                    check(got[at:at + BLOCK] == (old[at:at + BLOCK] if seed is None
+                                                 else noise(seed)),
+                          f"the block at {offset + at} is not what was written there last")
 
 
 def large_store(folder):
