@@ -48,6 +48,17 @@ static uint8_t *make_data(struct run *r, uint64_t len)
     return p;
 }
 
+/* ---- Losses ---- */
+
+bool client_lost(struct run *r, int rc)
+{
+    if (!r->beyond || (rc != ERR_LOST && rc != ERR_IO && rc != ERR_JOURNAL && rc != ERR_NOSPC))
+        return false;
+    r->ops_left = 0;
+    r->errors++;
+    return true;
+}
+
 /* ---- Space ---- */
 
 /* Is it fair to say that the store is full? Kept back are the overlay's share and a segment per
@@ -92,6 +103,8 @@ static void op_create(struct run *r)
         v->size = v->other_size = size;
         rc = block_create(partition_blocks(r->p), v->name, size,
                           run_chance(r, 50) ? BLOCK_EVERY_WRITE : BLOCK_ON_FLUSH);
+        if (client_lost(r, rc))
+            return;
         if (rc < 0)
             run_fail(r, "create %s: %s", v->name, err_name(rc));
         v->exists = MODEL_PRESENT;
@@ -132,6 +145,8 @@ static void op_remove(struct run *r)
     } else {
         v->exists = MODEL_UNSURE;
         rc = block_remove(partition_blocks(r->p), v->name);
+        if (client_lost(r, rc))
+            return;
         if (rc < 0)
             run_fail(r, "remove %s: %s", v->name, err_name(rc));
         v->exists = MODEL_ABSENT;
@@ -160,6 +175,8 @@ static void op_resize(struct run *r)
     v->other_size = size;
     v->resizes++;
     rc = block_resize(partition_blocks(r->p), v->name, size);
+    if (client_lost(r, rc))
+        return;
     if (rc < 0)
         run_fail(r, "resize %s: %s", v->name, err_name(rc));
     v->size = size;
@@ -230,6 +247,8 @@ static void op_snapshot(struct run *r)
         model_snapshot_begin(&r->model, group[i]);
     }
     rc = block_snapshot(partition_blocks(r->p), names, n, snap_name(group[0]));
+    if (client_lost(r, rc))
+        return;
     if (rc < 0)
         run_fail(r, "snapshot of %s: %s", group[0]->name, err_name(rc));
     for (size_t i = 0; i < n; i++) {
@@ -257,6 +276,8 @@ static void op_snapshot_delete(struct run *r)
     if (!used)
         s->exists = MODEL_UNSURE;
     rc = block_snapshot_remove(partition_blocks(r->p), s->of->name, snap_name(s));
+    if (client_lost(r, rc))
+        return;
     if (rc != (used ? ERR_BUSY : 0))
         run_fail(r, "delete snapshot %s%s: %s", s->name, used ? ", open" : "", err_name(rc));
     if (!used) {
@@ -279,6 +300,8 @@ static void op_clone(struct run *r)
     v->size = v->other_size = s->size;
     model_volume_copy(&r->model, v, s, true);
     rc = block_clone(partition_blocks(r->p), s->of->name, snap_name(s), v->name);
+    if (client_lost(r, rc))
+        return;
     if (rc < 0)
         run_fail(r, "clone %s to %s: %s", s->name, v->name, err_name(rc));
     v->exists = MODEL_PRESENT;
@@ -304,6 +327,8 @@ static void op_rollback(struct run *r)
         v->other_size = s->size;
         model_volume_copy(&r->model, v, s, false);
         rc = block_rollback(partition_blocks(r->p), v->name, snap_name(s));
+        if (client_lost(r, rc))
+            return;
         if (rc < 0)
             run_fail(r, "roll back to %s: %s", s->name, err_name(rc));
         model_volume_copy(&r->model, v, s, true);
@@ -341,6 +366,8 @@ static bool io_begin_on(struct run *r, struct model_volume *v, struct io *io, ui
     if (v->exists != MODEL_PRESENT)
         return false;
     rc = block_open(partition_blocks(r->p), v->name, &io->handle);
+    if (client_lost(r, rc))
+        return false;
     if (rc < 0)
         run_fail(r, "open %s: %s", v->name, err_name(rc));
     v->users++;
@@ -394,7 +421,7 @@ static bool io_done(struct io *io, const char *what, int rc)
         r->nospc++;
         return false;
     }
-    if (r->options.lost && (rc == ERR_LOST || rc == ERR_IO || rc == ERR_JOURNAL || rc == ERR_NOSPC))
+    if (client_lost(r, rc))
         return false;
     run_fail(r, "%s %s at %llu, %llu bytes: %s", what, io->v->name, (unsigned long long)io->off,
              (unsigned long long)io->len, err_name(rc));
@@ -511,7 +538,7 @@ static void op_flush(struct run *r)
     if (!io_begin(r, &io, BLOCK_SIZE, BLOCK_SIZE))
         return;
     rc = block_flush(io.handle);
-    if (rc < 0)
+    if (rc < 0 && !client_lost(r, rc))
         run_fail(r, "flush %s: %s", io.v->name, err_name(rc));
     io_end(&io);
 }
@@ -540,7 +567,7 @@ static void op_settle(struct run *r)
 {
     int rc = partition_settle(r->p);
 
-    if (rc < 0 && !(rc == ERR_NOSPC && client_full_enough(r, 0)) && !r->options.lost)
+    if (rc < 0 && !(rc == ERR_NOSPC && client_full_enough(r, 0)) && !client_lost(r, rc))
         run_fail(r, "settle: %s", err_name(rc));
 }
 
@@ -548,7 +575,7 @@ static void op_compact(struct run *r)
 {
     int rc = partition_compact(r->p);
 
-    if (rc < 0 && rc != ERR_NOSPC && rc != ERR_IO && !r->options.lost)
+    if (rc < 0 && rc != ERR_NOSPC && rc != ERR_IO && !client_lost(r, rc))
         run_fail(r, "compact: %s", err_name(rc));
 }
 
@@ -656,7 +683,7 @@ void client_main(void *arg)
     fiber_group_done(&r->group);
 }
 
-void clients_delete_all(struct run *r)
+bool clients_delete_all(struct run *r)
 {
     char uid[OBJECT_UID_MAX + 1];
     int rc;
@@ -666,6 +693,8 @@ void clients_delete_all(struct run *r)
         struct model_volume *s = &r->model.snaps[0][0] + at;
 
         rc = block_snapshot_remove(partition_blocks(r->p), s->of->name, snap_name(s));
+        if (client_lost(r, rc))
+            return false;
         if (rc != (s->exists == MODEL_PRESENT ? 0 : ERR_NOENT))
             run_fail(r, "delete snapshot %s at the end: %s", s->name, err_name(rc));
         s->exists = MODEL_ABSENT;
@@ -675,6 +704,8 @@ void clients_delete_all(struct run *r)
         struct model_volume *v = &r->model.volumes[i];
 
         rc = block_remove(partition_blocks(r->p), v->name);
+        if (client_lost(r, rc))
+            return false;
         if (rc != (v->exists == MODEL_PRESENT ? 0 : ERR_NOENT))
             run_fail(r, "remove %s at the end: %s", v->name, err_name(rc));
         v->exists = MODEL_ABSENT;
@@ -685,8 +716,10 @@ void clients_delete_all(struct run *r)
 
         instance_study_uid(i, uid);
         rc = object_remove(partition_objects(r->p), uid, NULL, NULL, &result);
+        if (client_lost(r, rc))
+            return false;
         if (rc < 0 && rc != ERR_NOENT)
             run_fail(r, "delete of study %u at the end: %s", i, err_name(rc));
     }
-    objects_delete_all(r);
+    return objects_delete_all(r);
 }

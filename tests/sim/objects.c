@@ -132,6 +132,8 @@ static void bucket_make(struct run *r, struct model_bucket *b)
     b->exists = MODEL_UNSURE;
     b->changes++;
     rc = bucket_create(partition_buckets(r->p), b->name);
+    if (client_lost(r, rc))
+        return;
     if (rc < 0)
         run_fail(r, "create bucket %s: %s", b->name, err_name(rc));
     b->exists = MODEL_PRESENT;
@@ -168,6 +170,8 @@ static void bucket_delete(struct run *r, struct model_bucket *b, bool force)
     b->exists = MODEL_UNSURE;
     b->changes++;
     rc = bucket_remove(partition_buckets(r->p), b->name, force);
+    if (client_lost(r, rc))
+        return;
     if (rc < 0 && (rc != ERR_NOTEMPTY || force))
         run_fail(r, "delete bucket %s: %s", b->name, err_name(rc));
     b->exists = rc == 0 ? MODEL_ABSENT : MODEL_PRESENT;
@@ -255,7 +259,7 @@ static void op_bucket_put(struct run *r)
     run_trace(r, "put %s/%s, content %d: %s", b->name, name, content, err_name(rc));
     if (rc == ERR_NOENT && present && b->changes == changes)
         run_fail(r, "put %s/%s: the bucket is there, and is not found", b->name, name);
-    if (rc == ERR_NOSPC && !client_full_enough(r, s.len))
+    if (rc == ERR_NOSPC && !client_full_enough(r, s.len) && !r->beyond)
         run_fail(r, "put %s/%s: no space, and there is some", b->name, name);
     r->nospc += rc == ERR_NOSPC;
     what = rc == ERR_CONDITION ? MODEL_PUT_REFUSED
@@ -265,6 +269,8 @@ static void op_bucket_put(struct run *r)
         fits = model_instance_end(&b->objects[i], slot, what, MODEL_DONE);
     else if (rc == ERR_NOENT || rc == ERR_CANCELED || rc == ERR_NOSPC)
         fits = model_instance_end(&b->objects[i], slot, MODEL_PUT_NONE, MODEL_NOT);
+    else if (client_lost(r, rc))
+        return;
     else
         run_fail(r, "put %s/%s: %s", b->name, name, err_name(rc));
     if (!fits)
@@ -329,7 +335,7 @@ static void check_object(struct run *r, struct model_bucket *b, unsigned i)
     model_instance_read_begin(&b->objects[i]);
     rc = read_object(r, b, i, &content);
     if (rc < 0) {
-        if (!r->options.lost || (rc != ERR_LOST && rc != ERR_IO))
+        if (!client_lost(r, rc))
             run_fail(r, "read of %s, object %u: %s", b->name, i, err_name(rc));
         b->objects[i].readers--;
     } else if (!model_instance_read_end(&b->objects[i], content)) {
@@ -354,6 +360,8 @@ static void op_bucket_remove(struct run *r)
     name_of(i, name);
     rc = bucket_object_remove(partition_buckets(r->p), b->name, name);
     run_trace(r, "delete %s/%s: %s", b->name, name, err_name(rc));
+    if (client_lost(r, rc))
+        return;
     if (rc < 0 && rc != ERR_NOENT)
         run_fail(r, "delete %s/%s: %s", b->name, name, err_name(rc));
     if (!model_instance_end(&b->objects[i], slot, rc == 0 ? MODEL_DELETED : MODEL_DELETED_NOTHING,
@@ -469,7 +477,7 @@ void objects_verify(struct run *r)
         settle_bucket(r, b);
         for (unsigned i = 0; i < OBJECT_NAMES; i++)
             check_object(r, b, i);
-        if (b->exists != MODEL_PRESENT || r->options.lost)
+        if (b->exists != MODEL_PRESENT || r->beyond)
             continue;
         if (list_all(r, b, 3, found) < 0 ||
             bucket_stat(partition_buckets(r->p), b->name, &info) < 0)
@@ -485,13 +493,16 @@ void objects_verify(struct run *r)
     }
 }
 
-void objects_delete_all(struct run *r)
+bool objects_delete_all(struct run *r)
 {
     for (unsigned n = 0; n < OBJECT_BUCKETS; n++) {
         struct model_bucket *b = &r->buckets[n];
         int rc = bucket_remove(partition_buckets(r->p), b->name, true);
 
+        if (client_lost(r, rc))
+            return false;
         if (rc != (b->exists == MODEL_PRESENT ? 0 : ERR_NOENT))
             run_fail(r, "delete of bucket %s at the end: %s", b->name, err_name(rc));
     }
+    return true;
 }

@@ -26,5 +26,5 @@ void objects_step(struct run *r, unsigned kind);
 
 /* Everything in buckets against the model, nothing else at work; settles what a crash left open. */
 void objects_verify(struct run *r);
-/* Deletes all buckets. */
-void objects_delete_all(struct run *r);
+/* Deletes all buckets; false when too many drives were lost for that. */
+bool objects_delete_all(struct run *r);

@@ -50,6 +50,7 @@ enum op_kind {
 struct run_options {
     bool trace;
     bool lost; /* more drives go than the profile bears: errors are fine, wrong bytes are not */
+    bool *ret_beyond; /* set when they have, in a life that opened the store; or NULL */
 };
 
 struct run {
@@ -78,6 +79,10 @@ struct run {
     uint32_t faulty;         /* has faults now */
     uint32_t faulty_in_life; /* had some in this life */
     unsigned damage_max;     /* drives */
+    bool beyond;             /* more are or were damaged than the profile bears */
+    bool harms;              /* with `lost`: drives are harmed, see life.c, or deleted */
+    uint32_t harmed;         /* ever */
+    uint64_t slots_off;      /* where slots begin on drives; 0: not known yet */
     uint32_t spoilt;         /* may hold something wrong: lied, rotted, put back from a copy */
     bool host_fills;         /* file systems under drives run full now and then, ... */
     bool host_no_reserve;    /* ... and cannot reserve space */
@@ -107,6 +112,7 @@ struct run {
     bool rebuilt;  /* the KV store could be made anew */
 
     uint64_t ops, nospc, kills, compacted, moved; /* counts, for --trace */
+    uint64_t errors;                              /* that are fair because drives are lost */
     uint64_t rebuilds, rebuilds_missing;          /* KV stores lost; that no copy was found of */
 };
 
@@ -132,8 +138,12 @@ int client_read_instance(struct run *r, unsigned index, int *ret_content);
 /* Is it fair to say that the store is full, or the file systems under it, for a write of so many
  * bytes? */
 bool client_full_enough(struct run *r, uint64_t bytes);
-/* Deletes every volume, instance and bucket. */
-void clients_delete_all(struct run *r);
+/* Where more drives are lost than the profile bears: is this a fair answer? Then what was to be
+ * done may have been done or not. It stays in flight for the model until the life ends, which is
+ * soon: clients begin nothing new. */
+bool client_lost(struct run *r, int rc);
+/* Deletes every volume, instance and bucket; false when too many drives were lost for that. */
+bool clients_delete_all(struct run *r);
 
 /* heal.c: faults of what drives lie on. */
 void host_set_full(struct run *r, bool full);

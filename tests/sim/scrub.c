@@ -27,7 +27,7 @@ static void expect_nothing_lost(struct run *r)
         if (!members_of(r, &ds->drives[d], r->ever_damaged) && ds->drives[d].scrub.bad)
             run_fail(r, "scrub found wrong places on drive %u, which is sound", d);
     partition_scrub_status(r->p, &st);
-    if ((st.state.now.lost || st.state.last.lost) && !r->options.lost)
+    if ((st.state.now.lost || st.state.last.lost) && !r->beyond)
         run_fail(r, "scrub lost %llu chunks", (unsigned long long)st.lost);
 }
 
@@ -37,7 +37,7 @@ void scrub_op(struct run *r)
     int rc = dice == 0 ? partition_scrub_stop(r->p) : partition_scrub_start(r->p);
 
     run_trace(r, "scrub %s: %s", dice == 0 ? "stop" : "start", err_name(rc));
-    if (rc < 0 && !r->options.lost)
+    if (rc < 0 && !r->beyond)
         run_fail(r, "scrub: %s", err_name(rc));
     if (dice > 2)
         partition_scrub_wait(r->p);
@@ -58,7 +58,7 @@ static bool scrub_pass(struct run *r)
     run_trace(r, "scrub: %s, found %llu, mended %llu, lost %llu, skipped %llu", err_name(rc),
               (unsigned long long)st.state.last.found, (unsigned long long)st.state.last.mended,
               (unsigned long long)st.state.last.lost, (unsigned long long)st.state.last.skipped);
-    if (rc < 0 && !r->options.lost)
+    if (rc < 0 && !r->beyond)
         run_fail(r, "scrub: %s", err_name(rc));
     expect_nothing_lost(r);
     return rc == 0 && st.state.phase == SCRUB_IDLE && !st.state.last.skipped &&
@@ -85,7 +85,7 @@ void scrub_heal(struct run *r)
     struct partition_status status;
 
     /* Storms are there to find journals that were not trimmed for long. */
-    if (!spoilt || r->storm || r->damage_life == r->life || r->options.lost || !run_chance(r, 40))
+    if (!spoilt || r->storm || r->damage_life == r->life || r->beyond || !run_chance(r, 40))
         return;
     if (partition_settle(r->p) < 0 || !scrub_pass(r) || partition_settle(r->p) < 0)
         return;
@@ -104,7 +104,7 @@ void scrub_converge(struct run *r)
     struct driveset *ds = partition_drives(r->p);
     uint64_t bad[FORMAT_DRIVES_MAX];
 
-    if (r->options.lost)
+    if (r->beyond)
         return;
     (void)partition_settle(r->p); /* no space: then some is still in the overlay */
     (void)scrub_pass(r);
@@ -130,7 +130,7 @@ void scrub_audit(struct run *r)
     struct audit_result result;
     int rc;
 
-    if (r->options.lost)
+    if (r->beyond)
         return;
     rc = driveset_open(r->env, r->places, r->place_count, &params.drives);
     if (rc == 0)
