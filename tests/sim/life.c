@@ -186,6 +186,7 @@ static void life_close(struct run *r)
     struct partition_status status;
     int rc;
 
+    copy_look(r);
     partition_get_status(r->p, &status);
     r->compacted += status.chunks.compacted;
     r->moved += status.chunks.moved_bytes;
@@ -481,6 +482,8 @@ static void life_over(struct run *r, bool power)
 {
     bool ended = sim_process_ended(r->env);
 
+    copy_look(r);
+    copy_life_over(r);
     if (ended && sim_process_memory(r->env))
         run_fail(r, "%zu bytes leaked", sim_process_memory(r->env));
     if (!ended) {
@@ -519,6 +522,7 @@ static void life_run(struct run *r, uint64_t ns)
         if (sim_run(r->sim, at) && !sim_process_ended(r->env))
             life_hangs(r);
         if (r->opened) {
+            copy_look(r);
             damage_passes(r);
             host_check(r);
         }

@@ -112,8 +112,13 @@ struct run {
     bool rebuilt;  /* the KV store could be made anew */
 
     uint64_t ops, nospc, kills, compacted, moved; /* counts, for --trace */
-    uint64_t errors;                              /* that are fair because drives are lost */
-    uint64_t rebuilds, rebuilds_missing;          /* KV stores lost; that no copy was found of */
+    /* The metadata's copy: what was seen of it last. */
+    uint64_t copy_lsn, copy_failures;
+    bool copy_lacks; /* a checkpoint may have gone without one since, and the journal with it */
+    bool tight;      /* there was hardly any room for it */
+
+    uint64_t errors;                     /* that are fair because drives are lost */
+    uint64_t rebuilds, rebuilds_missing; /* KV stores lost; that no copy was found of */
 };
 
 /* Ends the test: prints what went wrong and how to see it again. */
@@ -183,7 +188,11 @@ void scrub_op(struct run *r);
 void scrub_heal(struct run *r);
 void scrub_converge(struct run *r);
 void scrub_audit(struct run *r);
-/* rebuild.c: makes r->image, which is empty, anew from the drives. */
+/* rebuild.c: looks whether checkpoints had to go without the metadata's copy, while the engine runs
+ * (copy_look) and when it does not any more; makes r->image, which is empty, anew from the drives.
+ */
+void copy_look(struct run *r);
+void copy_life_over(struct run *r);
 void rebuild_main(void *arg);
 
 /* recount.c: references, chunks, segments and indexes in the KV store, counted again from maps and
