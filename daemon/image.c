@@ -584,7 +584,7 @@ int image_write(struct image *im, uint64_t settled, uint64_t upto)
         im->retry_at = env_now(im->p->env) + IMAGE_RETRY;
         newer = im->active;
         kv_changes_add_older(newer, im->frozen);
-        im->stats.failures += !PLANTED(IMAGE_SKIPPED);
+        im->stats.failures += rc != ERR_SHUTDOWN && !PLANTED(IMAGE_SKIPPED);
         if (im->lost || kv_changes_bytes(newer) > 4 * IMAGE_SET_MAX) {
             kv_changes_free(newer); /* too much to remember: the next copy begins anew */
             im->active = kv_changes_new(IMAGE_TABLES_OUT);
