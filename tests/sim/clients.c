@@ -7,7 +7,9 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-#define READ_MAX (256u * 1024)
+#define READ_MAX       (256u * 1024)
+#define FLYING_MAX     (2u << 20) /* bytes that one client writes at once, at most */
+#define TIGHT_SEGMENTS 2u         /* one may come free just after a write was refused */
 
 /* ---- Data ---- */
 
@@ -61,18 +63,64 @@ bool client_lost(struct run *r, int rc)
 
 /* ---- Space ---- */
 
-/* Is it fair to say that the store is full? Kept back are the overlay's share and a segment per
- * stream, and what other clients have reserved: every put 8 MiB, every write its size. */
-bool client_full_enough(struct run *r, uint64_t bytes)
+/* What all volumes, snapshots, instances and objects have in them, at most: every block of which
+ * the model knows that it was ever written since the volume was made, once for each that shows it.
+ */
+static uint64_t model_bytes(const struct run *r)
+{
+    uint64_t n = model_volume_blocks(&r->model) * BLOCK_SIZE;
+
+    for (unsigned i = 0; i < INSTANCES; i++)
+        n += model_instance_may_be(&r->instances[i]) * INSTANCE_SIZE_MAX;
+    for (unsigned b = 0; b < OBJECT_BUCKETS; b++)
+        for (unsigned i = 0; i < OBJECT_NAMES; i++)
+            n += model_instance_may_be(&r->buckets[b].objects[i]) * OBJECT_SIZE_MAX;
+    return n;
+}
+
+/* What clients may have in flight. */
+static uint64_t flying_bytes(const struct run *r)
+{
+    return (uint64_t)r->clients * FLYING_MAX;
+}
+
+bool client_tight(struct run *r)
 {
     struct partition_status s;
+
+    partition_get_status(r->p, &s);
+    return s.free < TIGHT_SEGMENTS * r->slot_size * r->k;
+}
+
+/* A store that is less than half full, by the model's account and not its own, has room for every
+ * write: what is dead comes back while the write waits. */
+static bool mostly_empty(struct run *r, uint64_t bytes)
+{
     uint64_t segment = r->slot_size * r->k;
+    struct partition_status s;
+
+    partition_get_status(r->p, &s);
+    return model_bytes(r) + flying_bytes(r) + bytes + TIGHT_SEGMENTS * segment <= s.capacity / 2;
+}
+
+bool client_full_enough(struct run *r, uint64_t bytes)
+{
+    uint64_t segment = r->slot_size * r->k;
+    struct partition_status s;
 
     if (r->host_was_full)
         return true;
     partition_get_status(r->p, &s);
-    return s.free <= (2 + SEGMENT_STREAMS) * segment + 2 * r->partition.overlay_bytes + bytes +
-                         (uint64_t)r->clients * (8u << 20);
+    return s.free <= bytes + flying_bytes(r) + TIGHT_SEGMENTS * segment && !mostly_empty(r, bytes);
+}
+
+bool client_space_failed(struct run *r, int rc)
+{
+    if (rc != ERR_NOSPC)
+        return false;
+    /* What is in the overlay can always be drained: room for it is kept. But drives that go, or are
+     * put out, take theirs along. */
+    return r->host_was_full || ((r->ever_damaged || r->drives_change) && client_tight(r));
 }
 
 /* ---- Volumes ---- */
@@ -347,6 +395,7 @@ struct io {
     struct block_volume *handle;
     uint64_t off, len, resizes;
     bool fits_not; /* it lies beyond the end, before or after */
+    bool writes;
 };
 
 static uint64_t volume_low(const struct model_volume *v)
@@ -390,7 +439,10 @@ static bool io_begin_on(struct run *r, struct model_volume *v, struct io *io, ui
 
 static bool io_begin(struct run *r, struct io *io, uint64_t max, uint64_t unit)
 {
-    return io_begin_on(r, pick_volume(r), io, max, unit);
+    bool begun = io_begin_on(r, pick_volume(r), io, max, unit);
+
+    io->writes = true;
+    return begun;
 }
 
 /* For who only reads: also of a snapshot. */
@@ -417,7 +469,7 @@ static bool io_done(struct io *io, const char *what, int rc)
         return false;
     if (rc == 0 && !(io->fits_not && !resized && io->v->size == io->v->other_size))
         return true;
-    if (rc == ERR_NOSPC && client_full_enough(r, io->len)) {
+    if (rc == ERR_NOSPC && io->writes && client_full_enough(r, io->len)) {
         r->nospc++;
         return false;
     }
@@ -567,7 +619,7 @@ static void op_settle(struct run *r)
 {
     int rc = partition_settle(r->p);
 
-    if (rc < 0 && !(rc == ERR_NOSPC && client_full_enough(r, 0)) && !client_lost(r, rc))
+    if (rc < 0 && !client_space_failed(r, rc) && !client_lost(r, rc))
         run_fail(r, "settle: %s", err_name(rc));
 }
 

@@ -81,7 +81,7 @@ static void await_converged(struct run *r)
     struct partition_status s;
 
     while (!converged(r, usable) && env_now(r->env) < end) {
-        if (client_full_enough(r, 0))
+        if (client_tight(r))
             return; /* a rebuild takes room */
         env_sleep(r->env, 200 * ENV_NS_PER_MS);
     }

@@ -13,6 +13,7 @@
 #include "tests/sim/hang.h"
 #include "tests/sim/run.h"
 
+#define SLOTS_AMPLE (512u << 20)          /* of data: several times what clients store */
 #define LIFE_MAX_NS (3600 * ENV_NS_PER_S) /* nothing takes that long, unless it hangs */
 
 /* ---- Failing ---- */
@@ -74,7 +75,9 @@ static void choose_geometry(struct run *r)
         run_chance(r, 30) ? FORMAT_SLOT_SIZE : FORMAT_SLOT_MIN + run_random(r, 256) * FORMAT_UNIT;
     if (r->churn)
         r->slot_size = FORMAT_SLOT_MIN;
-    r->slot_count = 5 + run_random(r, run_chance(r, 50) ? 8 : 40);
+    /* Small ones are filled all the time; in the others it is wrong to say that they are full. */
+    r->slot_count = run_chance(r, 40) ? 5 + run_random(r, run_chance(r, 50) ? 8 : 40)
+                                      : SLOTS_AMPLE / (r->k * r->slot_size) + run_random(r, 100);
     r->journal_len = FORMAT_JOURNAL_MIN +
                      (run_chance(r, 60) ? run_random(r, 16) : run_random(r, 256)) * FORMAT_UNIT;
     r->partition.cache_bytes = run_chance(r, 60) ? 40000 + (size_t)run_random(r, 200000) : 0;

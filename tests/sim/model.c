@@ -371,6 +371,27 @@ bool model_block_surely(const struct model *m, const struct model_volume *v, uin
     return true;
 }
 
+static uint64_t blocks_of(const struct model *m, const struct model_volume *v)
+{
+    uint64_t n = 0;
+
+    for (uint64_t i = 0; v->exists != MODEL_ABSENT && i < MODEL_BLOCKS; i++)
+        n += v->blocks[i] && !model_block_surely(m, v, i, true);
+    return n;
+}
+
+uint64_t model_volume_blocks(const struct model *m)
+{
+    const struct model_volume *snaps = &m->snaps[0][0];
+    uint64_t n = 0;
+
+    for (unsigned i = 0; i < MODEL_VOLUMES; i++)
+        n += blocks_of(m, &m->volumes[i]);
+    for (unsigned i = 0; i < MODEL_VOLUMES * MODEL_SNAPS; i++)
+        n += blocks_of(m, &snaps[i]);
+    return n;
+}
+
 void model_volume_cut(struct model *m, struct model_volume *v, uint64_t size)
 {
     for (uint64_t i = size / BLOCK_SIZE; i < MODEL_BLOCKS; i++) {
@@ -647,6 +668,16 @@ bool model_instance_may(const struct model_instance *in, int value)
         if (in->states[i].value == value)
             return true;
     return false;
+}
+
+uint64_t model_instance_may_be(const struct model_instance *in)
+{
+    uint64_t values = 0;
+
+    for (uint32_t i = 0; i < in->count; i++)
+        if (in->states[i].value != MODEL_INSTANCE_ABSENT)
+            values |= 1ull << in->states[i].value;
+    return (uint64_t)__builtin_popcountll(values);
 }
 
 bool model_instance_surely_present(const struct model_instance *in)

@@ -105,6 +105,9 @@ void model_read_drop(struct model *m, struct model_volume *v, uint64_t off, uint
 bool model_block_surely(const struct model *m, const struct model_volume *v, uint64_t block,
                         bool zero);
 
+/* Blocks that may be other than zero, of all volumes and snapshots together. */
+uint64_t model_volume_blocks(const struct model *m);
+
 /* Everything beyond `size` is gone. No operation is in flight there. */
 void model_volume_cut(struct model *m, struct model_volume *v, uint64_t size);
 
@@ -169,4 +172,6 @@ void model_instance_read_begin(struct model_instance *i);
 /* Was the value (ABSENT: none) possible at some moment of the read? */
 bool model_instance_read_end(struct model_instance *i, int value);
 bool model_instance_may(const struct model_instance *i, int value);
+/* How many contents it may have, or may be given by what is in flight. */
+uint64_t model_instance_may_be(const struct model_instance *i);
 bool model_instance_surely_present(const struct model_instance *i);

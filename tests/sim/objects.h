@@ -5,8 +5,9 @@
 
 struct run;
 
-#define OBJECT_BUCKETS 2u
-#define OBJECT_NAMES   8u /* in each bucket; puts under those with odd numbers want nobody there */
+#define OBJECT_BUCKETS  2u
+#define OBJECT_SIZE_MAX (512u << 10)
+#define OBJECT_NAMES    8u /* in each bucket; puts under those with odd numbers want nobody there */
 
 struct model_bucket {
     char name[8];

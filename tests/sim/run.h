@@ -140,9 +140,13 @@ void client_main(void *arg);
 bool studies_step(struct run *r, enum op_kind kind);
 /* Reads a whole instance; which of its contents it is, ABSENT when there is none. */
 int client_read_instance(struct run *r, unsigned index, int *ret_content);
-/* Is it fair to say that the store is full, or the file systems under it, for a write of so many
- * bytes? */
+/* Is it fair to say that the store is full, or the file systems under it, for a client's write of
+ * so many bytes? */
 bool client_full_enough(struct run *r, uint64_t bytes);
+/* Has it hardly any room, even for what it does by itself? */
+bool client_tight(struct run *r);
+/* Is `rc` a lack of space that is fair where nothing new is stored? */
+bool client_space_failed(struct run *r, int rc);
 /* Where more drives are lost than the profile bears: is this a fair answer? Then what was to be
  * done may have been done or not. It stays in flight for the model until the life ends, which is
  * soon: clients begin nothing new. */
