@@ -521,7 +521,10 @@ static void op_zero(struct run *r)
         rc = run_chance(r, 50) ? block_zero(io.handle, io.off, io.len, 0)
                                : block_discard(io.handle, io.off, io.len, 0);
         run_trace(r, "zero %llu: %s", (unsigned long long)model_write_origin(w), err_name(rc));
-        model_write_end(&r->model, w, io_done(&io, "zero", rc) ? MODEL_DONE : MODEL_MAYBE);
+        model_write_end(&r->model, w,
+                        io_done(&io, "zero", rc) ? MODEL_DONE
+                        : rc == ERR_RANGE        ? MODEL_NOT
+                                                 : MODEL_MAYBE);
     }
     io_end(&io);
 }
@@ -627,7 +630,9 @@ static void op_compact(struct run *r)
 {
     int rc = partition_compact(r->p);
 
-    if (rc < 0 && rc != ERR_NOSPC && rc != ERR_IO && !client_lost(r, rc))
+    if (rc == ERR_NOSPC && (r->host_was_full || client_tight(r)))
+        return; /* what is moved takes room until its place is free */
+    if (rc < 0 && !(rc == ERR_IO && r->ever_damaged) && !client_lost(r, rc))
         run_fail(r, "compact: %s", err_name(rc));
 }
 

@@ -187,16 +187,18 @@ static void format_main(void *arg)
 static void life_close(struct run *r)
 {
     struct partition_status status;
+    bool may_lack;
     int rc;
 
     copy_look(r);
     partition_get_status(r->p, &status);
+    may_lack = client_space_failed(r, ERR_NOSPC);
     r->compacted += status.chunks.compacted;
     r->moved += status.chunks.moved_bytes;
     r->phase = "closing";
     rc = partition_close(r->p);
     r->p = NULL;
-    if (rc < 0 && rc != ERR_NOSPC && !client_lost(r, rc))
+    if (rc < 0 && !(rc == ERR_NOSPC && (may_lack || r->host_was_full)) && !client_lost(r, rc))
         run_fail(r, "close: %s", err_name(rc));
     r->phase = "recounting";
     recount_all(r);
