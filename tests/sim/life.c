@@ -268,6 +268,7 @@ static void life_main(void *arg)
         run_fail(r, "open: %s", err_name(rc));
     run_trace(r, "open, replayed %llu records", (unsigned long long)start.replay.records);
     members_look(r);
+    members_recall(r);
     r->slots_off = partition_drives(r->p)->super.slots_off;
     r->opened = true;
     r->phase = "verifying";
