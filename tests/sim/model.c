@@ -572,13 +572,22 @@ static void instance_unfold(struct model_instance *in)
                  (in->ops[slot] != MODEL_INSTANCE_ABSENT || s.value == MODEL_INSTANCE_ABSENT)))
                 continue;
             s.mask |= (uint8_t)(1u << slot);
-            s.value = instance_apply(s.value, in->ops[slot], &in->contents, &s.results[slot]);
+            if (in->wants[slot] && s.value != in->wants[slot])
+                s.results[slot] = MODEL_PUT_REFUSED;
+            else
+                s.value = instance_apply(s.value, in->ops[slot], &in->contents, &s.results[slot]);
             instance_add(in, &s);
             in->ghosts |= 1ull << s.value;
         }
 }
 
 int model_instance_begin(struct model_instance *in, int value, const struct model_contents *c)
+{
+    return model_instance_begin_if(in, value, c, 0);
+}
+
+int model_instance_begin_if(struct model_instance *in, int value, const struct model_contents *c,
+                            int wants)
 {
     int slot = 0;
 
@@ -589,6 +598,7 @@ int model_instance_begin(struct model_instance *in, int value, const struct mode
         return -1;
     in->contents = *c;
     in->ops[slot] = value;
+    in->wants[slot] = wants;
     in->busy |= (uint8_t)(1u << slot);
     in->ghosts |= INSTANCE_CHANGED;
     instance_unfold(in);

@@ -152,6 +152,7 @@ struct model_contents {
 struct model_instance {
     struct model_contents contents;
     int ops[MODEL_OPS];
+    int wants[MODEL_OPS]; /* the put is refused where another content is; 0: it takes any */
     struct model_istate *states;
     uint32_t count, room;
     uint8_t busy;
@@ -163,6 +164,9 @@ void model_instance_init(struct model_instance *i);
 void model_instance_free(struct model_instance *i);
 /* Slot of the operation, or -1 when too many are in flight. */
 int model_instance_begin(struct model_instance *i, int value, const struct model_contents *c);
+/* A put that replaces the content `wants` and is refused otherwise. */
+int model_instance_begin_if(struct model_instance *i, int value, const struct model_contents *c,
+                            int wants);
 /* It returned with a result (NONE: what it did is not known). False: no possible state fits that.
  */
 bool model_instance_end(struct model_instance *i, int slot, enum model_put_result result,

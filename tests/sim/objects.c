@@ -3,7 +3,7 @@
  * Each name is an instance of the model: puts replace, deletes delete. Deleting a bucket is a
  * delete of each of its objects, and one that is refused unless the bucket is empty tells, where it
  * succeeds, that each was missing. Names with odd numbers are put on the condition that nobody is
- * there, which is the model's policy of refusing.
+ * there, which is the model's policy of refusing; others now and then on that of an etag.
  */
 #include "tests/sim/objects.h"
 
@@ -14,7 +14,7 @@
 #include "lib/base/mem.h"
 #include "tests/sim/run.h"
 
-#define CONTENTS 6
+#define PAIRS_MAX 3u
 
 static bool never_same(int a, int b)
 {
@@ -102,7 +102,7 @@ static void make_content(unsigned name, int content, struct strbuf *out)
 /* Which it is; -1: none. */
 static int content_of(unsigned name, const uint8_t *bytes, size_t len)
 {
-    for (int c = 1; c <= CONTENTS; c++) {
+    for (int c = 1; c <= OBJECT_CONTENTS; c++) {
         STRBUF_AUTO struct strbuf s = STRBUF_INIT;
 
         make_content(name, c, &s);
@@ -110,6 +110,58 @@ static int content_of(unsigned name, const uint8_t *bytes, size_t len)
             return c;
     }
     return -1;
+}
+
+/* ---- What is told beside the bytes: it follows from name and content ---- */
+
+struct labels {
+    char type[32], names[PAIRS_MAX][8], values[PAIRS_MAX][32];
+    struct bucket_pair pairs[PAIRS_MAX];
+    size_t count;
+};
+
+static void make_labels(unsigned name, int content, struct labels *l)
+{
+    unsigned c = (unsigned)content;
+
+    memset(l, 0, sizeof(*l));
+    if ((name + c) % 3)
+        (void)snprintf(l->type, sizeof(l->type), "sim/content-%u-%u", name, c);
+    l->count = (name + 2 * c) % (PAIRS_MAX + 1);
+    for (unsigned i = 0; i < l->count; i++) {
+        (void)snprintf(l->names[i], sizeof(l->names[i]), "p%u", i);
+        (void)snprintf(l->values[i], sizeof(l->values[i]), "of %u, %u", name, c);
+        l->pairs[i] = (struct bucket_pair){l->names[i], l->values[i]};
+    }
+}
+
+static void check_labels(struct run *r, const struct bucket_entry *e, unsigned name, int content)
+{
+    struct labels l;
+    size_t found = 0;
+
+    make_labels(name, content, &l);
+    for (size_t i = 0; i < l.count; i++)
+        for (size_t j = 0; j < e->pair_count; j++)
+            found += strcmp(l.names[i], e->pairs[j].name) == 0 &&
+                     strcmp(l.values[i], e->pairs[j].value) == 0;
+    if (strcmp(e->type, l.type) != 0 || e->pair_count != l.count || found != l.count)
+        run_fail(r, "object %u, content %d: type %s and %zu pairs are not its own", name, content,
+                 e->type, e->pair_count);
+}
+
+static void check_etag(struct run *r, const uint8_t *etag, unsigned name, int content)
+{
+    struct model_etag *e = &r->etags[name][content];
+
+    if (e->known && memcmp(e->etag, etag, BUCKET_ETAG) != 0)
+        run_fail(r, "object %u, content %d: the same bytes have another etag", name, content);
+    for (int c = 1; c <= OBJECT_CONTENTS; c++)
+        if (c != content && r->etags[name][c].known &&
+            memcmp(r->etags[name][c].etag, etag, BUCKET_ETAG) == 0)
+            run_fail(r, "object %u: contents %d and %d have one etag", name, c, content);
+    e->known = true;
+    memcpy(e->etag, etag, BUCKET_ETAG);
 }
 
 /* Folders, so that lists have something to tell as one. */
@@ -234,12 +286,24 @@ static int send(struct run *r, struct model_bucket *b, const struct bucket_put_i
     return rc;
 }
 
+/* Now and then a put wants to replace a certain content. Which; 0: it does not. */
+static int pick_wanted(struct run *r, unsigned name, struct bucket_put_info *info)
+{
+    int content = 1 + (int)run_random(r, OBJECT_CONTENTS);
+
+    if (wants_absent(name) || !r->etags[name][content].known || !run_chance(r, 40))
+        return 0;
+    info->condition = BUCKET_IF_ETAG;
+    memcpy(info->etag, r->etags[name][content].etag, BUCKET_ETAG);
+    return content;
+}
+
 static void op_bucket_put(struct run *r)
 {
     STRBUF_AUTO struct strbuf s = STRBUF_INIT;
     struct model_bucket *b = pick(r);
     unsigned i = (unsigned)run_random(r, OBJECT_NAMES);
-    int content = 1 + (int)run_random(r, CONTENTS), slot, rc;
+    int content = 1 + (int)run_random(r, OBJECT_CONTENTS), slot, rc;
     uint64_t changes = b->changes;
     bool present = b->exists == MODEL_PRESENT, fits;
     struct bucket_put_result result = {0};
@@ -248,10 +312,16 @@ static void op_bucket_put(struct run *r)
     struct bucket_put_info info = {.bucket = b->name,
                                    .name = name,
                                    .condition = wants_absent(i) ? BUCKET_IF_ABSENT : BUCKET_ALWAYS};
+    int wants = pick_wanted(r, i, &info);
+    struct labels labels;
 
-    slot = model_instance_begin(&b->objects[i], content, contents_of(i));
+    slot = model_instance_begin_if(&b->objects[i], content, contents_of(i), wants);
     if (slot < 0)
         return;
+    make_labels(i, content, &labels);
+    info.type = labels.type[0] ? labels.type : NULL;
+    info.pairs = labels.pairs;
+    info.pair_count = labels.count;
     name_of(i, name);
     make_content(i, content, &s);
     info.size_hint = run_chance(r, 50) ? s.len : 0;
@@ -273,6 +343,8 @@ static void op_bucket_put(struct run *r)
         return;
     else
         run_fail(r, "put %s/%s: %s", b->name, name, err_name(rc));
+    if (rc == 0)
+        check_etag(r, result.etag, i, content);
     if (!fits)
         run_fail(r, "put %s/%s: %s does not fit what was there", b->name, name,
                  rc < 0            ? err_name(rc)
@@ -320,10 +392,14 @@ static int read_object(struct run *r, struct model_bucket *b, unsigned i, int *r
         env_sleep(r->env, run_random(r, 50 * ENV_NS_PER_MS)); /* it stays readable while open */
         rc = read_whole(r, o, buf, len);
     }
-    bucket_close(o);
     *ret_content = content_of(i, buf, len);
     if (rc == 0 && *ret_content < 0)
         run_fail(r, "wrong bytes of %s/%s", b->name, name);
+    if (rc == 0) {
+        check_labels(r, bucket_get_entry(o), i, *ret_content);
+        check_etag(r, bucket_get_entry(o)->etag, i, *ret_content);
+    }
+    bucket_close(o);
     mem_free(buf);
     return rc;
 }

@@ -1,6 +1,7 @@
 /* Buckets and objects in the simulator: what clients do with them, and what must be there after. */
 #pragma once
 
+#include "lib/api/bucket.h"
 #include "tests/sim/model.h"
 
 struct run;
@@ -8,6 +9,14 @@ struct run;
 #define OBJECT_BUCKETS  2u
 #define OBJECT_SIZE_MAX (512u << 10)
 #define OBJECT_NAMES    8u /* in each bucket; puts under those with odd numbers want nobody there */
+
+#define OBJECT_CONTENTS 6 /* numbered from 1 */
+
+/* Equal bytes have one etag, which is learned from the first who tells it. */
+struct model_etag {
+    bool known;
+    uint8_t etag[BUCKET_ETAG];
+};
 
 struct model_bucket {
     char name[8];

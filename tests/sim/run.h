@@ -61,6 +61,7 @@ struct run {
     struct model_instance instances[INSTANCES];
     struct model_contents contents;
     struct model_bucket buckets[OBJECT_BUCKETS];
+    struct model_etag etags[OBJECT_NAMES][OBJECT_CONTENTS + 1];
     struct kv_mem_image *image;
 
     /* The store. */
@@ -72,6 +73,14 @@ struct run {
     bool drives_change; /* they come and go */
     uint32_t member;    /* disks that are drives of the store, or may be */
     uint32_t spared;    /* disks that no harm is done to: see members.c */
+    struct run_member {
+        uint8_t uuid[16];
+        bool there, leaving;
+        uint8_t class_;
+    } ordered[FORMAT_DRIVES_MAX]; /* by place: what orders have made of drives */
+    bool ordered_known;
+    unsigned orders; /* in flight */
+    uint64_t orders_begun;
     struct partition_options partition;
     bool faults_on;            /* damage may be done to drives */
     uint32_t damaged, deleted; /* bit per drive */
@@ -166,6 +175,8 @@ void heal_check(struct run *r);
  * from drives that came, go or were lost has been done. */
 void op_drive(struct run *r);
 void members_look(struct run *r);
+/* After the store was opened: nothing that was ordered may be forgotten. */
+void members_recall(struct run *r);
 void members_converge(struct run *r);
 /* Which disk has this path; RUN_DRIVES_MAX when none has. */
 unsigned members_disk(const struct run *r, const char *path);
