@@ -503,11 +503,11 @@ static int image_name(struct image *im, uint64_t settled, uint64_t upto)
 }
 
 /* It did not come to be: the next copy has to have what was frozen. */
-static void thaw(struct image *im)
+static void thaw(struct image *im, int error)
 {
     kv_changes_add_older(im->active, im->frozen);
     image_put_off(im);
-    im->stats.failures++;
+    im->stats.failures += error != ERR_SHUTDOWN;
     if (kv_changes_bytes(im->active) > IMAGE_SET_MOST)
         image_lose(im);
 }
@@ -528,13 +528,13 @@ int image_write(struct image *im, uint64_t settled, uint64_t upto)
     if (im->lost && !im->building && !im->base_ready) {
         im->stats.failures += im->p->ds->super.replay_lsn > 1 || !may_try(im);
         rc = ERR_AGAIN; /* a base will have it */
-    } else if (!may_try(im)) {
+    } else if (!may_try(im) || PLANTED(IMAGE_SKIPPED)) {
         kv_changes_add_older(im->active, im->frozen);
-        im->stats.failures++;
+        im->stats.failures += !PLANTED(IMAGE_SKIPPED);
         rc = ERR_AGAIN;
     } else if (some && (rc = image_write_increment(im, &run)) < 0) {
         image_leave(im, &run);
-        thaw(im);
+        thaw(im, rc);
     } else if (some && im->lost && !im->building && !im->base_ready) {
         image_leave(im, &run); /* the copy was lost meanwhile */
         rc = ERR_AGAIN;
@@ -551,7 +551,7 @@ int image_write(struct image *im, uint64_t settled, uint64_t upto)
         rc = image_name(im, settled, upto);
         im->retry_wait = rc == 0 ? 0 : im->retry_wait;
         if (rc < 0) {
-            im->stats.failures++;
+            im->stats.failures += rc != ERR_SHUTDOWN;
             image_put_off(im);
         }
     }

@@ -290,7 +290,7 @@ static void watch_leaving(struct partition *p)
     for (unsigned i = 0; i < p->ds->count && !p->broken; i++) {
         int rc = may_go(p, i) ? let_go(p, i, &left) : 0;
 
-        if (rc < 0)
+        if (rc < 0 && rc != ERR_SHUTDOWN)
             log_warn("membership", "drive cannot be let go, will try again drive=%u error=%s", i,
                      err_name(rc));
     }

@@ -259,8 +259,9 @@ static void partition_applier(void *arg)
 /* ---- Background work ---- */
 
 /* Brings the metadata's copy on the drives up to what was just frozen. Without room for it the
- * journal is trimmed all the same; see image.c. */
-static void partition_copy(struct partition *p, uint64_t upto)
+ * journal is trimmed all the same; see image.c. But not at the end of a stop, when no record is
+ * taken any more (ERR_SHUTDOWN): the copy's last record is in the journal, and is to stay there. */
+static int partition_copy(struct partition *p, uint64_t upto)
 {
     int rc = image_write(p->image, p->processed_lsn, upto);
 
@@ -270,6 +271,7 @@ static void partition_copy(struct partition *p, uint64_t upto)
             "the metadata's copy on the drives could not be renewed: until it is, keep kv/ safe "
             "error=%s",
             err_name(rc));
+    return rc == ERR_SHUTDOWN ? rc : 0;
 }
 
 /* Makes the state durable and lets go of the journal before it.
@@ -294,13 +296,14 @@ int partition_checkpoint(struct partition *p)
     if (oldest < upto && !PLANTED(TRIM_TOO_EARLY) && !PLANTED(TRIM_RACES_FLUSH))
         upto = oldest;
     image_freeze(p->image);
-    partition_copy(p, upto);
+    rc = partition_copy(p, upto);
     if (PLANTED(IMAGE_TRIMMED_PAST))
         upto = volumes_oldest_lsn(p->volumes) < p->processed_lsn ? volumes_oldest_lsn(p->volumes)
                                                                  : p->processed_lsn;
     codec_put_le64(value, upto);
     kv_batch_put(note, KV_META, partition_trim_key, (struct kv_slice){value, 8});
-    rc = kv_write(p->kv, note);
+    if (rc == 0)
+        rc = kv_write(p->kv, note);
     if (rc == 0 && !PLANTED(TRIM_UNFLUSHED))
         rc = kv_flush(p->kv);
     if (PLANTED(TRIM_RACES_FLUSH) && volumes_oldest_lsn(p->volumes) < upto)

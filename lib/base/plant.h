@@ -51,6 +51,7 @@
     X(LEAVING_TAKES, "new segments are put on a drive that is leaving")                        \
     X(MIRROR_NOT_COPIED, "the journal goes to another mirror without what it holds")           \
     X(REBUILD_FORGETS, "a rebuild takes a segment for done that has a column on a lost drive") \
+    X(IMAGE_SKIPPED, "the journal is trimmed without a copy of the metadata, untold")          \
     X(IMAGE_NOT_SYNCED, "the metadata's copy is named before it is durable")                   \
     X(IMAGE_TRIMMED_PAST, "the journal is trimmed past what the metadata's copy has")          \
     X(IMAGE_KEEPS_DELETED, "the metadata's copy does not learn of deleted rows")               \

@@ -67,7 +67,8 @@ struct journal_replay_stats {
 
 /* Reads every batch from the replay point to the end and calls `apply` (which may suspend) for each
  * record in order. Batches that a mirror lacks are written to it. The end is proven: ERR_JOURNAL
- * when a later batch exists behind a hole, or when no mirror is left and the journal was not empty.
+ * when a later batch exists behind a hole, or when no mirror is left and the journal was not empty;
+ * ERR_IO when no mirror can be read where the journal seems to end.
  * On success the head is set and the first LSN to come is known. Suspends. */
 int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journal_record *r),
                    void *arg, struct journal_replay_stats *ret_stats);

@@ -12,7 +12,8 @@
  * The first number that no mirror has is the end. By F3 nothing with a higher number can exist
  * then, unless a batch in the middle was damaged on all mirrors: so the whole area of every mirror
  * is searched for a later batch, and finding one is ERR_JOURNAL. Acknowledged data would be
- * missing, and to go on quietly would hide it.
+ * missing, and to go on quietly would hide it. What cannot be read says nothing of that kind: some
+ * mirror must have been read where the next batch would be, or the end is not known.
  */
 #include "lib/store/journal.h"
 
@@ -42,6 +43,7 @@ struct replay_mirror {
     struct drive *drive;
     struct replay_window windows[REPLAY_PLACES];
     bool repaired;
+    bool unread; /* since this was last cleared: something could not be read */
 };
 
 /* The next batch, copied out, and which mirrors have it. */
@@ -57,6 +59,23 @@ struct replay {
     struct replay_mirror mirrors[FORMAT_DRIVES_MAX];
     unsigned count;
 };
+
+/* Reads on to the window's end, or no more than what is needed where that fails. Suspends. */
+static bool replay_read(struct replay *r, struct replay_mirror *m, struct replay_window *w,
+                        size_t want, size_t len)
+{
+    uint64_t at = r->j->ds->super.journal_off + w->off;
+
+    if (drive_pread(m->drive, &w->buf, want, at) < 0) {
+        want = len;
+        if (drive_pread(m->drive, &w->buf, want, at) < 0) {
+            m->unread = true;
+            return false;
+        }
+    }
+    w->len = want;
+    return true;
+}
 
 /* The bytes [off, off+len) of a mirror's area; NULL when they cannot be read. Valid until the next
  * call for that mirror and place. Suspends. */
@@ -78,10 +97,7 @@ static const uint8_t *replay_fetch(struct replay *r, struct replay_mirror *m,
     }
     w->off = off;
     w->len = 0;
-    if (drive_pread(m->drive, &w->buf, want, r->j->ds->super.journal_off + off) < 0)
-        return NULL;
-    w->len = want;
-    return w->buf->data;
+    return replay_read(r, m, w, want, len) ? w->buf->data : NULL;
 }
 
 /* The area was written: what was read of it may be old. */
@@ -205,21 +221,32 @@ static void replay_look(struct replay *r, unsigned i, enum replay_place place,
     f->has[i] |= f->off == off;
 }
 
-/* Finds the next batch on any mirror. False at the end. */
-static bool replay_next(struct replay *r, struct replay_found *ret_found)
+/* Has some mirror been read wherever the next batch would be? */
+static bool replay_has_looked(const struct replay *r)
+{
+    for (unsigned i = 0; i < r->count; i++)
+        if (!r->mirrors[i].unread)
+            return true;
+    return false;
+}
+
+/* Finds the next batch on any mirror: 1, or 0 at the end, or ERR_IO. */
+static int replay_next(struct replay *r, struct replay_found *ret_found)
 {
     struct journal *j = r->j;
     struct replay_found f = {0};
 
     for (unsigned i = 0; i < r->count; i++)
+        r->mirrors[i].unread = false;
+    for (unsigned i = 0; i < r->count; i++)
         replay_look(r, i, REPLAY_BEHIND, &f);
     for (unsigned i = 0; j->head_off && i < r->count; i++)
         replay_look(r, i, REPLAY_FRONT, &f);
     if (!f.batch)
-        return false;
+        return replay_has_looked(r) ? 0 : ERR_IO;
     replay_repair(r, f.has, f.batch, f.off, f.batch->size);
     *ret_found = f;
-    return true;
+    return 1;
 }
 
 /* Is there any batch of a later number anywhere? Called at the end (see the head of this file). */
@@ -263,7 +290,7 @@ static int replay_all(struct replay *r, int (*apply)(void *arg, const struct jou
     struct replay_found f;
     int rc = 0;
 
-    while (rc == 0 && replay_next(r, &f)) {
+    while (rc == 0 && (rc = replay_next(r, &f)) > 0) {
         rc = replay_apply(r, f.batch, &f.head, apply, arg);
         journal_push_extent(j, f.head.first_lsn, f.head.records, f.off, f.batch->size);
         j->next_lsn = j->head_lsn;

@@ -7,7 +7,9 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-#define READ_MAX (256u * 1024)
+#define READ_MAX       (256u * 1024)
+#define FLYING_MAX     (2u << 20) /* bytes that one client writes at once, at most */
+#define TIGHT_SEGMENTS 2u         /* one may come free just after a write was refused */
 
 /* ---- Data ---- */
 
@@ -48,20 +50,77 @@ static uint8_t *make_data(struct run *r, uint64_t len)
     return p;
 }
 
+/* ---- Losses ---- */
+
+bool client_lost(struct run *r, int rc)
+{
+    if (!r->beyond || (rc != ERR_LOST && rc != ERR_IO && rc != ERR_JOURNAL && rc != ERR_NOSPC))
+        return false;
+    r->ops_left = 0;
+    r->errors++;
+    return true;
+}
+
 /* ---- Space ---- */
 
-/* Is it fair to say that the store is full? Kept back are the overlay's share and a segment per
- * stream, and what other clients have reserved: every put 8 MiB, every write its size. */
-bool client_full_enough(struct run *r, uint64_t bytes)
+/* What all volumes, snapshots, instances and objects have in them, at most: every block of which
+ * the model knows that it was ever written since the volume was made, once for each that shows it.
+ */
+static uint64_t model_bytes(const struct run *r)
+{
+    uint64_t n = model_volume_blocks(&r->model) * BLOCK_SIZE;
+
+    for (unsigned i = 0; i < INSTANCES; i++)
+        n += model_instance_may_be(&r->instances[i]) * INSTANCE_SIZE_MAX;
+    for (unsigned b = 0; b < OBJECT_BUCKETS; b++)
+        for (unsigned i = 0; i < OBJECT_NAMES; i++)
+            n += model_instance_may_be(&r->buckets[b].objects[i]) * OBJECT_SIZE_MAX;
+    return n;
+}
+
+/* What clients may have in flight. */
+static uint64_t flying_bytes(const struct run *r)
+{
+    return (uint64_t)r->clients * FLYING_MAX;
+}
+
+bool client_tight(struct run *r)
 {
     struct partition_status s;
+
+    partition_get_status(r->p, &s);
+    return s.free < TIGHT_SEGMENTS * r->slot_size * r->k;
+}
+
+/* A store that is less than half full, by the model's account and not its own, has room for every
+ * write: what is dead comes back while the write waits. */
+static bool mostly_empty(struct run *r, uint64_t bytes)
+{
     uint64_t segment = r->slot_size * r->k;
+    struct partition_status s;
+
+    partition_get_status(r->p, &s);
+    return model_bytes(r) + flying_bytes(r) + bytes + TIGHT_SEGMENTS * segment <= s.capacity / 2;
+}
+
+bool client_full_enough(struct run *r, uint64_t bytes)
+{
+    uint64_t segment = r->slot_size * r->k;
+    struct partition_status s;
 
     if (r->host_was_full)
         return true;
     partition_get_status(r->p, &s);
-    return s.free <= (2 + SEGMENT_STREAMS) * segment + 2 * r->partition.overlay_bytes + bytes +
-                         (uint64_t)r->clients * (8u << 20);
+    return s.free <= bytes + flying_bytes(r) + TIGHT_SEGMENTS * segment && !mostly_empty(r, bytes);
+}
+
+bool client_space_failed(struct run *r, int rc)
+{
+    if (rc != ERR_NOSPC)
+        return false;
+    /* What is in the overlay can always be drained: room for it is kept. But drives that go, or are
+     * put out, take theirs along. */
+    return r->host_was_full || ((r->ever_damaged || r->drives_change) && client_tight(r));
 }
 
 /* ---- Volumes ---- */
@@ -92,6 +151,8 @@ static void op_create(struct run *r)
         v->size = v->other_size = size;
         rc = block_create(partition_blocks(r->p), v->name, size,
                           run_chance(r, 50) ? BLOCK_EVERY_WRITE : BLOCK_ON_FLUSH);
+        if (client_lost(r, rc))
+            return;
         if (rc < 0)
             run_fail(r, "create %s: %s", v->name, err_name(rc));
         v->exists = MODEL_PRESENT;
@@ -132,6 +193,8 @@ static void op_remove(struct run *r)
     } else {
         v->exists = MODEL_UNSURE;
         rc = block_remove(partition_blocks(r->p), v->name);
+        if (client_lost(r, rc))
+            return;
         if (rc < 0)
             run_fail(r, "remove %s: %s", v->name, err_name(rc));
         v->exists = MODEL_ABSENT;
@@ -160,6 +223,8 @@ static void op_resize(struct run *r)
     v->other_size = size;
     v->resizes++;
     rc = block_resize(partition_blocks(r->p), v->name, size);
+    if (client_lost(r, rc))
+        return;
     if (rc < 0)
         run_fail(r, "resize %s: %s", v->name, err_name(rc));
     v->size = size;
@@ -230,6 +295,8 @@ static void op_snapshot(struct run *r)
         model_snapshot_begin(&r->model, group[i]);
     }
     rc = block_snapshot(partition_blocks(r->p), names, n, snap_name(group[0]));
+    if (client_lost(r, rc))
+        return;
     if (rc < 0)
         run_fail(r, "snapshot of %s: %s", group[0]->name, err_name(rc));
     for (size_t i = 0; i < n; i++) {
@@ -257,6 +324,8 @@ static void op_snapshot_delete(struct run *r)
     if (!used)
         s->exists = MODEL_UNSURE;
     rc = block_snapshot_remove(partition_blocks(r->p), s->of->name, snap_name(s));
+    if (client_lost(r, rc))
+        return;
     if (rc != (used ? ERR_BUSY : 0))
         run_fail(r, "delete snapshot %s%s: %s", s->name, used ? ", open" : "", err_name(rc));
     if (!used) {
@@ -279,6 +348,8 @@ static void op_clone(struct run *r)
     v->size = v->other_size = s->size;
     model_volume_copy(&r->model, v, s, true);
     rc = block_clone(partition_blocks(r->p), s->of->name, snap_name(s), v->name);
+    if (client_lost(r, rc))
+        return;
     if (rc < 0)
         run_fail(r, "clone %s to %s: %s", s->name, v->name, err_name(rc));
     v->exists = MODEL_PRESENT;
@@ -304,6 +375,8 @@ static void op_rollback(struct run *r)
         v->other_size = s->size;
         model_volume_copy(&r->model, v, s, false);
         rc = block_rollback(partition_blocks(r->p), v->name, snap_name(s));
+        if (client_lost(r, rc))
+            return;
         if (rc < 0)
             run_fail(r, "roll back to %s: %s", s->name, err_name(rc));
         model_volume_copy(&r->model, v, s, true);
@@ -322,6 +395,7 @@ struct io {
     struct block_volume *handle;
     uint64_t off, len, resizes;
     bool fits_not; /* it lies beyond the end, before or after */
+    bool writes;
 };
 
 static uint64_t volume_low(const struct model_volume *v)
@@ -341,6 +415,8 @@ static bool io_begin_on(struct run *r, struct model_volume *v, struct io *io, ui
     if (v->exists != MODEL_PRESENT)
         return false;
     rc = block_open(partition_blocks(r->p), v->name, &io->handle);
+    if (client_lost(r, rc))
+        return false;
     if (rc < 0)
         run_fail(r, "open %s: %s", v->name, err_name(rc));
     v->users++;
@@ -363,7 +439,10 @@ static bool io_begin_on(struct run *r, struct model_volume *v, struct io *io, ui
 
 static bool io_begin(struct run *r, struct io *io, uint64_t max, uint64_t unit)
 {
-    return io_begin_on(r, pick_volume(r), io, max, unit);
+    bool begun = io_begin_on(r, pick_volume(r), io, max, unit);
+
+    io->writes = true;
+    return begun;
 }
 
 /* For who only reads: also of a snapshot. */
@@ -390,11 +469,11 @@ static bool io_done(struct io *io, const char *what, int rc)
         return false;
     if (rc == 0 && !(io->fits_not && !resized && io->v->size == io->v->other_size))
         return true;
-    if (rc == ERR_NOSPC && client_full_enough(r, io->len)) {
+    if (rc == ERR_NOSPC && io->writes && client_full_enough(r, io->len)) {
         r->nospc++;
         return false;
     }
-    if (r->options.lost && (rc == ERR_LOST || rc == ERR_IO || rc == ERR_JOURNAL || rc == ERR_NOSPC))
+    if (client_lost(r, rc))
         return false;
     run_fail(r, "%s %s at %llu, %llu bytes: %s", what, io->v->name, (unsigned long long)io->off,
              (unsigned long long)io->len, err_name(rc));
@@ -442,7 +521,10 @@ static void op_zero(struct run *r)
         rc = run_chance(r, 50) ? block_zero(io.handle, io.off, io.len, 0)
                                : block_discard(io.handle, io.off, io.len, 0);
         run_trace(r, "zero %llu: %s", (unsigned long long)model_write_origin(w), err_name(rc));
-        model_write_end(&r->model, w, io_done(&io, "zero", rc) ? MODEL_DONE : MODEL_MAYBE);
+        model_write_end(&r->model, w,
+                        io_done(&io, "zero", rc) ? MODEL_DONE
+                        : rc == ERR_RANGE        ? MODEL_NOT
+                                                 : MODEL_MAYBE);
     }
     io_end(&io);
 }
@@ -511,7 +593,7 @@ static void op_flush(struct run *r)
     if (!io_begin(r, &io, BLOCK_SIZE, BLOCK_SIZE))
         return;
     rc = block_flush(io.handle);
-    if (rc < 0)
+    if (rc < 0 && !client_lost(r, rc))
         run_fail(r, "flush %s: %s", io.v->name, err_name(rc));
     io_end(&io);
 }
@@ -540,7 +622,7 @@ static void op_settle(struct run *r)
 {
     int rc = partition_settle(r->p);
 
-    if (rc < 0 && !(rc == ERR_NOSPC && client_full_enough(r, 0)) && !r->options.lost)
+    if (rc < 0 && !client_space_failed(r, rc) && !client_lost(r, rc))
         run_fail(r, "settle: %s", err_name(rc));
 }
 
@@ -548,7 +630,9 @@ static void op_compact(struct run *r)
 {
     int rc = partition_compact(r->p);
 
-    if (rc < 0 && rc != ERR_NOSPC && rc != ERR_IO && !r->options.lost)
+    if (rc == ERR_NOSPC && (r->host_was_full || client_tight(r)))
+        return; /* what is moved takes room until its place is free */
+    if (rc < 0 && !(rc == ERR_IO && r->ever_damaged) && !client_lost(r, rc))
         run_fail(r, "compact: %s", err_name(rc));
 }
 
@@ -656,7 +740,7 @@ void client_main(void *arg)
     fiber_group_done(&r->group);
 }
 
-void clients_delete_all(struct run *r)
+bool clients_delete_all(struct run *r)
 {
     char uid[OBJECT_UID_MAX + 1];
     int rc;
@@ -666,6 +750,8 @@ void clients_delete_all(struct run *r)
         struct model_volume *s = &r->model.snaps[0][0] + at;
 
         rc = block_snapshot_remove(partition_blocks(r->p), s->of->name, snap_name(s));
+        if (client_lost(r, rc))
+            return false;
         if (rc != (s->exists == MODEL_PRESENT ? 0 : ERR_NOENT))
             run_fail(r, "delete snapshot %s at the end: %s", s->name, err_name(rc));
         s->exists = MODEL_ABSENT;
@@ -675,6 +761,8 @@ void clients_delete_all(struct run *r)
         struct model_volume *v = &r->model.volumes[i];
 
         rc = block_remove(partition_blocks(r->p), v->name);
+        if (client_lost(r, rc))
+            return false;
         if (rc != (v->exists == MODEL_PRESENT ? 0 : ERR_NOENT))
             run_fail(r, "remove %s at the end: %s", v->name, err_name(rc));
         v->exists = MODEL_ABSENT;
@@ -685,8 +773,10 @@ void clients_delete_all(struct run *r)
 
         instance_study_uid(i, uid);
         rc = object_remove(partition_objects(r->p), uid, NULL, NULL, &result);
+        if (client_lost(r, rc))
+            return false;
         if (rc < 0 && rc != ERR_NOENT)
             run_fail(r, "delete of study %u at the end: %s", i, err_name(rc));
     }
-    objects_delete_all(r);
+    return objects_delete_all(r);
 }

@@ -13,6 +13,7 @@
 #include "lib/base/strbuf.h"
 
 #define INSTANCES         16u
+#define INSTANCE_SIZE_MAX (512u << 10)
 #define INSTANCE_STUDIES  2u
 #define INSTANCE_SERIES   2u /* per study */
 #define INSTANCE_VARIANTS 3

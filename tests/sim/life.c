@@ -13,6 +13,7 @@
 #include "tests/sim/hang.h"
 #include "tests/sim/run.h"
 
+#define SLOTS_AMPLE (512u << 20)          /* of data: several times what clients store */
 #define LIFE_MAX_NS (3600 * ENV_NS_PER_S) /* nothing takes that long, unless it hangs */
 
 /* ---- Failing ---- */
@@ -74,7 +75,9 @@ static void choose_geometry(struct run *r)
         run_chance(r, 30) ? FORMAT_SLOT_SIZE : FORMAT_SLOT_MIN + run_random(r, 256) * FORMAT_UNIT;
     if (r->churn)
         r->slot_size = FORMAT_SLOT_MIN;
-    r->slot_count = 5 + run_random(r, run_chance(r, 50) ? 8 : 40);
+    /* Small ones are filled all the time; in the others it is wrong to say that they are full. */
+    r->slot_count = run_chance(r, 40) ? 5 + run_random(r, run_chance(r, 50) ? 8 : 40)
+                                      : SLOTS_AMPLE / (r->k * r->slot_size) + run_random(r, 100);
     r->journal_len = FORMAT_JOURNAL_MIN +
                      (run_chance(r, 60) ? run_random(r, 16) : run_random(r, 256)) * FORMAT_UNIT;
     r->partition.cache_bytes = run_chance(r, 60) ? 40000 + (size_t)run_random(r, 200000) : 0;
@@ -87,9 +90,14 @@ static void choose_geometry(struct run *r)
                                           .replace = r->partition.on_conflict == PARTITION_REPLACE};
     r->faults_on = r->m > 0 && run_chance(r, 65);
     r->damage_max = r->m;
+    if (r->options.lost) {
+        r->faults_on = true;
+        r->damage_max += 1 + (unsigned)run_random(r, r->drives - r->m);
+        r->harms = run_chance(r, 50);
+    }
     r->host_fills = run_chance(r, 12);
     r->host_no_reserve = run_chance(r, 40);
-    if (r->host_fills && run_chance(r, 50))
+    if (r->host_fills && !r->options.lost && run_chance(r, 50))
         r->faults_on = false; /* then nothing may happen to drives at all */
     r->storm = run_chance(r, 25);
     r->block_span = run_chance(r, 50) && !r->churn ? 64 : 8 + run_random(r, MODEL_BLOCKS - 8);
@@ -180,20 +188,22 @@ static void format_main(void *arg)
 static void life_close(struct run *r)
 {
     struct partition_status status;
+    bool may_lack;
     int rc;
 
+    copy_look(r);
     partition_get_status(r->p, &status);
+    may_lack = client_space_failed(r, ERR_NOSPC);
     r->compacted += status.chunks.compacted;
     r->moved += status.chunks.moved_bytes;
     r->phase = "closing";
     rc = partition_close(r->p);
     r->p = NULL;
-    if (rc < 0 && rc != ERR_NOSPC && !r->options.lost)
+    if (rc < 0 && !(rc == ERR_NOSPC && (may_lack || r->host_was_full)) && !client_lost(r, rc))
         run_fail(r, "close: %s", err_name(rc));
     r->phase = "recounting";
-    if (!r->options.lost)
-        recount_all(r);
-    if (r->healing && !r->options.lost)
+    recount_all(r);
+    if (r->healing && !r->beyond)
         heal_check(r);
     if (r->converge)
         scrub_audit(r);
@@ -221,20 +231,24 @@ static void life_finish(struct run *r)
 
     partition_get_status(r->p, &s);
     r->phase = "waiting for drives";
-    if (!r->options.lost && s.free / 2 > s.stored)
+    if (!r->beyond && s.free / 2 > s.stored)
         members_converge(r);
     r->phase = "deleting";
-    clients_delete_all(r);
+    if (!clients_delete_all(r))
+        return;
     r->phase = "settling";
     for (unsigned i = 0; i < 3; i++) {
         rc = partition_settle(r->p);
+        if (client_lost(r, rc))
+            return;
         if (rc < 0)
             run_fail(r, "settle at the end: %s", err_name(rc));
         env_sleep(r->env, ENV_NS_PER_S);
     }
     verify_empty(r);
     r->phase = "waiting for drives";
-    members_converge(r);
+    if (!r->beyond)
+        members_converge(r);
 }
 
 static void life_main(void *arg)
@@ -246,7 +260,7 @@ static void life_main(void *arg)
     r->phase = "opening";
     if (rc == 0)
         rc = partition_open(r->env, r->kv, r->places, r->place_count, &r->partition, &start, &r->p);
-    if (rc < 0 && r->options.lost) {
+    if (client_lost(r, rc)) {
         run_trace(r, "open: %s", err_name(rc));
         (void)kv_close(r->kv);
         return;
@@ -255,11 +269,16 @@ static void life_main(void *arg)
         run_fail(r, "open: %s", err_name(rc));
     run_trace(r, "open, replayed %llu records", (unsigned long long)start.replay.records);
     members_look(r);
+    members_recall(r);
+    r->slots_off = partition_drives(r->p)->super.slots_off;
     r->opened = true;
     r->phase = "verifying";
     verify_all(r);
+    if (r->beyond && r->options.ret_beyond)
+        *r->options.ret_beyond = true;
     if (r->healing) {
-        heal_work(r);
+        if (!r->beyond)
+            heal_work(r);
     } else if (r->last) {
         life_finish(r);
     } else if (r->converge) {
@@ -273,14 +292,21 @@ static void life_main(void *arg)
     life_close(r);
 }
 
-/* ---- Damage ---- */
+/* ---- Damage ----
+ *
+ * A drive is harmed when its superblock or journal may be not what the store made of them: nobody
+ * can tell the end of a journal from one that was cut off on all of its mirrors. So of drives that
+ * are harmed there are never more than the profile bears, and where there are more lost ones, none
+ * is harmed. What is in slots may be spoilt on all drives: its CRCs are in the metadata.
+ */
 
-static void noise(struct run *r, const char *path)
+static void noise(struct run *r, const char *path, uint64_t from)
 {
     uint64_t size = sim_file_size(r->sim, path), off, len;
 
-    if (size == 0)
+    if (size <= from)
         return;
+    size -= from;
     if (run_chance(r, 15)) {
         off = 0;
         len = size;
@@ -291,6 +317,7 @@ static void noise(struct run *r, const char *path)
     }
     if (len > size - off)
         len = size - off;
+    off += from;
     run_trace(r, "noise on %s at %llu, %llu bytes", path, (unsigned long long)off,
               (unsigned long long)len);
     (void)sim_file_corrupt(r->sim, path, off, (size_t)len);
@@ -324,6 +351,70 @@ static unsigned damage_pick(struct run *r)
     return d;
 }
 
+static void damage_lies(struct run *r, unsigned d, bool passing)
+{
+    uint32_t bit = 1u << d;
+
+    hang_over(r, d);
+    lie(r, r->paths[d], passing);
+    r->faulty |= bit;
+    r->faulty_in_life |= bit;
+    if (!passing) {
+        r->passing &= ~bit;
+        r->spoilt |= bit;
+    }
+}
+
+static void damage_delete(struct run *r, unsigned d)
+{
+    run_trace(r, "lost %s", r->paths[d]);
+    (void)sim_file_delete(r->sim, r->paths[d]);
+    r->deleted |= 1u << d;
+    r->passing &= ~(1u << d);
+}
+
+static void damage_any(struct run *r, unsigned d)
+{
+    uint32_t bit = 1u << d;
+
+    r->harmed |= bit;
+    if (!r->options.lost && hang_damage(r, d)) {
+        r->faulty |= bit;
+        r->faulty_in_life |= bit;
+    } else if (run_chance(r, 15)) {
+        damage_delete(r, d);
+    } else if (run_chance(r, 30) && stale_restore(r, d)) {
+        r->passing &= ~bit;
+        r->spoilt |= bit;
+    } else if (run_chance(r, 35)) {
+        noise(r, r->paths[d], 0);
+        r->passing &= ~bit;
+        r->spoilt |= bit;
+    } else {
+        damage_lies(r, d, (r->passing & bit) && run_chance(r, 60));
+    }
+}
+
+/* Of more drives than the profile bears. */
+static void damage_beyond(struct run *r, unsigned d)
+{
+    if (!r->harms && run_chance(r, 35)) {
+        damage_delete(r, d);
+    } else if (r->slots_off && run_chance(r, 70)) {
+        noise(r, r->paths[d], r->slots_off);
+        r->passing &= ~(1u << d);
+        r->spoilt |= 1u << d;
+    } else {
+        damage_lies(r, d, true);
+    }
+}
+
+/* May the drive be harmed, or not at all? */
+static bool may_harm(const struct run *r, unsigned d)
+{
+    return r->harms && (unsigned)__builtin_popcount(r->harmed | 1u << d) <= r->m;
+}
+
 static void damage(struct run *r)
 {
     unsigned d;
@@ -350,33 +441,11 @@ static void damage(struct run *r)
         r->passing |= bit;
     r->damaged |= bit;
     r->ever_damaged |= bit;
-    if (!r->options.lost && hang_damage(r, d)) {
-        r->faulty |= bit;
-        r->faulty_in_life |= bit;
-    } else if (r->options.lost || run_chance(r, 15)) {
-        run_trace(r, "lost %s", r->paths[d]);
-        (void)sim_file_delete(r->sim, r->paths[d]);
-        r->deleted |= bit;
-        r->passing &= ~bit;
-    } else if (run_chance(r, 30) && stale_restore(r, d)) {
-        r->passing &= ~bit;
-        r->spoilt |= bit;
-    } else if (run_chance(r, 35)) {
-        noise(r, r->paths[d]);
-        r->passing &= ~bit;
-        r->spoilt |= bit;
-    } else {
-        bool passing = (r->passing & bit) && run_chance(r, 60);
-
-        hang_over(r, d);
-        lie(r, r->paths[d], passing);
-        r->faulty |= bit;
-        r->faulty_in_life |= bit;
-        if (!passing) {
-            r->passing &= ~bit;
-            r->spoilt |= bit;
-        }
-    }
+    r->beyond |= (unsigned)__builtin_popcount(r->damaged) > r->m;
+    if (r->options.lost && !may_harm(r, d))
+        damage_beyond(r, d);
+    else
+        damage_any(r, d);
 }
 
 /* A drive that only ever returned errors, and does not any more, is whole once the store has been
@@ -420,6 +489,8 @@ static void life_over(struct run *r, bool power)
 {
     bool ended = sim_process_ended(r->env);
 
+    copy_look(r);
+    copy_life_over(r);
     if (ended && sim_process_memory(r->env))
         run_fail(r, "%zu bytes leaked", sim_process_memory(r->env));
     if (!ended) {
@@ -458,6 +529,7 @@ static void life_run(struct run *r, uint64_t ns)
         if (sim_run(r->sim, at) && !sim_process_ended(r->env))
             life_hangs(r);
         if (r->opened) {
+            copy_look(r);
             damage_passes(r);
             host_check(r);
         }
@@ -572,8 +644,9 @@ uint64_t run_seed(uint64_t seed, const struct run_options *options)
             stale_keep(r);
         live(r, run_chance(r, r->storm ? 5 : 35));
         if (run_chance(r, r->storm ? 20 : 50))
-            damage(r);
-        if (run_chance(r, 35) && !r->options.lost)
+            for (uint64_t n = r->options.lost ? 1 + run_random(r, 4) : 1; n > 0; n--)
+                damage(r);
+        if (run_chance(r, 35) && !r->beyond)
             lose_kv(r);
     }
     heal(r);
@@ -593,10 +666,11 @@ uint64_t run_seed(uint64_t seed, const struct run_options *options)
     run_trace(
         r,
         "ended well: %llu operations, %llu without space, %llu kills, %llu bytes moved out of "
-        "%llu segments, %llu rebuilds, %llu without a copy",
+        "%llu segments, %llu rebuilds, %llu without a copy, %llu times too many drives lost",
         (unsigned long long)r->ops, (unsigned long long)r->nospc, (unsigned long long)r->kills,
         (unsigned long long)r->moved, (unsigned long long)r->compacted,
-        (unsigned long long)r->rebuilds, (unsigned long long)r->rebuilds_missing);
+        (unsigned long long)r->rebuilds, (unsigned long long)r->rebuilds_missing,
+        (unsigned long long)r->errors);
     run_free(r);
     return digest;
 }

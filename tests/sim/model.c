@@ -371,6 +371,27 @@ bool model_block_surely(const struct model *m, const struct model_volume *v, uin
     return true;
 }
 
+static uint64_t blocks_of(const struct model *m, const struct model_volume *v)
+{
+    uint64_t n = 0;
+
+    for (uint64_t i = 0; v->exists != MODEL_ABSENT && i < MODEL_BLOCKS; i++)
+        n += v->blocks[i] && !model_block_surely(m, v, i, true);
+    return n;
+}
+
+uint64_t model_volume_blocks(const struct model *m)
+{
+    const struct model_volume *snaps = &m->snaps[0][0];
+    uint64_t n = 0;
+
+    for (unsigned i = 0; i < MODEL_VOLUMES; i++)
+        n += blocks_of(m, &m->volumes[i]);
+    for (unsigned i = 0; i < MODEL_VOLUMES * MODEL_SNAPS; i++)
+        n += blocks_of(m, &snaps[i]);
+    return n;
+}
+
 void model_volume_cut(struct model *m, struct model_volume *v, uint64_t size)
 {
     for (uint64_t i = size / BLOCK_SIZE; i < MODEL_BLOCKS; i++) {
@@ -551,13 +572,22 @@ static void instance_unfold(struct model_instance *in)
                  (in->ops[slot] != MODEL_INSTANCE_ABSENT || s.value == MODEL_INSTANCE_ABSENT)))
                 continue;
             s.mask |= (uint8_t)(1u << slot);
-            s.value = instance_apply(s.value, in->ops[slot], &in->contents, &s.results[slot]);
+            if (in->wants[slot] && s.value != in->wants[slot])
+                s.results[slot] = MODEL_PUT_REFUSED;
+            else
+                s.value = instance_apply(s.value, in->ops[slot], &in->contents, &s.results[slot]);
             instance_add(in, &s);
             in->ghosts |= 1ull << s.value;
         }
 }
 
 int model_instance_begin(struct model_instance *in, int value, const struct model_contents *c)
+{
+    return model_instance_begin_if(in, value, c, 0);
+}
+
+int model_instance_begin_if(struct model_instance *in, int value, const struct model_contents *c,
+                            int wants)
 {
     int slot = 0;
 
@@ -568,6 +598,7 @@ int model_instance_begin(struct model_instance *in, int value, const struct mode
         return -1;
     in->contents = *c;
     in->ops[slot] = value;
+    in->wants[slot] = wants;
     in->busy |= (uint8_t)(1u << slot);
     in->ghosts |= INSTANCE_CHANGED;
     instance_unfold(in);
@@ -647,6 +678,16 @@ bool model_instance_may(const struct model_instance *in, int value)
         if (in->states[i].value == value)
             return true;
     return false;
+}
+
+uint64_t model_instance_may_be(const struct model_instance *in)
+{
+    uint64_t values = 0;
+
+    for (uint32_t i = 0; i < in->count; i++)
+        if (in->states[i].value != MODEL_INSTANCE_ABSENT)
+            values |= 1ull << in->states[i].value;
+    return (uint64_t)__builtin_popcountll(values);
 }
 
 bool model_instance_surely_present(const struct model_instance *in)

@@ -105,6 +105,9 @@ void model_read_drop(struct model *m, struct model_volume *v, uint64_t off, uint
 bool model_block_surely(const struct model *m, const struct model_volume *v, uint64_t block,
                         bool zero);
 
+/* Blocks that may be other than zero, of all volumes and snapshots together. */
+uint64_t model_volume_blocks(const struct model *m);
+
 /* Everything beyond `size` is gone. No operation is in flight there. */
 void model_volume_cut(struct model *m, struct model_volume *v, uint64_t size);
 
@@ -149,6 +152,7 @@ struct model_contents {
 struct model_instance {
     struct model_contents contents;
     int ops[MODEL_OPS];
+    int wants[MODEL_OPS]; /* the put is refused where another content is; 0: it takes any */
     struct model_istate *states;
     uint32_t count, room;
     uint8_t busy;
@@ -160,6 +164,9 @@ void model_instance_init(struct model_instance *i);
 void model_instance_free(struct model_instance *i);
 /* Slot of the operation, or -1 when too many are in flight. */
 int model_instance_begin(struct model_instance *i, int value, const struct model_contents *c);
+/* A put that replaces the content `wants` and is refused otherwise. */
+int model_instance_begin_if(struct model_instance *i, int value, const struct model_contents *c,
+                            int wants);
 /* It returned with a result (NONE: what it did is not known). False: no possible state fits that.
  */
 bool model_instance_end(struct model_instance *i, int slot, enum model_put_result result,
@@ -169,4 +176,6 @@ void model_instance_read_begin(struct model_instance *i);
 /* Was the value (ABSENT: none) possible at some moment of the read? */
 bool model_instance_read_end(struct model_instance *i, int value);
 bool model_instance_may(const struct model_instance *i, int value);
+/* How many contents it may have, or may be given by what is in flight. */
+uint64_t model_instance_may_be(const struct model_instance *i);
 bool model_instance_surely_present(const struct model_instance *i);

@@ -3,7 +3,7 @@
  * Each name is an instance of the model: puts replace, deletes delete. Deleting a bucket is a
  * delete of each of its objects, and one that is refused unless the bucket is empty tells, where it
  * succeeds, that each was missing. Names with odd numbers are put on the condition that nobody is
- * there, which is the model's policy of refusing.
+ * there, which is the model's policy of refusing; others now and then on that of an etag.
  */
 #include "tests/sim/objects.h"
 
@@ -14,7 +14,7 @@
 #include "lib/base/mem.h"
 #include "tests/sim/run.h"
 
-#define CONTENTS 6
+#define PAIRS_MAX 3u
 
 static bool never_same(int a, int b)
 {
@@ -102,7 +102,7 @@ static void make_content(unsigned name, int content, struct strbuf *out)
 /* Which it is; -1: none. */
 static int content_of(unsigned name, const uint8_t *bytes, size_t len)
 {
-    for (int c = 1; c <= CONTENTS; c++) {
+    for (int c = 1; c <= OBJECT_CONTENTS; c++) {
         STRBUF_AUTO struct strbuf s = STRBUF_INIT;
 
         make_content(name, c, &s);
@@ -110,6 +110,58 @@ static int content_of(unsigned name, const uint8_t *bytes, size_t len)
             return c;
     }
     return -1;
+}
+
+/* ---- What is told beside the bytes: it follows from name and content ---- */
+
+struct labels {
+    char type[32], names[PAIRS_MAX][8], values[PAIRS_MAX][32];
+    struct bucket_pair pairs[PAIRS_MAX];
+    size_t count;
+};
+
+static void make_labels(unsigned name, int content, struct labels *l)
+{
+    unsigned c = (unsigned)content;
+
+    memset(l, 0, sizeof(*l));
+    if ((name + c) % 3)
+        (void)snprintf(l->type, sizeof(l->type), "sim/content-%u-%u", name, c);
+    l->count = (name + 2 * c) % (PAIRS_MAX + 1);
+    for (unsigned i = 0; i < l->count; i++) {
+        (void)snprintf(l->names[i], sizeof(l->names[i]), "p%u", i);
+        (void)snprintf(l->values[i], sizeof(l->values[i]), "of %u, %u", name, c);
+        l->pairs[i] = (struct bucket_pair){l->names[i], l->values[i]};
+    }
+}
+
+static void check_labels(struct run *r, const struct bucket_entry *e, unsigned name, int content)
+{
+    struct labels l;
+    size_t found = 0;
+
+    make_labels(name, content, &l);
+    for (size_t i = 0; i < l.count; i++)
+        for (size_t j = 0; j < e->pair_count; j++)
+            found += strcmp(l.names[i], e->pairs[j].name) == 0 &&
+                     strcmp(l.values[i], e->pairs[j].value) == 0;
+    if (strcmp(e->type, l.type) != 0 || e->pair_count != l.count || found != l.count)
+        run_fail(r, "object %u, content %d: type %s and %zu pairs are not its own", name, content,
+                 e->type, e->pair_count);
+}
+
+static void check_etag(struct run *r, const uint8_t *etag, unsigned name, int content)
+{
+    struct model_etag *e = &r->etags[name][content];
+
+    if (e->known && memcmp(e->etag, etag, BUCKET_ETAG) != 0)
+        run_fail(r, "object %u, content %d: the same bytes have another etag", name, content);
+    for (int c = 1; c <= OBJECT_CONTENTS; c++)
+        if (c != content && r->etags[name][c].known &&
+            memcmp(r->etags[name][c].etag, etag, BUCKET_ETAG) == 0)
+            run_fail(r, "object %u: contents %d and %d have one etag", name, c, content);
+    e->known = true;
+    memcpy(e->etag, etag, BUCKET_ETAG);
 }
 
 /* Folders, so that lists have something to tell as one. */
@@ -132,6 +184,8 @@ static void bucket_make(struct run *r, struct model_bucket *b)
     b->exists = MODEL_UNSURE;
     b->changes++;
     rc = bucket_create(partition_buckets(r->p), b->name);
+    if (client_lost(r, rc))
+        return;
     if (rc < 0)
         run_fail(r, "create bucket %s: %s", b->name, err_name(rc));
     b->exists = MODEL_PRESENT;
@@ -168,6 +222,8 @@ static void bucket_delete(struct run *r, struct model_bucket *b, bool force)
     b->exists = MODEL_UNSURE;
     b->changes++;
     rc = bucket_remove(partition_buckets(r->p), b->name, force);
+    if (client_lost(r, rc))
+        return;
     if (rc < 0 && (rc != ERR_NOTEMPTY || force))
         run_fail(r, "delete bucket %s: %s", b->name, err_name(rc));
     b->exists = rc == 0 ? MODEL_ABSENT : MODEL_PRESENT;
@@ -230,12 +286,24 @@ static int send(struct run *r, struct model_bucket *b, const struct bucket_put_i
     return rc;
 }
 
+/* Now and then a put wants to replace a certain content. Which; 0: it does not. */
+static int pick_wanted(struct run *r, unsigned name, struct bucket_put_info *info)
+{
+    int content = 1 + (int)run_random(r, OBJECT_CONTENTS);
+
+    if (wants_absent(name) || !r->etags[name][content].known || !run_chance(r, 40))
+        return 0;
+    info->condition = BUCKET_IF_ETAG;
+    memcpy(info->etag, r->etags[name][content].etag, BUCKET_ETAG);
+    return content;
+}
+
 static void op_bucket_put(struct run *r)
 {
     STRBUF_AUTO struct strbuf s = STRBUF_INIT;
     struct model_bucket *b = pick(r);
     unsigned i = (unsigned)run_random(r, OBJECT_NAMES);
-    int content = 1 + (int)run_random(r, CONTENTS), slot, rc;
+    int content = 1 + (int)run_random(r, OBJECT_CONTENTS), slot, rc;
     uint64_t changes = b->changes;
     bool present = b->exists == MODEL_PRESENT, fits;
     struct bucket_put_result result = {0};
@@ -244,10 +312,16 @@ static void op_bucket_put(struct run *r)
     struct bucket_put_info info = {.bucket = b->name,
                                    .name = name,
                                    .condition = wants_absent(i) ? BUCKET_IF_ABSENT : BUCKET_ALWAYS};
+    int wants = pick_wanted(r, i, &info);
+    struct labels labels;
 
-    slot = model_instance_begin(&b->objects[i], content, contents_of(i));
+    slot = model_instance_begin_if(&b->objects[i], content, contents_of(i), wants);
     if (slot < 0)
         return;
+    make_labels(i, content, &labels);
+    info.type = labels.type[0] ? labels.type : NULL;
+    info.pairs = labels.pairs;
+    info.pair_count = labels.count;
     name_of(i, name);
     make_content(i, content, &s);
     info.size_hint = run_chance(r, 50) ? s.len : 0;
@@ -255,7 +329,7 @@ static void op_bucket_put(struct run *r)
     run_trace(r, "put %s/%s, content %d: %s", b->name, name, content, err_name(rc));
     if (rc == ERR_NOENT && present && b->changes == changes)
         run_fail(r, "put %s/%s: the bucket is there, and is not found", b->name, name);
-    if (rc == ERR_NOSPC && !client_full_enough(r, s.len))
+    if (rc == ERR_NOSPC && !client_full_enough(r, s.len) && !r->beyond)
         run_fail(r, "put %s/%s: no space, and there is some", b->name, name);
     r->nospc += rc == ERR_NOSPC;
     what = rc == ERR_CONDITION ? MODEL_PUT_REFUSED
@@ -265,8 +339,12 @@ static void op_bucket_put(struct run *r)
         fits = model_instance_end(&b->objects[i], slot, what, MODEL_DONE);
     else if (rc == ERR_NOENT || rc == ERR_CANCELED || rc == ERR_NOSPC)
         fits = model_instance_end(&b->objects[i], slot, MODEL_PUT_NONE, MODEL_NOT);
+    else if (client_lost(r, rc))
+        return;
     else
         run_fail(r, "put %s/%s: %s", b->name, name, err_name(rc));
+    if (rc == 0)
+        check_etag(r, result.etag, i, content);
     if (!fits)
         run_fail(r, "put %s/%s: %s does not fit what was there", b->name, name,
                  rc < 0            ? err_name(rc)
@@ -314,10 +392,14 @@ static int read_object(struct run *r, struct model_bucket *b, unsigned i, int *r
         env_sleep(r->env, run_random(r, 50 * ENV_NS_PER_MS)); /* it stays readable while open */
         rc = read_whole(r, o, buf, len);
     }
-    bucket_close(o);
     *ret_content = content_of(i, buf, len);
     if (rc == 0 && *ret_content < 0)
         run_fail(r, "wrong bytes of %s/%s", b->name, name);
+    if (rc == 0) {
+        check_labels(r, bucket_get_entry(o), i, *ret_content);
+        check_etag(r, bucket_get_entry(o)->etag, i, *ret_content);
+    }
+    bucket_close(o);
     mem_free(buf);
     return rc;
 }
@@ -329,7 +411,7 @@ static void check_object(struct run *r, struct model_bucket *b, unsigned i)
     model_instance_read_begin(&b->objects[i]);
     rc = read_object(r, b, i, &content);
     if (rc < 0) {
-        if (!r->options.lost || (rc != ERR_LOST && rc != ERR_IO))
+        if (!client_lost(r, rc))
             run_fail(r, "read of %s, object %u: %s", b->name, i, err_name(rc));
         b->objects[i].readers--;
     } else if (!model_instance_read_end(&b->objects[i], content)) {
@@ -354,6 +436,8 @@ static void op_bucket_remove(struct run *r)
     name_of(i, name);
     rc = bucket_object_remove(partition_buckets(r->p), b->name, name);
     run_trace(r, "delete %s/%s: %s", b->name, name, err_name(rc));
+    if (client_lost(r, rc))
+        return;
     if (rc < 0 && rc != ERR_NOENT)
         run_fail(r, "delete %s/%s: %s", b->name, name, err_name(rc));
     if (!model_instance_end(&b->objects[i], slot, rc == 0 ? MODEL_DELETED : MODEL_DELETED_NOTHING,
@@ -469,7 +553,7 @@ void objects_verify(struct run *r)
         settle_bucket(r, b);
         for (unsigned i = 0; i < OBJECT_NAMES; i++)
             check_object(r, b, i);
-        if (b->exists != MODEL_PRESENT || r->options.lost)
+        if (b->exists != MODEL_PRESENT || r->beyond)
             continue;
         if (list_all(r, b, 3, found) < 0 ||
             bucket_stat(partition_buckets(r->p), b->name, &info) < 0)
@@ -485,13 +569,16 @@ void objects_verify(struct run *r)
     }
 }
 
-void objects_delete_all(struct run *r)
+bool objects_delete_all(struct run *r)
 {
     for (unsigned n = 0; n < OBJECT_BUCKETS; n++) {
         struct model_bucket *b = &r->buckets[n];
         int rc = bucket_remove(partition_buckets(r->p), b->name, true);
 
+        if (client_lost(r, rc))
+            return false;
         if (rc != (b->exists == MODEL_PRESENT ? 0 : ERR_NOENT))
             run_fail(r, "delete of bucket %s at the end: %s", b->name, err_name(rc));
     }
+    return true;
 }

@@ -1,12 +1,22 @@
 /* Buckets and objects in the simulator: what clients do with them, and what must be there after. */
 #pragma once
 
+#include "lib/api/bucket.h"
 #include "tests/sim/model.h"
 
 struct run;
 
-#define OBJECT_BUCKETS 2u
-#define OBJECT_NAMES   8u /* in each bucket; puts under those with odd numbers want nobody there */
+#define OBJECT_BUCKETS  2u
+#define OBJECT_SIZE_MAX (512u << 10)
+#define OBJECT_NAMES    8u /* in each bucket; puts under those with odd numbers want nobody there */
+
+#define OBJECT_CONTENTS 6 /* numbered from 1 */
+
+/* Equal bytes have one etag, which is learned from the first who tells it. */
+struct model_etag {
+    bool known;
+    uint8_t etag[BUCKET_ETAG];
+};
 
 struct model_bucket {
     char name[8];
@@ -26,5 +36,5 @@ void objects_step(struct run *r, unsigned kind);
 
 /* Everything in buckets against the model, nothing else at work; settles what a crash left open. */
 void objects_verify(struct run *r);
-/* Deletes all buckets. */
-void objects_delete_all(struct run *r);
+/* Deletes all buckets; false when too many drives were lost for that. */
+bool objects_delete_all(struct run *r);

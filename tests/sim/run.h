@@ -50,6 +50,7 @@ enum op_kind {
 struct run_options {
     bool trace;
     bool lost; /* more drives go than the profile bears: errors are fine, wrong bytes are not */
+    bool *ret_beyond; /* set when they have, in a life that opened the store; or NULL */
 };
 
 struct run {
@@ -60,6 +61,7 @@ struct run {
     struct model_instance instances[INSTANCES];
     struct model_contents contents;
     struct model_bucket buckets[OBJECT_BUCKETS];
+    struct model_etag etags[OBJECT_NAMES][OBJECT_CONTENTS + 1];
     struct kv_mem_image *image;
 
     /* The store. */
@@ -71,6 +73,14 @@ struct run {
     bool drives_change; /* they come and go */
     uint32_t member;    /* disks that are drives of the store, or may be */
     uint32_t spared;    /* disks that no harm is done to: see members.c */
+    struct run_member {
+        uint8_t uuid[16];
+        bool there, leaving;
+        uint8_t class_;
+    } ordered[FORMAT_DRIVES_MAX]; /* by place: what orders have made of drives */
+    bool ordered_known;
+    unsigned orders; /* in flight */
+    uint64_t orders_begun;
     struct partition_options partition;
     bool faults_on;            /* damage may be done to drives */
     uint32_t damaged, deleted; /* bit per drive */
@@ -78,6 +88,10 @@ struct run {
     uint32_t faulty;         /* has faults now */
     uint32_t faulty_in_life; /* had some in this life */
     unsigned damage_max;     /* drives */
+    bool beyond;             /* more are or were damaged than the profile bears */
+    bool harms;              /* with `lost`: drives are harmed, see life.c, or deleted */
+    uint32_t harmed;         /* ever */
+    uint64_t slots_off;      /* where slots begin on drives; 0: not known yet */
     uint32_t spoilt;         /* may hold something wrong: lied, rotted, put back from a copy */
     bool host_fills;         /* file systems under drives run full now and then, ... */
     bool host_no_reserve;    /* ... and cannot reserve space */
@@ -107,7 +121,13 @@ struct run {
     bool rebuilt;  /* the KV store could be made anew */
 
     uint64_t ops, nospc, kills, compacted, moved; /* counts, for --trace */
-    uint64_t rebuilds, rebuilds_missing;          /* KV stores lost; that no copy was found of */
+    /* The metadata's copy: what was seen of it last. */
+    uint64_t copy_lsn, copy_failures;
+    bool copy_lacks; /* a checkpoint may have gone without one since, and the journal with it */
+    bool tight;      /* there was hardly any room for it */
+
+    uint64_t errors;                     /* that are fair because drives are lost */
+    uint64_t rebuilds, rebuilds_missing; /* KV stores lost; that no copy was found of */
 };
 
 /* Ends the test: prints what went wrong and how to see it again. */
@@ -129,11 +149,19 @@ void client_main(void *arg);
 bool studies_step(struct run *r, enum op_kind kind);
 /* Reads a whole instance; which of its contents it is, ABSENT when there is none. */
 int client_read_instance(struct run *r, unsigned index, int *ret_content);
-/* Is it fair to say that the store is full, or the file systems under it, for a write of so many
- * bytes? */
+/* Is it fair to say that the store is full, or the file systems under it, for a client's write of
+ * so many bytes? */
 bool client_full_enough(struct run *r, uint64_t bytes);
-/* Deletes every volume, instance and bucket. */
-void clients_delete_all(struct run *r);
+/* Has it hardly any room, even for what it does by itself? */
+bool client_tight(struct run *r);
+/* Is `rc` a lack of space that is fair where nothing new is stored? */
+bool client_space_failed(struct run *r, int rc);
+/* Where more drives are lost than the profile bears: is this a fair answer? Then what was to be
+ * done may have been done or not. It stays in flight for the model until the life ends, which is
+ * soon: clients begin nothing new. */
+bool client_lost(struct run *r, int rc);
+/* Deletes every volume, instance and bucket; false when too many drives were lost for that. */
+bool clients_delete_all(struct run *r);
 
 /* heal.c: faults of what drives lie on. */
 void host_set_full(struct run *r, bool full);
@@ -147,6 +175,8 @@ void heal_check(struct run *r);
  * from drives that came, go or were lost has been done. */
 void op_drive(struct run *r);
 void members_look(struct run *r);
+/* After the store was opened: nothing that was ordered may be forgotten. */
+void members_recall(struct run *r);
 void members_converge(struct run *r);
 /* Which disk has this path; RUN_DRIVES_MAX when none has. */
 unsigned members_disk(const struct run *r, const char *path);
@@ -173,7 +203,11 @@ void scrub_op(struct run *r);
 void scrub_heal(struct run *r);
 void scrub_converge(struct run *r);
 void scrub_audit(struct run *r);
-/* rebuild.c: makes r->image, which is empty, anew from the drives. */
+/* rebuild.c: looks whether checkpoints had to go without the metadata's copy, while the engine runs
+ * (copy_look) and when it does not any more; makes r->image, which is empty, anew from the drives.
+ */
+void copy_look(struct run *r);
+void copy_life_over(struct run *r);
 void rebuild_main(void *arg);
 
 /* recount.c: references, chunks, segments and indexes in the KV store, counted again from maps and

@@ -70,6 +70,8 @@ static void op_put(struct run *r)
     if (rc == ERR_NOSPC && client_full_enough(r, s.len)) {
         r->nospc++;
         fits = model_instance_end(&r->instances[index], slot, MODEL_PUT_NONE, MODEL_NOT);
+    } else if (client_lost(r, rc)) {
+        return;
     } else if (rc == 0 || rc == ERR_CONFLICT) {
         fits =
             model_instance_end(&r->instances[index], slot, put_result_of(rc, &result), MODEL_DONE);
@@ -97,7 +99,8 @@ static void op_put_bad(struct run *r)
     rc = put_stream(r, &s, s.len, &put);
     if (rc == 0)
         rc = object_put_commit(put, &result);
-    if (!is_refusal(rc) && !(rc == ERR_NOSPC && client_full_enough(r, s.len)))
+    if (!is_refusal(rc) && !(rc == ERR_NOSPC && client_full_enough(r, s.len)) &&
+        !client_lost(r, rc))
         run_fail(r, "put of a bad stream, kind %u: %s", kind, err_name(rc));
 }
 
@@ -111,7 +114,7 @@ static void op_put_abort(struct run *r)
     rc = put_stream(r, &s, (size_t)run_random(r, s.len), &put);
     if (rc == 0)
         object_put_abort(put);
-    else if (!(rc == ERR_NOSPC && client_full_enough(r, s.len)))
+    else if (!(rc == ERR_NOSPC && client_full_enough(r, s.len)) && !client_lost(r, rc))
         run_fail(r, "put to be aborted: %s", err_name(rc));
 }
 
@@ -190,7 +193,7 @@ static void op_object_read(struct run *r)
     model_instance_read_begin(&r->instances[index]);
     rc = client_read_instance(r, index, &content);
     if (rc < 0) {
-        if (!r->options.lost || (rc != ERR_LOST && rc != ERR_IO))
+        if (!client_lost(r, rc))
             run_fail(r, "read of instance %u: %s", index, err_name(rc));
         r->instances[index].readers--;
         return;
@@ -233,6 +236,8 @@ static void op_delete(struct run *r)
                        level >= 2 ? uid : NULL, &result);
     run_trace(r, "delete of instance %u, level %llu: %s", index, (unsigned long long)level,
               err_name(rc));
+    if (client_lost(r, rc))
+        return;
     if (rc < 0 && rc != ERR_NOENT)
         run_fail(r, "delete at level %llu: %s", (unsigned long long)level, err_name(rc));
     for (unsigned i = 0; i < INSTANCES; i++) {

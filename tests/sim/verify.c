@@ -15,11 +15,6 @@
 #define TAG_STUDY_INSTANCES  0x00201208u
 #define TAG_SERIES_INSTANCES 0x00201209u
 
-static bool fine_when_lost(const struct run *r, int rc)
-{
-    return r->options.lost && (rc == ERR_LOST || rc == ERR_IO);
-}
-
 /* ---- Volumes ---- */
 
 static void settle_volume(struct run *r, struct model_volume *v)
@@ -65,7 +60,7 @@ static void verify_volume(struct run *r, struct model_volume *v)
                      why);
         if (rc < 0)
             model_read_drop(&r->model, v, off, n);
-        if (rc < 0 && !fine_when_lost(r, rc))
+        if (rc < 0 && !client_lost(r, rc))
             run_fail(r, "verify: read %s at %llu: %s", v->name, (unsigned long long)off,
                      err_name(rc));
         off += n;
@@ -82,7 +77,7 @@ static void verify_instance(struct run *r, unsigned index)
 
     model_instance_read_begin(&r->instances[index]);
     rc = client_read_instance(r, index, &content);
-    if (fine_when_lost(r, rc)) {
+    if (client_lost(r, rc)) {
         r->instances[index].readers--;
         return;
     }
@@ -272,7 +267,7 @@ void verify_all(struct run *r)
     for (unsigned i = 0; i < INSTANCES; i++)
         verify_instance(r, i);
     objects_verify(r);
-    if (!r->options.lost)
+    if (!r->beyond)
         verify_catalogue(r);
 }
 
@@ -294,7 +289,7 @@ void verify_empty(struct run *r)
     /* Each stream may have a segment open, of any geometry there ever was; and the metadata's copy
      * has sealed ones, at least half full but for one. */
     sealed = 1 + 2 * s.copy_bytes / (r->k * r->slot_size);
-    if (s.physical > (SEGMENT_STREAMS + sealed) * (r->k + r->m) * r->slot_size)
+    if (!r->beyond && s.physical > (SEGMENT_STREAMS + sealed) * (r->k + r->m) * r->slot_size)
         run_fail(r, "everything was deleted, and %llu bytes of slots are taken",
                  (unsigned long long)s.physical);
 }

@@ -724,6 +724,37 @@ static void test_torn_end(void **state)
     }
 }
 
+static int fail_journal_reads(void *arg, const char *path, const struct env_io *io)
+{
+    uint64_t from = *(const uint64_t *)arg;
+    bool there = io->kind == ENV_READ && io->off + io->len > from && io->off < from + FORMAT_UNIT;
+
+    (void)path;
+    return there ? ERR_IO : 0;
+}
+
+/* What no mirror can be read of is not the end: acknowledged records may be there. */
+static void unread_main(void *arg)
+{
+    uint64_t at;
+
+    (void)arg;
+    five_main(NULL);
+    at = FORMAT_JOURNAL_OFF + 16 * FORMAT_UNIT; /* the last batch */
+    c.hook = fail_journal_reads;
+    c.hook_arg = &at;
+    expect_replay(ERR_IO);
+    c.hook = NULL;
+    expect_replay(0);
+    expect_replayed_from(0);
+}
+
+static void test_unreadable_end(void **state)
+{
+    (void)state;
+    sim_case_run(&c, unread_main, NULL);
+}
+
 /* The same across the end of the area: the later batches lie before the hole. */
 static void hole_wrapped_main(void *arg)
 {
@@ -1365,6 +1396,7 @@ int main(void)
         CASE(test_hole_in_one_mirror),
         CASE(test_hole_in_all_mirrors),
         CASE(test_torn_end),
+        CASE(test_unreadable_end),
         CASE(test_hole_before_wrap),
         CASE(test_all_mirrors_gone),
         CASE(test_mirror_missing_at_start),
