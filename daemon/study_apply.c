@@ -397,16 +397,11 @@ static int apply_put(struct studies *ss, const struct apply *a)
  * then. Answers other than errors of the KV store may be out of date by then; applying finds out.
  */
 
-int study_warm_put(struct studies *ss, const struct study_put_record *rec)
+int study_warm_upper(struct studies *ss, const char *study, const char *series)
 {
     struct upper *u = mem_zalloc(sizeof(*u));
-    struct study_patient *patient = mem_zalloc(sizeof(*patient));
-    int rc = upper_load(ss, rec->study_uid, rec->series_uid, u);
+    int rc = upper_load(ss, study, series, u);
 
-    if (rc == 0 && !u->study_exists)
-        rc = study_patient_load(ss, &rec->study, false, patient);
-    mem_free(patient->value);
-    mem_free(patient);
     upper_free(u);
     return rc == ERR_KV ? rc : 0;
 }

@@ -69,9 +69,9 @@ struct study_apply_result {
 int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids *ret_uids,
                struct catalog_instance *ret_instance, void **ret_value);
 
-/* Brings what applying this record, or one that removes or replaces this instance, will read into
- * the caches. Only an error of the KV store is one. Suspends. */
-int study_warm_put(struct studies *ss, const struct study_put_record *rec);
+/* Brings what applying a record that stores an instance there, or one that removes (or replaces)
+ * this instance, will read into the caches. Only an error of the KV store is one. Suspends. */
+int study_warm_upper(struct studies *ss, const char *study, const char *series);
 int study_warm(struct studies *ss, const char *instance);
 
 /* The totals' row changes with every record that changes the catalogue. */

@@ -71,14 +71,14 @@ static void put_object(const uint8_t *p)
     assert_int_equal(bucket_put_commit(put, &result), 0);
 }
 
-static void put_instance(unsigned index, int content, enum object_put_outcome outcome)
+static void put_instance(int content, enum object_put_outcome outcome)
 {
     STRBUF_AUTO struct strbuf s = STRBUF_INIT;
     struct object_put_info info = {0};
     struct object_put_result result;
     struct object_put *put;
 
-    instance_make(index, content, &s);
+    instance_make(0, content, &s);
     assert_int_equal(object_put_begin(pc.os, &info, &put), 0);
     assert_int_equal(object_put_append(put, s.data, s.len), 0);
     assert_int_equal(object_put_commit(put, &result), 0);
@@ -115,18 +115,7 @@ static void act_delete(void)
 
 static void act_supersede(void)
 {
-    put_instance(0, 1 + INSTANCE_HEADS, OBJECT_REPLACED);
-}
-
-static void act_join(void)
-{
-    put_instance(INSTANCE_STUDIES, 1, OBJECT_STORED); /* of the same study */
-}
-
-/* A new study of a patient who is there: variant 2 says so. */
-static void act_begin(void)
-{
-    put_instance(1, 1 + 2 * INSTANCE_HEADS, OBJECT_STORED);
+    put_instance(1 + INSTANCE_HEADS, OBJECT_REPLACED);
 }
 
 /* ---- */
@@ -170,7 +159,7 @@ static void fill_main(void *arg)
     CHECK_OK(block_write(v, 0, bytes + LENGTH, 16 * 4096, 0));
     block_close(v);
     put_object(bytes);
-    put_instance(0, 1, OBJECT_STORED);
+    put_instance(1, OBJECT_STORED);
     CHECK_OK(partition_settle(pc.p));
     CHECK_OK(partition_case_close(&pc));
 }
@@ -233,18 +222,6 @@ static void test_supersede(void **state)
     run(act_supersede);
 }
 
-static void test_join(void **state)
-{
-    (void)state;
-    run(act_join);
-}
-
-static void test_begin(void **state)
-{
-    (void)state;
-    run(act_begin);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -253,8 +230,6 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_replace, setup, teardown),
         cmocka_unit_test_setup_teardown(test_delete, setup, teardown),
         cmocka_unit_test_setup_teardown(test_supersede, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_join, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_begin, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
