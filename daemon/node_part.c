@@ -11,6 +11,7 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/rt/env_uring.h"
+#include "lib/store/blank.h"
 
 /* Added to the capacity so that users get all of it, and can go on to write over it when it is all
  * taken: what internal writes keep for themselves, with a segment for each stream beside it; and a
@@ -83,33 +84,54 @@ static int part_plan(struct node_part *n, struct driveset_params *p)
     return 0;
 }
 
-/* Makes the store. A marker file tells an unfinished one, which nobody can have stored anything in.
- */
+/* Is the path one of the lines of the text? */
+static bool part_listed(const char *text, const char *path)
+{
+    size_t n = strlen(path);
+
+    for (const char *p = text; p && *p; p = strchr(p, '\n'), p += p != NULL)
+        if (strncmp(p, path, n) == 0 && p[n] == '\n')
+            return true;
+    return false;
+}
+
+/* Nothing that anybody may want is overwritten, but for what is `ours`. Suspends. */
+static int part_look(struct node_part *n, const struct driveset_params *p, const char *ours)
+{
+    for (unsigned i = 0; i < p->count; i++) {
+        const char *what = NULL;
+        int rc = part_listed(ours, p->paths[i]) ? 0 : blank_look(n->env, p->paths[i], &what);
+
+        if (rc < 0) {
+            log_error("node", "a drive cannot be taken into a new store path=%s holds=%s error=%s",
+                      log_q(p->paths[i]), log_q(what ? what : ""), err_name(rc));
+            return rc;
+        }
+    }
+    return 0;
+}
+
+/* Makes the store. A file tells an unfinished one and its drives: all of them were looked at, and
+ * nobody can have stored anything on them since. */
 static int part_format(struct node_part *n)
 {
     MEM_AUTO char *marker = place_path(n->config, "formatting");
+    MEM_AUTO char *before = place_text(n->env, n->config, "formatting");
+    STRBUF_AUTO struct strbuf list = STRBUF_INIT;
     struct driveset_params params;
-    struct env_file *f = NULL;
-    int rc = env_open(n->env, marker, ENV_OPEN_RDONLY, &f);
+    int rc = part_plan(n, &params);
 
-    env_close(f);
-    f = NULL;
-    if (rc < 0 && rc != ERR_NOENT)
-        return rc;
-    params.overwrite = false;
-    bool unfinished = rc == 0;
-
-    rc = part_plan(n, &params);
-    params.overwrite = unfinished;
     if (rc == 0)
-        rc = env_open(n->env, marker, ENV_OPEN_CREATE, &f);
-    env_close(f);
+        rc = part_look(n, &params, before);
+    for (unsigned i = 0; rc == 0 && i < params.count; i++)
+        strbuf_addf(&list, "%s\n", params.paths[i]);
+    if (rc == 0)
+        rc = place_save_text(n->env, marker, &list);
+    params.overwrite = true;
     if (rc == 0)
         rc = partition_format(n->env, n->kv, &params);
     if (rc == 0)
         rc = env_unlink(n->env, marker);
-    else if (rc == ERR_EXIST && !unfinished)
-        (void)env_unlink(n->env, marker); /* the drives are somebody's: leave no licence behind */
     if (rc == 0)
         log_info("node", "made a new store drives=%u profile=%u+%u dir=%s", params.count, params.k,
                  params.m, log_q(n->config->store.data));

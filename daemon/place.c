@@ -124,10 +124,9 @@ static bool place_has(const struct place *p, const char *path)
     return false;
 }
 
-/* The whole list as text, the caller's; NULL when there is none. */
-static char *list_read(struct env *env, const struct config *config)
+char *place_text(struct env *env, const struct config *config, const char *name)
 {
-    MEM_AUTO char *path = place_path(config, "drive-paths");
+    MEM_AUTO char *path = place_path(config, name);
     struct env_file *f;
     char *text = NULL;
     uint64_t size;
@@ -180,7 +179,7 @@ static void place_put(struct place *p, unsigned at, char *path)
 
 void place_load_paths(struct env *env, const struct config *config, struct place *p)
 {
-    char *text = list_read(env, config), *rest = text;
+    char *text = place_text(env, config, "drive-paths"), *rest = text;
     struct place both = {.kv = p->kv};
 
     if (!text)
@@ -227,28 +226,35 @@ static void list_write(const struct config *config, const struct driveset *ds, c
         list_add(config, FORMAT_DRIVES_MAX, extra, out);
 }
 
+int place_save_text(struct env *env, const char *path, const struct strbuf *text)
+{
+    struct env_file *f;
+    int rc = env_open(env, path, ENV_OPEN_CREATE, &f);
+
+    if (rc < 0)
+        return rc;
+    rc = env_resize(f, 0);
+    if (rc == 0)
+        rc = env_pwrite(f, text->data, text->len, 0, true);
+    if (rc == 0)
+        rc = env_sync(f);
+    env_close(f);
+    return rc;
+}
+
 int place_save_paths(struct env *env, const struct config *config, const struct driveset *ds,
                      const char *extra)
 {
     MEM_AUTO char *path = place_path(config, "drive-paths");
     MEM_AUTO char *fresh = place_path(config, "drive-paths.new");
-    MEM_AUTO char *before = list_read(env, config);
+    MEM_AUTO char *before = place_text(env, config, "drive-paths");
     STRBUF_AUTO struct strbuf text = STRBUF_INIT;
-    struct env_file *f;
     int rc;
 
     list_write(config, ds, extra, &text);
     if (before && strcmp(before, text.data) == 0)
         return 0;
-    rc = env_open(env, fresh, ENV_OPEN_CREATE, &f);
-    if (rc < 0)
-        return rc;
-    rc = env_resize(f, 0);
-    if (rc == 0)
-        rc = env_pwrite(f, text.data, text.len, 0, true);
-    if (rc == 0)
-        rc = env_sync(f);
-    env_close(f);
+    rc = place_save_text(env, fresh, &text);
     return rc == 0 ? env_rename(env, fresh, path) : rc;
 }
 
@@ -260,6 +266,11 @@ const char *place_advice(int error)
     case ERR_EXIST:
         return "the drives hold a store whose metadata directory DIR/kv is gone: bring it back, or "
                "have it made anew: filmroom-fsck --data DIR --rebuild";
+    case ERR_NOTEMPTY:
+        return "a drive that the settings name is not blank: name another, or, if nothing on it is "
+               "wanted, clear it (blkdiscard, or wipefs and zeroes at both ends)";
+    case ERR_NOENT:
+        return "a device that the settings name is not there: check their paths";
     case ERR_JOURNAL:
         return "all drives with the journal are missing or damaged: bring one of them back";
     case ERR_LOST:

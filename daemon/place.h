@@ -10,6 +10,7 @@
 #include <stdbool.h>
 
 #include "daemon/config.h"
+#include "lib/base/strbuf.h"
 #include "lib/store/drive.h"
 
 struct kv;
@@ -38,6 +39,11 @@ void place_load_paths(struct env *env, const struct config *config, struct place
  * Suspends. */
 int place_save_paths(struct env *env, const struct config *config, const struct driveset *ds,
                      const char *extra);
+
+/* A small file of the data directory as text, the caller's; NULL when there is none. Suspends. */
+char *place_text(struct env *env, const struct config *config, const char *name);
+/* Writes such a file whole, durable. Suspends. */
+int place_save_text(struct env *env, const char *path, const struct strbuf *text);
 
 /* A path in the data directory; the caller frees. */
 char *place_path(const struct config *config, const char *name);

@@ -118,8 +118,7 @@ void drive_super_take(const void *data, struct format_super *super)
         *super = s;
 }
 
-/* The better of a drive's two superblocks; ERR_FORMAT when neither is valid. Suspends. */
-static int drive_super_read(struct env_file *file, struct format_super *ret_super)
+int drive_super_read(struct env_file *file, struct format_super *ret_super)
 {
     static const uint64_t offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
     struct buf *b = buf_new(FORMAT_UNIT);

@@ -5,6 +5,8 @@
 #include "lib/store/drive.h"
 
 /* Takes the superblock in `data`, a unit, if it is valid and newer than what there is. */
+/* The better of the two superblocks in a file; ERR_FORMAT when neither is valid. Suspends. */
+int drive_super_read(struct env_file *file, struct format_super *ret_super);
 void drive_super_take(const void *data, struct format_super *super);
 
 /* The same of many files, some of which may not answer: they are given three seconds, or twice as

@@ -6,11 +6,11 @@
 #include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/store/blank.h"
 #include "lib/store/drive_io.h"
 #include "lib/store/drive_priv.h"
 #include "lib/store/lone_io.h"
 
-#define MEMBER_LOOK      (1u << 20) /* bytes at both ends that must be zero */
 #define MEMBER_SLOTS_MAX (1u << 28)
 #define MEMBER_PATIENCE  (30 * ENV_NS_PER_S) /* for a new drive's answer: it may have to spin up */
 #define MEMBER_WIPE_WAIT (2 * ENV_NS_PER_S)  /* for that of one that goes */
@@ -26,38 +26,6 @@ static uint64_t member_slots(const struct driveset *ds, uint64_t size)
 
 /* ---- What is on a drive ---- */
 
-/* Names what begins with these bytes; NULL when nothing does. What is not known by name is found
- * all the same: anything but zeroes is something. */
-static const char *member_signature(const uint8_t *p, size_t n)
-{
-    static const struct {
-        size_t at;
-        const char *bytes, *name;
-    } known[] = {
-        {0, "LUKS", "a LUKS volume"},
-        {0, "XFSB", "an XFS file system"},
-        {512, "LABELONE", "an LVM volume"},
-        {512, "EFI PART", "a partition table"},
-        {0x438, "\x53\xef", "an ext file system"},
-        {0x10040, "_BHRfS_M", "a btrfs file system"},
-        {4086, "SWAPSPACE2", "swap space"},
-        {3, "NTFS    ", "an NTFS file system"},
-        {4096, "\xfc\x4e\x2b\xa9", "an md RAID member"},
-        {510, "\x55\xaa", "a partition table"},
-    };
-
-    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-        size_t len = strlen(known[i].bytes);
-
-        if (known[i].at + len <= n && memcmp(p + known[i].at, known[i].bytes, len) == 0)
-            return known[i].name;
-    }
-    for (size_t i = 0; i < n; i++)
-        if (p[i])
-            return "something (it does not begin and end with zeroes)";
-    return NULL;
-}
-
 /* A drive that was this store's and is not any more holds nothing that anybody wants: it left when
  * it was empty, or its data was written anew elsewhere. */
 static bool member_former(const struct driveset *ds, const struct format_super *s)
@@ -68,12 +36,6 @@ static bool member_former(const struct driveset *ds, const struct format_super *
         if (ds->drives[i].state != DRIVE_NONE && memcmp(ds->drives[i].uuid, s->drive_uuid, 16) == 0)
             return false;
     return true;
-}
-
-/* Where the last part that is looked at begins. */
-static uint64_t member_last(uint64_t size)
-{
-    return (size - MEMBER_LOOK) & ~(uint64_t)(FORMAT_UNIT - 1);
 }
 
 /* Its superblock, if it has one (magic 0: none). A drive that fails here fails again soon. */
@@ -93,7 +55,7 @@ static int member_look(struct driveset *ds, struct lone_file *file, uint64_t siz
                        struct strbuf *why)
 {
     struct format_super found;
-    struct buf *b = buf_new(MEMBER_LOOK);
+    struct buf *b = buf_new(BLANK_LOOK);
     const char *what = NULL;
     int rc = member_super(file, b, &found);
 
@@ -105,9 +67,9 @@ static int member_look(struct driveset *ds, struct lone_file *file, uint64_t siz
         rc = what ? ERR_EXIST : 0;
     } else {
         for (unsigned i = 0; rc == 0 && !what && i < 2; i++) {
-            rc = lone_io_run(file, ENV_READ, b, MEMBER_LOOK, i ? member_last(size) : 0);
+            rc = lone_io_run(file, ENV_READ, b, BLANK_LOOK, i ? blank_last(size) : 0);
             if (rc == 0)
-                what = member_signature(b->data, MEMBER_LOOK);
+                what = blank_signature(b->data, BLANK_LOOK);
         }
         if (rc == 0 && what)
             rc = ERR_EXIST;
@@ -193,7 +155,7 @@ static int joiner_measure(struct driveset *ds, struct joiner *j, struct strbuf *
         strbuf_addf(why, "it is too small: %llu bytes are needed", (unsigned long long)least);
         return ERR_RANGE;
     }
-    if (!j->add->force && have >= MEMBER_LOOK)
+    if (!j->add->force && have >= BLANK_LOOK)
         rc = member_look(ds, &j->file, have, why);
     else if (!j->add->force && have > 0)
         rc = joiner_refuse(why, ERR_EXIST,
@@ -358,13 +320,13 @@ int member_leave(struct driveset *ds, uint32_t index, bool leave)
 static void member_wipe(struct env *env, struct env_file *file)
 {
     struct lone_file f = {.env = env, .file = file, .patience = MEMBER_WIPE_WAIT};
-    struct buf *b = buf_new(MEMBER_LOOK);
+    struct buf *b = buf_new(BLANK_LOOK);
     uint64_t size;
 
-    memset(b->data, 0, MEMBER_LOOK);
-    if (env_file_size(file, &size) == 0 && size >= MEMBER_LOOK)
-        (void)lone_io_run(&f, ENV_WRITE, b, MEMBER_LOOK, member_last(size));
-    (void)lone_io_run(&f, ENV_WRITE, b, MEMBER_LOOK, 0);
+    memset(b->data, 0, BLANK_LOOK);
+    if (env_file_size(file, &size) == 0 && size >= BLANK_LOOK)
+        (void)lone_io_run(&f, ENV_WRITE, b, BLANK_LOOK, blank_last(size));
+    (void)lone_io_run(&f, ENV_WRITE, b, BLANK_LOOK, 0);
     buf_unref(b);
     lone_io_close(&f);
 }
