@@ -5,9 +5,9 @@
 #include "lib/store/drive.h"
 
 /* Takes the superblock in `data`, a unit, if it is valid and newer than what there is. */
+void drive_super_take(const void *data, struct format_super *super);
 /* The better of the two superblocks in a file; ERR_FORMAT when neither is valid. Suspends. */
 int drive_super_read(struct env_file *file, struct format_super *ret_super);
-void drive_super_take(const void *data, struct format_super *super);
 
 /* The same of many files, some of which may not answer: they are given three seconds, or twice as
  * long as those took that did answer, if the store can do without them, and a minute if not.
