@@ -433,7 +433,9 @@ void image_prepare(struct image *im)
     if (!im->lost || im->base_ready || !may_try(im) ||
         (im->p->ds->super.replay_lsn > 1 && s.chunks > im->p->options.copy_at_once))
         return;
-    fiber_mutex_lock(&im->base_lock);
+    /* Who is at a base already may be waiting for room in the journal, and so for the trim. */
+    if (!fiber_mutex_try(&im->base_lock))
+        return;
     if (im->lost && !im->base_ready && may_try(im))
         image_write_base(im, true);
     fiber_mutex_unlock(&im->base_lock);

@@ -423,17 +423,19 @@ static void compactor_tell(struct partition *p, bool wanted, bool nothing, bool 
 static int compactor_round(struct partition *p)
 {
     uint64_t before = p->segments_freed;
-    bool wanted = chunkstore_room_wanted(p->chunks), nothing, failed;
+    bool wanted = chunkstore_room_wanted(p->chunks), nothing, failed, renewed;
     enum compact_need need = chunkstore_compact_need(p->chunks);
     int rc;
 
-    (void)segment_renew_thin(p->segments); /* without room for it now, later */
+    renewed = segment_renew_due(p->segments) && segment_renew_thin(p->segments) == 0;
     rc = need == COMPACT_NOTHING ? 0 : chunkstore_compact(p->chunks, need, compactor_pause, p);
     if (rc == 0 || rc == ERR_NOENT)
         rc = partition_reclaim(p);
     else if (rc == ERR_NOSPC)
         (void)partition_reclaim(p); /* there may be room the next time */
-    nothing = need == COMPACT_NOTHING || rc < 0;
+    /* What was open and is not any more may be emptied the next time. Without room for that now,
+     * later. */
+    nothing = (need == COMPACT_NOTHING || rc < 0) && !renewed;
     failed = rc < 0 && rc != ERR_NOENT && rc != ERR_NOSPC && !p->broken;
     compactor_tell(p, wanted, nothing, failed, p->segments_freed > before);
     return rc;

@@ -391,7 +391,7 @@ bool segment_can_gain(const struct segments *ss, unsigned below)
     uint64_t segment;
 
     return ss->empty > 0 || segment_pick_sparse(ss, below, &segment) ||
-           segment_pick_uneven(ss, &segment);
+           segment_pick_uneven(ss, &segment) || segment_renew_due(ss);
 }
 
 void segment_compact_failed(struct segments *ss, uint64_t segment, bool lost)
@@ -752,19 +752,36 @@ int segment_open_new(struct segments *ss, enum segment_stream stream, struct seg
     return 0;
 }
 
+/* Is the open segment of a stream one that nothing should be written to any more? */
+static bool open_is_thin(const struct segments *ss, unsigned stream)
+{
+    const struct segment *s = ss->open[stream];
+    unsigned k, m;
+
+    if (!s)
+        return false;
+    segment_geometry(ss, &k, &m);
+    return (segment_parity(s, ss->given_up) < m && !PLANTED(REBUILD_SKIPS_OPEN)) ||
+           segment_on(s, segment_leaving_drives(ss));
+}
+
+bool segment_renew_due(const struct segments *ss)
+{
+    for (unsigned i = 0; i < SEGMENT_STREAMS; i++)
+        if (open_is_thin(ss, i))
+            return true;
+    return false;
+}
+
 int segment_renew_thin(struct segments *ss)
 {
     int rc = 0;
 
     for (unsigned i = 0; rc == 0 && i < SEGMENT_STREAMS; i++) {
         struct segment *s;
-        unsigned k, m;
 
         fiber_mutex_lock(&ss->stream_lock[i]);
-        segment_geometry(ss, &k, &m);
-        if (ss->open[i] &&
-            ((segment_parity(ss->open[i], ss->given_up) < m && !PLANTED(REBUILD_SKIPS_OPEN)) ||
-             segment_on(ss->open[i], segment_leaving_drives(ss))))
+        if (open_is_thin(ss, i))
             rc = segment_open_new(ss, (enum segment_stream)i, &s);
         fiber_mutex_unlock(&ss->stream_lock[i]);
     }

@@ -274,6 +274,7 @@ uint64_t segment_taking_drives(const struct segments *ss);
 uint64_t segment_count_thin(const struct segments *ss);
 /* Opens new segments in place of open ones with less parity than a new one gets. Suspends. */
 int segment_renew_thin(struct segments *ss);
+bool segment_renew_due(const struct segments *ss); /* is there such a one? */
 /* Is there one, one that is only waiting to be freed, or one that stands in the way of drives being
  * filled evenly? */
 bool segment_can_gain(const struct segments *ss, unsigned below);

@@ -93,14 +93,17 @@ bool client_tight(struct run *r)
 }
 
 /* A store that is less than half full, by the model's account and not its own, has room for every
- * write: what is dead comes back while the write waits. */
+ * write: what is dead comes back while the write waits. Not counted is what each stream has open:
+ * in a store of a few segments that is much of it. */
 static bool mostly_empty(struct run *r, uint64_t bytes)
 {
     uint64_t segment = r->slot_size * r->k;
     struct partition_status s;
 
     partition_get_status(r->p, &s);
-    return model_bytes(r) + flying_bytes(r) + bytes + TIGHT_SEGMENTS * segment <= s.capacity / 2;
+    return 2 * (model_bytes(r) + flying_bytes(r) + bytes + TIGHT_SEGMENTS * segment) +
+               SEGMENT_STREAMS * segment <=
+           s.capacity;
 }
 
 bool client_full_enough(struct run *r, uint64_t bytes)
