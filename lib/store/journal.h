@@ -14,8 +14,9 @@
  *
  * Space: batches stay until journal_trim; user appends wait while the ring is nearly full, internal
  * ones have a reserve. The last of that is for records that make trimming possible (draining, the
- * metadata's copy): clients can have internal records written as fast as they like, deletions say,
- * and if these filled the ring nothing could ever be trimmed again.
+ * metadata's copy) or that whoever trims submits (segments opened and freed): clients can have
+ * internal records written as fast as they like, deletions say, and if these filled the ring
+ * nothing could ever be trimmed again.
  */
 #pragma once
 

@@ -821,7 +821,7 @@ int segment_sweep(struct segments *ss, unsigned *ret_freed)
     codec_put_le32(body, n);
     iov.iov_len = 4 + 8 * n;
     if (n)
-        rc = record_submit(ss->log, RECORD_SEGMENT_FREE, &iov, 1, JOURNAL_INTERNAL, NULL);
+        rc = record_submit(ss->log, RECORD_SEGMENT_FREE, &iov, 1, JOURNAL_LAST, NULL);
     if (rc < 0) {
         for (unsigned i = 0; i < n; i++)
             picked[i]->freeing = false;

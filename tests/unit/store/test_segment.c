@@ -89,7 +89,7 @@ static int submit(struct record_log *log, enum record_type type, const struct io
 
     (void)log;
     assert_int_equal(n, 1);
-    assert_int_equal(flags, type == RECORD_SEGMENT_OPEN ? JOURNAL_LAST : JOURNAL_INTERNAL);
+    assert_int_equal(flags, JOURNAL_LAST);
     do
         env_sleep(c.env, ENV_NS_PER_MS);
     while (t.log_holds);
