@@ -74,9 +74,20 @@ static bool converged(struct run *r, unsigned usable)
     return s.thin_segments == 0;
 }
 
+/* How many drives new data may be put on: not those that leave. */
+static unsigned drives_taking(const struct run *r)
+{
+    const struct driveset *ds = partition_drives(r->p);
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < ds->count; i++)
+        n += drive_takes(&ds->drives[i]);
+    return n;
+}
+
 static void await_converged(struct run *r)
 {
-    unsigned usable = driveset_healthy(partition_drives(r->p));
+    unsigned usable = drives_taking(r);
     uint64_t end = env_now(r->env) + CONVERGE_MAX_NS;
     struct partition_status s;
 
