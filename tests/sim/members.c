@@ -178,8 +178,10 @@ static int order_add(struct run *r, struct strbuf *why, bool replace, uint32_t *
     if (disk == RUN_DRIVES_MAX)
         return ERR_NOENT;
     add.path = r->paths[disk];
-    if (r->member >> disk & 1)
+    if (r->member >> disk & 1) {
         r->spared |= 1u << disk;
+        r->spoilt |= 1u << disk; /* should it stay as it is: a file, but nothing of the old drive */
+    }
     r->member |= 1u << disk;
     if (!replace)
         return partition_drive_add(r->p, &add, why, ret_index);
