@@ -536,7 +536,7 @@ static const char config_help[] =
     "and DICOMweb. Runs in the foreground until SIGTERM or SIGINT.\n"
     "\n"
     "  --data DIR         the data directory, made if missing\n"
-    "  --capacity SIZE    limit of logical bytes, as in 500G (default 64G)\n"
+    "  --capacity SIZE    room for data as stored, as in 500G (default 64G)\n"
     "  --nbd-port N       NBD port (default 10809)\n"
     "  --dicom-port N     DICOM port (default 11112)\n"
     "  --http-port N      DICOMweb port (default 8042)\n"
