@@ -73,6 +73,7 @@
 #define IMAGE_RETRY      (10 * ENV_NS_PER_S)
 #define IMAGE_RETRY_MAX  (600 * ENV_NS_PER_S)
 #define IMAGE_TICK       ENV_NS_PER_S
+#define IMAGE_LOCK_WAIT  (2 * ENV_NS_PER_S)
 
 const struct kv_slice image_meta_key = {IMAGE_META_KEY, sizeof(IMAGE_META_KEY) - 1};
 const struct kv_slice image_mended_key = {IMAGE_MENDED_KEY, sizeof(IMAGE_MENDED_KEY) - 1};
@@ -425,6 +426,20 @@ void image_freeze(struct image *im)
     im->base_settled = im->base_ready;
 }
 
+/* Who is at a base already may be waiting for room in the journal, and so for the trim that waits
+ * here; but usually it is done in a moment, or at a stop ends at once. */
+static bool base_lock_soon(struct image *im)
+{
+    uint64_t end = env_now(im->p->env) + IMAGE_LOCK_WAIT;
+
+    while (!fiber_mutex_try(&im->base_lock)) {
+        if (env_now(im->p->env) >= end)
+            return false;
+        env_sleep(im->p->env, ENV_NS_PER_MS);
+    }
+    return true;
+}
+
 void image_prepare(struct image *im)
 {
     struct chunkstore_stats s;
@@ -433,8 +448,7 @@ void image_prepare(struct image *im)
     if (!im->lost || im->base_ready || !may_try(im) ||
         (im->p->ds->super.replay_lsn > 1 && s.chunks > im->p->options.copy_at_once))
         return;
-    /* Who is at a base already may be waiting for room in the journal, and so for the trim. */
-    if (!fiber_mutex_try(&im->base_lock))
+    if (!base_lock_soon(im))
         return;
     if (im->lost && !im->base_ready && may_try(im))
         image_write_base(im, true);
@@ -504,12 +518,21 @@ static int image_name(struct image *im, uint64_t settled, uint64_t upto)
     return rc;
 }
 
+/* A copy could not be written. At a stop that is no failure, and nothing is put off: the checkpoint
+ * has to end there, and so has the next one. */
+static void copy_failed(struct image *im, int error)
+{
+    if (error == ERR_SHUTDOWN)
+        return;
+    image_put_off(im);
+    im->stats.failures++;
+}
+
 /* It did not come to be: the next copy has to have what was frozen. */
 static void thaw(struct image *im, int error)
 {
     kv_changes_add_older(im->active, im->frozen);
-    image_put_off(im);
-    im->stats.failures += error != ERR_SHUTDOWN;
+    copy_failed(im, error);
     if (kv_changes_bytes(im->active) > IMAGE_SET_MOST)
         image_lose(im);
 }
@@ -551,11 +574,10 @@ int image_write(struct image *im, uint64_t settled, uint64_t upto)
     }
     if (rc == 0) {
         rc = image_name(im, settled, upto);
-        im->retry_wait = rc == 0 ? 0 : im->retry_wait;
-        if (rc < 0) {
-            im->stats.failures += rc != ERR_SHUTDOWN;
-            image_put_off(im);
-        }
+        if (rc == 0)
+            im->retry_wait = 0;
+        else
+            copy_failed(im, rc);
     }
     image_keep(im);
     return rc;

@@ -296,11 +296,16 @@ static void step_bucket_put(struct crash *c, const struct step *s)
     struct bucket_put_info info = {.bucket = b->name};
     struct bucket_put_result result;
     struct bucket_put *put;
+    struct object_labels labels;
     char name[24];
 
     acknowledged(c);
     object_name(s->at, name);
+    object_labels_make(s->at, (int)s->seed, &labels);
     info.name = name;
+    info.type = labels.type[0] ? labels.type : NULL;
+    info.pairs = labels.pairs;
+    info.pair_count = labels.count;
     object_content(s->at, s->seed, &bytes);
     must(c, "put", bucket_put_begin(partition_buckets(c->run.p), &info, &put));
     must(c, "append", bucket_put_append(put, bytes.data, bytes.len));

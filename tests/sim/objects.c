@@ -14,8 +14,6 @@
 #include "lib/base/mem.h"
 #include "tests/sim/run.h"
 
-#define PAIRS_MAX 3u
-
 static bool never_same(int a, int b)
 {
     (void)a;
@@ -114,20 +112,14 @@ static int content_of(unsigned name, const uint8_t *bytes, size_t len)
 
 /* ---- What is told beside the bytes: it follows from name and content ---- */
 
-struct labels {
-    char type[32], names[PAIRS_MAX][8], values[PAIRS_MAX][32];
-    struct bucket_pair pairs[PAIRS_MAX];
-    size_t count;
-};
-
-static void make_labels(unsigned name, int content, struct labels *l)
+void object_labels_make(unsigned name, int content, struct object_labels *l)
 {
     unsigned c = (unsigned)content;
 
     memset(l, 0, sizeof(*l));
     if ((name + c) % 3)
         (void)snprintf(l->type, sizeof(l->type), "sim/content-%u-%u", name, c);
-    l->count = (name + 2 * c) % (PAIRS_MAX + 1);
+    l->count = (name + 2 * c) % (OBJECT_PAIRS_MAX + 1);
     for (unsigned i = 0; i < l->count; i++) {
         (void)snprintf(l->names[i], sizeof(l->names[i]), "p%u", i);
         (void)snprintf(l->values[i], sizeof(l->values[i]), "of %u, %u", name, c);
@@ -137,10 +129,10 @@ static void make_labels(unsigned name, int content, struct labels *l)
 
 static void check_labels(struct run *r, const struct bucket_entry *e, unsigned name, int content)
 {
-    struct labels l;
+    struct object_labels l;
     size_t found = 0;
 
-    make_labels(name, content, &l);
+    object_labels_make(name, content, &l);
     for (size_t i = 0; i < l.count; i++)
         for (size_t j = 0; j < e->pair_count; j++)
             found += strcmp(l.names[i], e->pairs[j].name) == 0 &&
@@ -313,12 +305,12 @@ static void op_bucket_put(struct run *r)
                                    .name = name,
                                    .condition = wants_absent(i) ? BUCKET_IF_ABSENT : BUCKET_ALWAYS};
     int wants = pick_wanted(r, i, &info);
-    struct labels labels;
+    struct object_labels labels;
 
     slot = model_instance_begin_if(&b->objects[i], content, contents_of(i), wants);
     if (slot < 0)
         return;
-    make_labels(i, content, &labels);
+    object_labels_make(i, content, &labels);
     info.type = labels.type[0] ? labels.type : NULL;
     info.pairs = labels.pairs;
     info.pair_count = labels.count;

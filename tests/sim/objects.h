@@ -10,7 +10,8 @@ struct run;
 #define OBJECT_SIZE_MAX (512u << 10)
 #define OBJECT_NAMES    8u /* in each bucket; puts under those with odd numbers want nobody there */
 
-#define OBJECT_CONTENTS 6 /* numbered from 1 */
+#define OBJECT_CONTENTS  6 /* numbered from 1 */
+#define OBJECT_PAIRS_MAX 3u
 
 /* Equal bytes have one etag, which is learned from the first who tells it. */
 struct model_etag {
@@ -38,3 +39,12 @@ void objects_step(struct run *r, unsigned kind);
 void objects_verify(struct run *r);
 /* Deletes all buckets; false when too many drives were lost for that. */
 bool objects_delete_all(struct run *r);
+
+/* What is told beside an object's bytes: it follows from name and content. The pairs point into it.
+ */
+struct object_labels {
+    char type[32], names[OBJECT_PAIRS_MAX][8], values[OBJECT_PAIRS_MAX][32];
+    struct bucket_pair pairs[OBJECT_PAIRS_MAX];
+    size_t count;
+};
+void object_labels_make(unsigned name, int content, struct object_labels *l);

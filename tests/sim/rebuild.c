@@ -56,7 +56,7 @@ void rebuild_main(void *arg)
               (unsigned long long)result.settled, (unsigned long long)result.chunks_lost);
     if (rc == ERR_NOENT && !r->copy_lacks)
         run_fail(r, "rebuild: there is no copy of the metadata, and no checkpoint went without");
-    if (rc < 0 && rc != ERR_NOENT)
+    if (rc < 0 && rc != ERR_NOENT && !(r->beyond && rc == ERR_LOST))
         run_fail(r, "rebuild: %s", err_name(rc));
     r->rebuilt = rc == 0;
     r->opened = true;
