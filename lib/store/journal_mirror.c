@@ -11,9 +11,6 @@
  *
  * The fiber's steps and the writer's changes take turns (`mirror_lock`): a mirror may fail at any
  * time, and then the writer takes the drive it needs, with nothing left of what was prepared.
- *
- * A drive that is a file may have no space for the journal, where its file system could not reserve
- * it. That is nobody's fault: others are taken, or there are fewer mirrors, and it is tried again.
  */
 #include <string.h>
 
@@ -23,7 +20,6 @@
 #include "lib/store/drive_io.h"
 #include "lib/store/journal_priv.h"
 
-#define CRAMPED_NS (60 * ENV_NS_PER_S)
 #define COPY_PIECE (1u << 20)
 #define COPY_DEPTH 4u         /* pieces at once */
 #define WIPE_STEP  (8u << 20) /* zeroed at once while others may wait */
@@ -34,7 +30,7 @@
  * 0: not at all. */
 static unsigned journal_rank(const struct drive *d)
 {
-    if (!drive_usable(d) || d->transit || env_now(d->set->env) < d->cramped_till)
+    if (!drive_usable(d) || d->transit)
         return 0;
     return d->leaving ? 1 : 2 + (d->class_ != 0);
 }
@@ -315,15 +311,6 @@ static void journal_unready(struct journal *j)
     j->moves++;
 }
 
-/* It could not be made a mirror. */
-static void mirror_failed(struct journal *j, unsigned i, int error)
-{
-    if (error == ERR_NOSPC)
-        j->ds->drives[i].cramped_till = env_now(j->ds->env) + CRAMPED_NS;
-    else
-        driveset_put_out(j->ds, i, "could not take a copy of the journal");
-}
-
 /* Brings one more drive in as a mirror; puts it out when it fails. ERR_LOST when a live batch
  * cannot be had from anywhere: to go on would mean fewer copies than promised. Suspends. */
 static int journal_add_mirror(struct journal *j, unsigned i, struct buf *extra, size_t extra_span,
@@ -349,7 +336,7 @@ static int journal_add_mirror(struct journal *j, unsigned i, struct buf *extra, 
     if (rc == 0)
         j->mirrors |= 1ull << i;
     else
-        mirror_failed(j, i, rc);
+        driveset_put_out(j->ds, i, "could not take a copy of the journal");
     return 0;
 }
 
@@ -453,7 +440,7 @@ static int move_step(struct journal *j, unsigned i, uint64_t *wiped, uint64_t *s
         *ret_even = rc == 0 && (*seq == before || copy_left(j, *seq) < COPY_DEPTH);
     }
     if (rc < 0 && target_failed)
-        mirror_failed(j, i, rc);
+        driveset_put_out(j->ds, i, "could not take a copy of the journal");
     else if (rc < 0 && drive_usable(to))
         j->stay = journal_best_mirrors(j); /* a batch cannot be had: stay with what is right */
     return rc;

@@ -1242,49 +1242,6 @@ static void test_move(void **state)
     sim_case_run(&c, move_main, NULL);
 }
 
-static int hook_no_space(void *arg, const char *path, const struct env_io *io)
-{
-    (void)arg;
-    return strcmp(path, "d2") == 0 && io->kind == ENV_WRITE && io->off >= FORMAT_JOURNAL_OFF
-               ? ERR_NOSPC
-               : 0;
-}
-
-/* There is no space for the journal on the only drive that could take a lost mirror's place: it is
- * not put out for that, batches are written with what mirrors there are, and when there is space
- * it becomes one. */
-static void cramped_main(void *arg)
-{
-    (void)arg;
-    format_size(STORE_JOURNAL);
-    start();
-    batches(3, 2);
-    c.hook = hook_no_space;
-    driveset_put_out(t.ds, 1, "for the test");
-    batches(2, 2);
-    assert_int_equal(t.ds->drives[2].state, DRIVE_OK);
-    assert_int_equal(t.ds->super.journal_mirrors, 1);
-    journal_level(t.j);
-    env_sleep(c.env, ENV_NS_PER_S);
-    assert_int_equal(t.ds->super.journal_mirrors, 1);
-    c.hook = NULL;
-    env_sleep(c.env, 60 * ENV_NS_PER_S);
-    journal_level(t.j);
-    env_sleep(c.env, ENV_NS_PER_S);
-    assert_int_equal(t.ds->super.journal_mirrors, 5);
-    batches(2, 2);
-    stop(false);
-    sim_file_delete(c.sim, "d0");
-    expect_replay(0);
-    expect_replayed_from(0);
-}
-
-static void test_cramped(void **state)
-{
-    (void)state;
-    sim_case_run(&c, cramped_main, NULL);
-}
-
 /* With batches of all sizes going around the ring, trimmed behind, and in two cases of three a
  * mirror that fails at some point of it. */
 static void move_anyhow_main(void *arg)
@@ -1451,7 +1408,6 @@ int main(void)
         CASE(test_bad_source),
         CASE(test_trim_under_copy),
         CASE(test_put_out_elsewhere),
-        CASE(test_cramped),
         CASE(test_one_goes),
         CASE(test_shared_cache),
         CASE(test_move),
