@@ -493,10 +493,10 @@ static void journal_mover(void *arg)
 
 void journal_level(struct journal *j)
 {
-    if (!j->running || j->stopping || j->broken || j->moving || j->level)
-        return; /* it is being looked at */
+    if (!j->running || j->stopping || j->broken || j->moving)
+        return;
     if (journal_mirrors_whole(j)) {
-        if (j->making)
+        if (j->making && !j->level)
             journal_unready(j); /* what was prepared is not wanted any more */
         return;
     }
