@@ -318,32 +318,32 @@ bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *
     return right;
 }
 
-int drive_wipe(struct drive *d, uint64_t off, uint64_t len)
+int drive_wipe_journal(struct driveset *ds, struct drive *d)
 {
     struct buf *zero = buf_new(DRIVE_WIPE_PIECE);
+    uint64_t at = 0;
     int rc = 0;
 
     memset(zero->data, 0, DRIVE_WIPE_PIECE);
-    while (rc == 0 && len) {
+    while (rc == 0 && at < ds->super.journal_len) {
         struct drive_io ios[DRIVE_WIPE_DEPTH];
         unsigned n = 0;
 
-        if (!drive_usable(d)) { /* put out meanwhile: it is not written any more */
-            rc = ERR_IO;
-            break;
-        }
-        for (; n < DRIVE_WIPE_DEPTH && len; n++) {
-            size_t piece = len < DRIVE_WIPE_PIECE ? (size_t)len : DRIVE_WIPE_PIECE;
+        for (; n < DRIVE_WIPE_DEPTH && at < ds->super.journal_len; n++) {
+            uint64_t left = ds->super.journal_len - at;
+            size_t len = left < DRIVE_WIPE_PIECE ? (size_t)left : DRIVE_WIPE_PIECE;
 
-            drive_io_prepare(d, &ios[n], ENV_WRITE, zero, zero->data, piece, off);
+            drive_io_prepare(d, &ios[n], ENV_WRITE, zero, zero->data, len,
+                             ds->super.journal_off + at);
             ios[n].dsync = false;
-            off += piece;
-            len -= piece;
+            at += len;
         }
         drive_io_run(ios, n);
         for (unsigned i = 0; i < n && rc == 0; i++)
             rc = ios[i].result < 0 ? (int)ios[i].result : 0;
     }
+    if (rc == 0)
+        rc = drive_sync(d);
     buf_unref(zero);
     return rc;
 }
@@ -366,9 +366,7 @@ static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
     if (rc == 0 && have < size)
         rc = env_resize(d->file, size); /* a block device too small says so here */
     if (rc == 0 && (ds->super.journal_mirrors >> d->index & 1))
-        rc = drive_wipe(d, ds->super.journal_off, ds->super.journal_len);
-    if (rc == 0 && (ds->super.journal_mirrors >> d->index & 1))
-        rc = drive_sync(d);
+        rc = drive_wipe_journal(ds, d);
     /* Any drive may have to become a mirror, and then on a file system that is full by now. */
     if (rc == 0 && env_reserve(d->file, ds->super.journal_off, ds->super.journal_len) == ERR_NOSPC)
         rc = ERR_NOSPC;

@@ -158,9 +158,9 @@ bool drive_takes(const struct drive *d); /* counts, and new data may be put on i
 bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *b, void *bytes,
                 size_t len);
 
-/* Fills a part of a drive that counts with zeroes, not durable before a SYNC, so that later writes
- * to it allocate nothing. Suspends. */
-int drive_wipe(struct drive *d, uint64_t off, uint64_t len);
+/* Fills the journal area of a drive with zeroes, durable, so that later writes allocate nothing.
+ * Suspends. */
+int drive_wipe_journal(struct driveset *ds, struct drive *d);
 
 /* Registers the counters of one drive, or of every one there is. Its place stays put. */
 void drive_observe(const struct drive *d, struct metrics *m);

@@ -45,7 +45,6 @@ int journal_open(struct driveset *ds, const struct journal_ops *ops, void *arg,
     fiber_cond_init(&j->work);
     fiber_cond_init(&j->space);
     fiber_mutex_init(&j->trim_lock);
-    fiber_mutex_init(&j->mirror_lock);
     fiber_group_init(&j->writer);
     metric_hist_init(&j->commit_time, METRIC_TIME);
     metric_hist_init(&j->write_time, METRIC_TIME);
@@ -243,7 +242,7 @@ static void journal_target_done(struct journal *j, struct journal_target *t,
 }
 
 /* Flushes each cache that several targets share, once. Their space was written long ago
- * (journal_mirror.c), so that there is nothing else to be made durable. */
+ * (drive_wipe_journal), so that there is nothing else to be made durable. */
 static void journal_flush_shared(struct journal *j, struct journal_target *t, unsigned n)
 {
     for (unsigned i = 0; i < n; i++) {
@@ -278,11 +277,197 @@ static void journal_write_mirrors(struct journal *j, struct buf *b, size_t span,
     journal_flush_shared(j, t, n);
 }
 
+/* How good a drive is as a mirror: one that leaves only where there is no other, fast ones first.
+ * 0: not at all. */
+static unsigned journal_rank(const struct drive *d)
+{
+    if (!drive_usable(d) || d->transit)
+        return 0;
+    return d->leaving ? 1 : 2 + (d->class_ != 0);
+}
+
+static unsigned journal_mirrors_wanted(const struct journal *j)
+{
+    unsigned want = j->ds->super.parity_columns + 1u, have = 0;
+
+    for (unsigned i = 0; i < j->ds->count; i++)
+        have += journal_rank(&j->ds->drives[i]) > 0;
+    return want < have ? want : have;
+}
+
+/* The drives that should be mirrors: the best, of equals those that are, and then the first. */
+static uint64_t journal_best_mirrors(const struct journal *j)
+{
+    unsigned want = journal_mirrors_wanted(j);
+    uint64_t best = 0;
+
+    while (want-- > 0) {
+        unsigned top = 0, at = 0;
+
+        for (unsigned i = 0; i < j->ds->count; i++) {
+            unsigned rank = 2 * journal_rank(&j->ds->drives[i]);
+
+            if (rank && (j->mirrors >> i & 1))
+                rank++;
+            if (!(best >> i & 1) && rank > top) {
+                top = rank;
+                at = i;
+            }
+        }
+        if (top)
+            best |= 1ull << at;
+    }
+    return best;
+}
+
+/* Enough of them, all in service: the promise holds, whether or not others would be better. */
+static bool journal_mirrors_safe(const struct journal *j)
+{
+    unsigned good = 0;
+
+    for (unsigned i = 0; i < j->ds->count; i++)
+        if (j->mirrors >> i & 1) {
+            if (!drive_usable(&j->ds->drives[i]))
+                return false;
+            good++;
+        }
+    return good > 0 && good >= journal_mirrors_wanted(j);
+}
+
+static bool journal_mirrors_whole(const struct journal *j)
+{
+    uint64_t best = journal_best_mirrors(j);
+
+    return journal_mirrors_safe(j) && (j->mirrors == best || j->stay == best);
+}
+
+/* A live batch, whole, from a mirror, or from whatever other drive happens to have it. Suspends. */
+static int journal_fetch(struct journal *j, const struct journal_extent *e, struct buf **b)
+{
+    for (int mirror = 1; mirror >= 0; mirror--) {
+        for (unsigned i = 0; i < j->ds->count; i++) {
+            struct drive *d = &j->ds->drives[i];
+
+            if (!drive_readable(d) || (int)(j->mirrors >> i & 1) != mirror ||
+                (d->leaving && !mirror)) /* it may be on its way out (member_let_go) */
+                continue;
+            if (drive_pread(d, b, e->span, j->ds->super.journal_off + e->off) == 0 &&
+                journal_batch_whole(j, (*b)->data, e->span, e->seq))
+                return 0;
+        }
+    }
+    return ERR_LOST;
+}
+
+/* Copies all live batches to a drive's area. The extents must not be trimmed away under it.
+ * Suspends. */
+static int journal_copy(struct journal *j, struct drive *to, bool *ret_target_failed)
+{
+    struct buf *b = buf_new((size_t)j->batch_max);
+    int rc = 0;
+
+    fiber_mutex_lock(&j->trim_lock);
+    list_for_each (it, &j->extents) {
+        struct journal_extent *e = LIST_ENTRY(it, struct journal_extent, link);
+
+        rc = journal_fetch(j, e, &b);
+        if (rc < 0)
+            break;
+        rc = drive_pwrite(to, b, e->span, j->ds->super.journal_off + e->off, false);
+        *ret_target_failed = rc < 0;
+        if (rc < 0)
+            break;
+    }
+    fiber_mutex_unlock(&j->trim_lock);
+    buf_unref(b);
+    return rc;
+}
+
+/* Brings one more drive in as a mirror; puts it out when it fails. ERR_LOST when a live batch
+ * cannot be had from anywhere: to go on would mean fewer copies than promised. Suspends. */
+static int journal_add_mirror(struct journal *j, unsigned i, struct buf *extra, size_t extra_span,
+                              uint64_t extra_off)
+{
+    struct drive *to = &j->ds->drives[i];
+    bool target_failed = true;
+    int rc;
+
+    j->making = 1ull << i;
+    rc = drive_wipe_journal(j->ds, to);
+
+    if (rc == 0 && !PLANTED(MIRROR_NOT_COPIED)) {
+        target_failed = false;
+        rc = journal_copy(j, to, &target_failed);
+    }
+    if (rc < 0 && !target_failed) {
+        j->making = 0;
+        return rc;
+    }
+    if (rc == 0 && extra)
+        rc = drive_pwrite(to, extra, extra_span, j->ds->super.journal_off + extra_off, true);
+    if (rc == 0)
+        rc = drive_sync(to);
+    j->making = 0;
+    if (rc == 0)
+        j->mirrors |= 1ull << i;
+    else
+        driveset_put_out(j->ds, i, "could not take a copy of the journal");
+    return 0;
+}
+
+static void journal_set_mirrors(struct format_super *super, void *arg)
+{
+    const struct journal *j = arg;
+
+    super->journal_mirrors = j->mirrors;
+    super->clean = 0;
+    if (j->running)
+        return;
+    super->fence_seq = j->head_seq; /* F7 */
+    super->fence_epoch = super->epoch + 1;
+}
+
+/* Brings those in that should be mirrors and are not. One that fails is put out. Suspends. */
+static int journal_add_mirrors(struct journal *j, uint64_t best, struct buf *extra,
+                               size_t extra_span, uint64_t extra_off)
+{
+    int rc = 0;
+
+    for (unsigned i = 0; rc == 0 && i < j->ds->count; i++)
+        if ((best >> i & 1) && !(j->mirrors >> i & 1) && drive_usable(&j->ds->drives[i]))
+            rc = journal_add_mirror(j, i, extra, extra_span, extra_off);
+    return rc;
+}
+
+int journal_remirror(struct journal *j, struct buf *extra, size_t extra_span, uint64_t extra_off)
+{
+    j->stay = 0;
+    for (;;) {
+        uint64_t best;
+        int rc;
+
+        for (unsigned i = 0; i < j->ds->count; i++)
+            if (!drive_usable(&j->ds->drives[i]))
+                j->mirrors &= ~(1ull << i);
+        best = journal_best_mirrors(j);
+        rc = journal_add_mirrors(j, best, extra, extra_span, extra_off);
+        if (rc == 0 && best == journal_best_mirrors(j))
+            j->mirrors = best; /* all are in; others are not needed any more */
+        else if (rc < 0 && journal_mirrors_safe(j))
+            j->stay = best; /* it was only a wish: stay with what is right */
+        else if (rc < 0)
+            return rc;
+        rc = driveset_commit(j->ds, true, journal_set_mirrors, j);
+        if (rc < 0 || journal_mirrors_whole(j))
+            return rc;
+    }
+}
+
 static int journal_write_batch(struct journal *j, struct buf *b, size_t length, uint64_t off)
 {
     size_t span = journal_span(length);
 
-    if (!journal_mirrors_safe(j)) {
+    if (!journal_mirrors_whole(j)) {
         /* A drive was put out elsewhere: level the mirrors first. */
         int rc = journal_remirror(j, NULL, 0, 0);
 
@@ -290,7 +475,7 @@ static int journal_write_batch(struct journal *j, struct buf *b, size_t length, 
             return rc;
     }
     journal_write_mirrors(j, b, span, off);
-    if (!journal_mirrors_safe(j))
+    if (!journal_mirrors_whole(j))
         return journal_remirror(j, b, span, off);
     return 0;
 }
@@ -367,17 +552,24 @@ static void journal_commit_pending(struct journal *j)
     journal_hand_on(j, b, length, records, first);
 }
 
-/* Between two batches. A mere wish has been prepared by now, or waits. */
 static void journal_level_now(struct journal *j)
 {
     int rc;
 
     j->level = false;
-    if (journal_mirrors_whole(j) || (journal_mirrors_safe(j) && !journal_mirrors_ready(j)))
+    if (journal_mirrors_whole(j))
         return;
     rc = journal_remirror(j, NULL, 0, 0);
     if (rc < 0)
         journal_break(j, rc);
+}
+
+void journal_level(struct journal *j)
+{
+    if (!j->running || journal_mirrors_whole(j))
+        return;
+    j->level = true;
+    fiber_cond_signal(&j->work);
 }
 
 bool journal_on_drive(const struct journal *j, unsigned drive)
@@ -390,12 +582,12 @@ static void journal_writer(void *arg)
     struct journal *j = arg;
 
     while (!j->broken) {
-        if (j->level && !j->stopping)
-            journal_level_now(j);
-        else if (j->pending)
+        if (j->pending)
             journal_commit_pending(j);
         else if (j->stopping)
             break;
+        else if (j->level)
+            journal_level_now(j);
         else
             fiber_cond_wait(&j->work);
     }

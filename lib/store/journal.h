@@ -7,8 +7,7 @@
  *
  * A mirror that fails is put out, another drive takes its place: it gets a copy of all live
  * batches, then the new membership is committed, then the batch counts as durable. A mirror that is
- * leaving, or less fast than a drive that is none, is replaced in the same way, but what takes long
- * is done beside the writing, and no batch waits for more than the last few to be copied. The
+ * leaving, or less fast than a drive that is none, is replaced in the same way, without haste. The
  * ring's area is written once before first use, so that a sync never waits for a file system to
  * allocate.
  *

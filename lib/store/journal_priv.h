@@ -22,13 +22,8 @@ struct journal {
     size_t batch_soft; /* a pending batch takes records up to this */
     uint64_t mirrors;  /* bit per drive */
     uint64_t stay;     /* mirrors that would be better and could not be made; 0: none */
-    uint64_t making;   /* those that are being made, or prepared */
+    uint64_t making;   /* the one that is being made */
     bool level;        /* the writer is to look at the mirrors */
-    /* journal_mirror.c's: */
-    bool moving;                       /* a fiber prepares new mirrors */
-    uint64_t moves;                    /* grows when what is prepared counts no more */
-    uint64_t ready[FORMAT_DRIVES_MAX]; /* drives that have every live batch below this; 0: not */
-    struct fiber_mutex mirror_lock;
 
     struct list extents;         /* live batches, oldest first */
     uint64_t head_off, head_seq; /* where and what the next batch is */
@@ -70,12 +65,6 @@ bool journal_head_valid(const struct journal *j, const uint8_t *p, struct format
 /* Are these `span` bytes the batch `seq` of this store, whole? */
 bool journal_batch_whole(const struct journal *j, const uint8_t *p, size_t span, uint64_t seq);
 
-/* Enough of them, all in service: the promise holds, whether or not others would be better. */
-bool journal_mirrors_safe(const struct journal *j);
-/* And no others would be better. */
-bool journal_mirrors_whole(const struct journal *j);
-/* What is left to do for better ones is little. */
-bool journal_mirrors_ready(const struct journal *j);
 /* Makes the mirror set whole again: as many of the drives that count as the profile wants, the best
  * of them, each with all live batches, committed. `extra` is a batch in flight at extra_off that
  * new mirrors need too (NULL: none). */

@@ -1197,101 +1197,6 @@ static void test_shared_cache(void **state)
     sim_case_run(&c, shared_cache_main, NULL);
 }
 
-/* ---- A better mirror ---- */
-
-/* Writing goes on while a mirror moves to a drive that is slow to take it. */
-static void move_main(void *arg)
-{
-    const struct sim_faults slow = {.io_min_ns = 200 * ENV_NS_PER_MS,
-                                    .io_max_ns = 200 * ENV_NS_PER_MS};
-    uint64_t began, slowest = 0;
-    unsigned meanwhile = 0;
-
-    (void)arg;
-    format_size(32 * STORE_JOURNAL);
-    start();
-    batches(40, 100);
-    t.ds->drives[2].class_ = 1;
-    sim_set_file_faults(c.sim, "d2", &slow);
-    while (!(t.ds->super.journal_mirrors & 4)) {
-        journal_level(t.j);
-        assert_true(journal_on_drive(t.j, 0));
-        began = sim_now(c.sim);
-        batch(2);
-        slowest = sim_now(c.sim) - began > slowest ? sim_now(c.sim) - began : slowest;
-        assert_true(meanwhile++ < 1000);
-        env_sleep(c.env, 5 * ENV_NS_PER_MS);
-    }
-    assert_true(meanwhile > 100);
-    assert_true(slowest <= 1200 * ENV_NS_PER_MS); /* a copy, a sync, both superblocks, the batch */
-    assert_int_equal(t.ds->super.journal_mirrors, 5);
-    sim_set_file_faults(c.sim, "d2", NULL);
-    env_sleep(c.env, ENV_NS_PER_S);
-    assert_false(journal_on_drive(t.j, 1));
-    batches(2, 2);
-    stop(false);
-    sim_file_delete(c.sim, "d0");
-    sim_file_delete(c.sim, "d1");
-    expect_replay(0);
-    expect_replayed_from(0);
-}
-
-static void test_move(void **state)
-{
-    (void)state;
-    sim_case_run(&c, move_main, NULL);
-}
-
-/* With batches of all sizes going around the ring, trimmed behind, and in two cases of three a
- * mirror that fails at some point of it. */
-static void move_anyhow_main(void *arg)
-{
-    uint64_t seed = *(uint64_t *)arg;
-    unsigned trimmed = 0, fails = (unsigned)sim_random(c.sim, 10);
-    unsigned out = (unsigned)(seed % 3);
-
-    format_size(STORE_JOURNAL);
-    start();
-    for (unsigned i = 0; i < 300; i++) {
-        if (i == 20)
-            t.ds->drives[2].class_ = 1;
-        if (i == 20 + fails && out < 2)
-            driveset_put_out(t.ds, out, "for the test");
-        if (i > 20 + fails && (t.ds->super.journal_mirrors & 4))
-            break;
-        journal_level(t.j);
-        assert_int_equal(append(8 + sim_random(c.sim, sim_random(c.sim, 4) ? 500 : 40000), 0), 0);
-        if (sim_random(c.sim, 2))
-            env_sleep(c.env, sim_random(c.sim, ENV_NS_PER_MS));
-        if (journal_pressure(t.j) > 40) {
-            wait_durable(t.next);
-            trimmed = later(trimmed, t.durable.count - (unsigned)sim_random(c.sim, 20));
-            trim_to(trimmed);
-        }
-    }
-    wait_durable(t.next);
-    assert_int_equal(t.ds->super.journal_mirrors, out == 0 ? 6 : 5);
-    batches(3, 2);
-    stop(false);
-    sim_file_delete(c.sim, "d0");
-    sim_file_delete(c.sim, "d1");
-    assert_int_equal(replay(), 0);
-    assert_true(t.replayed.count >= 4);
-    expect_replayed_from(t.durable.count - t.replayed.count);
-    drop();
-}
-
-static void test_move_anyhow(void **state)
-{
-    for (uint64_t seed = 1; seed <= 60; seed++) {
-        teardown(state);
-        setup(state);
-        sim_case_free(&c);
-        sim_case_init(&c, seed);
-        sim_case_run(&c, move_anyhow_main, &seed);
-    }
-}
-
 /* ---- Power cuts ---- */
 
 /* What a new mirror was given is durable before anything relies on it. */
@@ -1410,8 +1315,6 @@ int main(void)
         CASE(test_put_out_elsewhere),
         CASE(test_one_goes),
         CASE(test_shared_cache),
-        CASE(test_move),
-        CASE(test_move_anyhow),
         CASE(test_new_mirror_durable),
         CASE(test_power_cuts),
     };
