@@ -78,12 +78,14 @@ static bool ended_well(int status)
     return WIFEXITED(status) && (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == CHILD_BEYOND);
 }
 
-/* Did the seed fail, by what the simulator (exit 1) or a CHECK of the engine (abort) found? All
- * else says nothing of the engine: a process that the system ended, a bug in the test. */
+/* Did the seed fail, by what the simulator (exit 1) or a CHECK of the engine (abort) found? A bug
+ * that was planted may also make it use what is gone. All else says nothing of the engine: a
+ * process that the system ended, a bug in the test. */
 static bool found_fault(int status)
 {
     return (WIFEXITED(status) && WEXITSTATUS(status) == 1) ||
-           (WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+           (WIFSIGNALED(status) &&
+            (WTERMSIG(status) == SIGABRT || (plant_active && WTERMSIG(status) == SIGSEGV)));
 }
 
 static int wait_for(pid_t pid)
