@@ -50,7 +50,8 @@ struct drive {
     struct env_file *file; /* NULL when it cannot be opened */
     uint8_t uuid[16];
     uint64_t slot_count;
-    uint64_t cache; /* env_file_cache of the file */
+    uint64_t cache;        /* env_file_cache of the file */
+    uint64_t cramped_till; /* until then it is not tried again as a mirror: no space for that */
     /* Counters since start. */
     uint64_t reads, read_bytes, read_errors;
     uint64_t writes, write_bytes, write_errors;

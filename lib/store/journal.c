@@ -12,6 +12,7 @@
 #include "lib/store/drive_io.h"
 #include "lib/store/journal_priv.h"
 
+#define JOURNAL_CRAMPED    (60 * ENV_NS_PER_S)
 #define JOURNAL_SOFT_BATCH (1u << 20) /* a pending batch does not grow over this (or batch_max) */
 
 static size_t journal_record_span(size_t body)
@@ -281,7 +282,7 @@ static void journal_write_mirrors(struct journal *j, struct buf *b, size_t span,
  * 0: not at all. */
 static unsigned journal_rank(const struct drive *d)
 {
-    if (!drive_usable(d) || d->transit)
+    if (!drive_usable(d) || d->transit || env_now(d->set->env) < d->cramped_till)
         return 0;
     return d->leaving ? 1 : 2 + (d->class_ != 0);
 }
@@ -410,6 +411,8 @@ static int journal_add_mirror(struct journal *j, unsigned i, struct buf *extra, 
     j->making = 0;
     if (rc == 0)
         j->mirrors |= 1ull << i;
+    else if (rc == ERR_NOSPC) /* nobody's fault: others are taken, or there are fewer for a while */
+        to->cramped_till = env_now(j->ds->env) + JOURNAL_CRAMPED;
     else
         driveset_put_out(j->ds, i, "could not take a copy of the journal");
     return 0;
@@ -433,8 +436,9 @@ static int journal_add_mirrors(struct journal *j, uint64_t best, struct buf *ext
 {
     int rc = 0;
 
+    /* While one is filled another may begin to leave, and then it must not become one any more. */
     for (unsigned i = 0; rc == 0 && i < j->ds->count; i++)
-        if ((best >> i & 1) && !(j->mirrors >> i & 1) && drive_usable(&j->ds->drives[i]))
+        if ((best >> i & 1) && !(j->mirrors >> i & 1) && journal_rank(&j->ds->drives[i]) > 0)
             rc = journal_add_mirror(j, i, extra, extra_span, extra_off);
     return rc;
 }
