@@ -662,6 +662,8 @@ int journal_trim(struct journal *j, uint64_t lsn)
             break;
         list_del(&e->link);
         mem_free(e);
+        j->stay =
+            0; /* the batch that could not be had may be gone: better mirrors are tried again */
     }
     fiber_mutex_unlock(&j->trim_lock);
     fiber_cond_broadcast(&j->space);
