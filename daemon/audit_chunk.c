@@ -317,36 +317,33 @@ struct image_tally {
 static void audit_piece(struct audit *a, void *arg, const struct kv_row *row)
 {
     struct image_tally *tally = arg;
-    const uint8_t *p = row->value.data;
-    uint64_t number;
-    uint32_t piece;
+    const struct image_run *run;
+    struct image_piece piece;
     bool lost = false;
 
-    if (!image_piece_is(row->key, &number, &piece) || row->value.len % 8 ||
-        row->value.len / 8 > IMAGE_PIECE_MAX) {
+    if (image_piece_from_row(row, &piece) < 0) {
         audit_leave(a, "copy-row", "a row of the metadata's copy on the drives is broken");
         a->refs_doubtful = true;
         return;
     }
-    for (size_t i = 0; i < row->value.len; i += 8)
-        lost |= refer(a, codec_get_le64(p + i)) != NULL;
+    for (uint32_t i = 0; i < piece.count; i++)
+        lost |= refer(a, piece.ids[i]) != NULL;
     if (lost)
         audit_leave(a, "copy-data", "part of the metadata's copy on the drives is lost");
-    for (uint32_t i = 0; i < tally->form->count; i++) {
-        if (tally->form->runs[i].number != number)
-            continue;
-        tally->runs[i].pieces++;
-        tally->runs[i].chunks += row->value.len / 8;
+    run = image_form_find(tally->form, piece.number);
+    if (run) {
+        tally->runs[run - tally->form->runs].pieces++;
+        tally->runs[run - tally->form->runs].chunks += piece.count;
     }
+    mem_free(piece.ids);
 }
 
 /* Has each run that is named all that it is said to have? */
 static void audit_runs(struct audit *a, const struct image_form *form)
 {
-    struct kv_slice from = {IMAGE_PIECE_KEY, sizeof(IMAGE_PIECE_KEY) - 1}, to = {"image0", 6};
     struct image_tally tally = {form, mem_calloc(form->count, sizeof(*tally.runs))};
 
-    audit_walk_range(a, KV_META, from, to, audit_piece, &tally);
+    audit_walk_range(a, KV_META, image_pieces_from(), image_pieces_to(), audit_piece, &tally);
     for (uint32_t i = 0; a->rc == 0 && i < form->count; i++)
         if (tally.runs[i].pieces != form->runs[i].pieces ||
             tally.runs[i].chunks != form->runs[i].chunks + form->runs[i].count) {

@@ -309,11 +309,10 @@ static int take_meta(void *arg, enum kv_table t, const struct kv_row *row)
 /* All of KV_META but the pieces. */
 static int take_metas(struct image *im)
 {
-    struct kv_slice begin = {IMAGE_PIECE_KEY, sizeof(IMAGE_PIECE_KEY) - 1}, end = {"image0", 6};
-    int rc = image_walk(im, KV_META, (struct kv_slice){"", 1}, begin, take_meta, im);
+    struct kv_slice first = {"", 1}, last = {"", 0};
+    int rc = image_walk(im, KV_META, first, image_pieces_from(), take_meta, im);
 
-    /* '0' is behind '/': from here on no key is a piece's. */
-    return rc == 0 ? image_walk(im, KV_META, end, (struct kv_slice){"", 0}, take_meta, im) : rc;
+    return rc == 0 ? image_walk(im, KV_META, image_pieces_to(), last, take_meta, im) : rc;
 }
 
 static int load_sum(struct image *im)
@@ -615,14 +614,6 @@ void image_tidy(struct image *im)
 
 /* ---- Applying ---- */
 
-static struct image_run *form_find(struct image_form *f, uint64_t number)
-{
-    for (uint32_t i = 0; i < f->count; i++)
-        if (f->runs[i].number == number)
-            return &f->runs[i];
-    return NULL;
-}
-
 /* The record is applied: what it names is the copy. */
 static int form_take(struct image *im, const struct apply *a)
 {
@@ -633,17 +624,17 @@ static int form_take(struct image *im, const struct apply *a)
     if (rc < 0)
         return rc;
     next.lsn = a->lsn;
-    if (next.count && next.runs[0].base && !form_find(&im->named, next.runs[0].number)) {
+    if (next.count && next.runs[0].base && !image_form_find(&im->named, next.runs[0].number)) {
         im->lost = im->replaying && im->spoilt;
         im->unmarked = false;
         if (!im->lost)
             kv_batch_delete(a->kv, KV_IMAGE, image_mended_key);
     }
     for (uint32_t i = 0; i < im->named.count; i++)
-        if (!form_find(&next, im->named.runs[i].number))
+        if (!image_form_find(&next, im->named.runs[i].number))
             image_leave(im, &im->named.runs[i]);
     for (uint32_t i = 0; i < im->waiting_count; i++)
-        if (!form_find(&next, im->waiting[i].number))
+        if (!image_form_find(&next, im->waiting[i].number))
             image_leave(im, &im->waiting[i]);
     image_form_encode(&next, &row);
     kv_batch_put(a->kv, KV_META, image_meta_key, (struct kv_slice){row.data, row.len});

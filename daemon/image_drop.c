@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "daemon/image_priv.h"
-#include "lib/base/codec.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
@@ -22,19 +21,11 @@ static void leaving_add(struct image *im, uint64_t number)
     im->leaving[im->leaving_count++] = number;
 }
 
-static bool is_named(const struct image *im, uint64_t number)
-{
-    for (uint32_t i = 0; i < im->named.count; i++)
-        if (im->named.runs[i].number == number)
-            return true;
-    return false;
-}
-
 void image_leave(struct image *im, struct image_run *run)
 {
     if (run->pieces)
         leaving_add(im, run->number);
-    if (!is_named(im, run->number))
+    if (!image_form_find(&im->named, run->number))
         im->unnamed -= run->bytes < im->unnamed ? run->bytes : im->unnamed;
     mem_free(run->index);
     *run = (struct image_run){0};
@@ -53,14 +44,14 @@ int image_find_left(struct image *im)
         struct kv_rows *rows;
 
         image_piece_key(number, 0, from);
-        rc = kv_scan(im->p->kv, KV_META, (struct kv_slice){from, sizeof(from)},
-                     (struct kv_slice){"image0", 6}, 1, 1 << 16, 0, &rows);
+        rc = kv_scan(im->p->kv, KV_META, (struct kv_slice){from, sizeof(from)}, image_pieces_to(),
+                     1, 1 << 16, 0, &rows);
         if (rc < 0)
             return rc;
         n = rows->count;
         if (n && !image_piece_is(rows->rows[0].key, &number, &piece))
             rc = ERR_FORMAT;
-        else if (n && !is_named(im, number))
+        else if (n && !image_form_find(&im->named, number))
             leaving_add(im, number);
         kv_rows_free(rows);
     }
@@ -71,17 +62,12 @@ int image_find_left(struct image *im)
 static int drop_piece(struct image *im, const struct kv_row *row)
 {
     STRBUF_AUTO struct strbuf body = STRBUF_INIT;
-    struct image_piece piece = {.count = (uint32_t)(row->value.len / 8)};
-    const uint8_t *p = row->value.data;
+    struct image_piece piece;
     struct iovec iov;
-    int rc;
+    int rc = image_piece_from_row(row, &piece);
 
-    if (!image_piece_is(row->key, &piece.number, &piece.piece) || row->value.len % 8 ||
-        row->value.len / 8 > IMAGE_PIECE_MAX)
-        return ERR_FORMAT;
-    piece.ids = mem_calloc(piece.count, sizeof(*piece.ids));
-    for (uint32_t i = 0; i < piece.count; i++)
-        piece.ids[i] = codec_get_le64(p + 8 * (size_t)i);
+    if (rc < 0)
+        return rc;
     rc = chunkstore_warm(im->p->chunks, piece.ids, piece.count);
     image_piece_encode(&piece, &body);
     iov = (struct iovec){body.data, body.len};

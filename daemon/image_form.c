@@ -110,6 +110,14 @@ void image_form_free(struct image_form *f)
     *f = (struct image_form){0};
 }
 
+struct image_run *image_form_find(const struct image_form *f, uint64_t number)
+{
+    for (uint32_t i = 0; i < f->count; i++)
+        if (f->runs[i].number == number)
+            return &f->runs[i];
+    return NULL;
+}
+
 /* ---- Pieces ---- */
 
 void image_piece_encode(const struct image_piece *p, struct strbuf *out)
@@ -156,6 +164,21 @@ bool image_piece_is(struct kv_slice key, uint64_t *ret_number, uint32_t *ret_pie
     *ret_number = codec_get_be64(p + 6);
     *ret_piece = codec_get_be32(p + 14);
     return true;
+}
+
+int image_piece_from_row(const struct kv_row *row, struct image_piece *ret_piece)
+{
+    struct image_piece piece = {.count = (uint32_t)(row->value.len / 8)};
+    const uint8_t *p = row->value.data;
+
+    if (!image_piece_is(row->key, &piece.number, &piece.piece) || row->value.len % 8 ||
+        row->value.len / 8 > IMAGE_PIECE_MAX)
+        return ERR_FORMAT;
+    piece.ids = mem_calloc(piece.count, sizeof(*piece.ids));
+    for (uint32_t i = 0; i < piece.count; i++)
+        piece.ids[i] = codec_get_le64(p + 8 * (size_t)i);
+    *ret_piece = piece;
+    return 0;
 }
 
 void image_sum_encode(const struct image_sum *s, uint8_t out[IMAGE_SUM_SIZE])

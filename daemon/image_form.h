@@ -17,6 +17,7 @@
 #define IMAGE_META_KEY    "image"
 #define IMAGE_SUM_KEY     "image-sum"
 #define IMAGE_PIECE_KEY   "image/"
+#define IMAGE_PIECE_END   "image0" /* '0' is behind '/': no key from here on is a piece's */
 #define IMAGE_PIECE_LEN   18u
 #define IMAGE_PIECE_MAX   1024u /* ids in one */
 #define IMAGE_INDEX_BYTES 64000u
@@ -70,6 +71,8 @@ struct image_form {
 void image_form_encode(const struct image_form *f, struct strbuf *out);
 int image_form_decode(const void *p, size_t n, struct image_form *ret_form); /* ERR_FORMAT */
 void image_form_free(struct image_form *f);                                  /* empty again */
+/* The run of that number, or NULL. */
+struct image_run *image_form_find(const struct image_form *f, uint64_t number);
 /* How many runs a record may name. */
 #define IMAGE_FORM_RUNS 4096u
 
@@ -86,6 +89,17 @@ int image_piece_decode(const void *p, size_t n, struct image_piece *ret_piece);
 void image_piece_key(uint64_t number, uint32_t piece, uint8_t key[IMAGE_PIECE_LEN]);
 /* Is this the key of a piece, and of which? */
 bool image_piece_is(struct kv_slice key, uint64_t *ret_number, uint32_t *ret_piece);
+/* The piece that a row of KV_META has. ERR_FORMAT. *ret_piece's ids from mem_alloc. */
+int image_piece_from_row(const struct kv_row *row, struct image_piece *ret_piece);
+/* The range of these rows. */
+static inline struct kv_slice image_pieces_from(void)
+{
+    return (struct kv_slice){IMAGE_PIECE_KEY, sizeof(IMAGE_PIECE_KEY) - 1};
+}
+static inline struct kv_slice image_pieces_to(void)
+{
+    return (struct kv_slice){IMAGE_PIECE_END, sizeof(IMAGE_PIECE_END) - 1};
+}
 
 /* What the chunks of all runs take, those that nobody else refers to. On media: u64 LE each. */
 struct image_sum {

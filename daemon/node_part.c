@@ -15,9 +15,9 @@
 
 /* Added to the capacity so that users get all of it, and can go on to write over it when it is all
  * taken: what internal writes keep for themselves, with a segment for each stream beside it; and a
- * part of all for the metadata's copy (blocks of 4 KiB that do not compress: 1%, kept free twice
- * again) and for the dead bytes that compaction lives on. The less of these there are the more it
- * has to move for each byte it gains. */
+ * part of all for the metadata's copy (blocks of 4 KiB that do not compress: 1%, and room for four
+ * times that) and for the dead bytes that compaction lives on. The less of these there are the more
+ * it has to move for each byte it gains. */
 #define PART_SPARE      (80u << 20)
 #define PART_SPARE_PART 8u
 

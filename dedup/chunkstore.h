@@ -128,13 +128,6 @@ struct chunk_txn *chunk_txn_begin(struct chunkstore *cs);
 int chunk_txn_take(struct chunk_txn *t, const uint8_t *body, size_t len, size_t *ret_used);
 /* Only the length of that list. ERR_FORMAT. */
 int chunk_list_length(const uint8_t *body, size_t len, size_t *ret_used);
-/* Calls `fn` for each chunk of such a list, as it says that they lie. ERR_FORMAT. For who looks at
- * records without a chunk table. */
-int chunk_list_walk(const uint8_t *body, size_t len,
-                    void (*fn)(void *arg, const struct segment_entry *e), void *arg);
-/* Appends such a list of chunks in the table, each once. ERR_NOENT when one is not there. Suspends.
- */
-int chunkstore_list(struct chunkstore *cs, const uint64_t *ids, size_t n, struct strbuf *out);
 /* The row of this id will be changed. Does not suspend. */
 void chunk_txn_need(struct chunk_txn *t, uint64_t id);
 /* Loads what is needed. ERR_FORMAT when a chunk neither exists nor is listed. Suspends. */
@@ -170,14 +163,6 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
 /* Applies RECORD_CHUNK_MOVE. Suspends when rows are not cached. */
 int chunkstore_apply_move(struct chunkstore *cs, const uint8_t *body, size_t len,
                           struct kv_batch *batch);
-
-/* Calls `fn` for each chunk that a RECORD_CHUNK_MOVE moves. ERR_FORMAT. */
-int chunk_move_walk(const uint8_t *body, size_t len,
-                    void (*fn)(void *arg, uint64_t id, const struct segment_loc *from,
-                               const struct segment_loc *to),
-                    void *arg);
-/* Are these the same place? (Of loc's fields only those that say where.) */
-bool chunk_same_place(const struct segment_loc *a, const struct segment_loc *b);
 
 /* Does any write wait for room? */
 bool chunkstore_room_wanted(const struct chunkstore *cs);
@@ -231,10 +216,6 @@ struct chunkstore_stats {
     uint64_t compacted, moved_bytes;          /* segments emptied, bytes moved, since start */
     uint64_t rehomed_bytes; /* of these, to restore parity, to empty drives, to make them even */
 };
-/* Sums up these chunks (some may be named several times): chunks, raw_bytes, stored_bytes,
- * referenced_bytes. Suspends. */
-int chunkstore_sum(struct chunkstore *cs, const uint64_t *ids, size_t n,
-                   struct chunkstore_stats *ret_sum);
 /* Keeps so many bytes from users, beside the options' space_kept. */
 void chunkstore_keep(struct chunkstore *cs, uint64_t bytes);
 

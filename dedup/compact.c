@@ -126,7 +126,7 @@ enum compact_need chunkstore_compact_need(const struct chunkstore *cs)
 
 /* ---- One step: read, write, verify, switch ---- */
 
-bool chunk_same_place(const struct segment_loc *a, const struct segment_loc *b)
+static bool same_place(const struct segment_loc *a, const struct segment_loc *b)
 {
     return a->stripe.segment == b->stripe.segment && a->stripe.offset == b->stripe.offset &&
            a->position == b->position;
@@ -268,7 +268,7 @@ static int run_stripe(struct compact_run *run, const struct segment_entry *entri
     for (size_t i = 0; rc == 0 && i < n; i++) {
         struct chunk_row *r = rows[i];
 
-        if (!r || !chunk_same_place(&r->loc, &entries[i].loc) || run->stopped) {
+        if (!r || !same_place(&r->loc, &entries[i].loc) || run->stopped) {
             chunk_row_unpin(st->cs, r);
             rows[i] = NULL;
             continue;
@@ -403,28 +403,11 @@ static int move_decode(const uint8_t *body, size_t len, struct compact_entry **r
     return 0;
 }
 
-int chunk_move_walk(const uint8_t *body, size_t len,
-                    void (*fn)(void *arg, uint64_t id, const struct segment_loc *from,
-                               const struct segment_loc *to),
-                    void *arg)
-{
-    struct compact_entry *entries;
-    size_t n;
-    int rc = move_decode(body, len, &entries, &n);
-
-    if (rc < 0)
-        return rc;
-    for (size_t i = 0; i < n; i++)
-        fn(arg, entries[i].id, &entries[i].from, &entries[i].to);
-    mem_free(entries);
-    return 0;
-}
-
 /* Does not suspend. */
 static void move_row(struct chunkstore *cs, struct chunk_row *r, const struct compact_entry *e,
                      struct kv_batch *batch)
 {
-    if (!chunk_same_place(&r->loc, &e->from))
+    if (!same_place(&r->loc, &e->from))
         return;
     if (!PLANTED(MOVE_COUNTED_TWICE))
         segment_account(cs->segments, &r->loc, false);

@@ -250,10 +250,9 @@ static unsigned runs_kept(void)
     uint32_t piece;
     unsigned n = 0;
 
-    assert_int_equal(kv_scan(pc.kv, KV_META,
-                             (struct kv_slice){IMAGE_PIECE_KEY, sizeof(IMAGE_PIECE_KEY) - 1},
-                             (struct kv_slice){"image0", 6}, 100000, 1u << 30, 0, &rows),
-                     0);
+    assert_int_equal(
+        kv_scan(pc.kv, KV_META, image_pieces_from(), image_pieces_to(), 100000, 1u << 30, 0, &rows),
+        0);
     for (size_t i = 0; i < rows->count; i++) {
         assert_true(image_piece_is(rows->rows[i].key, &number, &piece));
         n += number != last;
