@@ -335,7 +335,8 @@ void sim_media_change(struct sim_file *f, const struct sim_change *c);
 void sim_media_change_torn(struct sim_file *f, const struct sim_change *c);
 void sim_media_sync(struct sim_file *f, uint64_t upto_seq);
 void sim_media_sync_failed(struct sim_file *f, uint64_t upto_seq);
-void sim_media_xor(struct sim_file *f, uint64_t off, uint8_t bits); /* rot, on the medium */
+void sim_media_xor(struct sim_file *f, uint64_t off, uint8_t bits);   /* rot, on the medium */
+void sim_media_noise(struct sim_file *f, uint64_t off, uint64_t len); /* no byte stays right */
 bool sim_media_pending_of(const struct sim_file *f, uint32_t process);
 void sim_media_power_cut(struct sim_file *f);
 /* Has every byte of the range its space? And: gives it. */

@@ -573,8 +573,7 @@ int sim_file_corrupt(struct sim *sim, const char *path, uint64_t off, size_t len
     if (off > f->now.size || len > f->now.size - off)
         return ERR_RANGE;
     before = env_outside_enter();
-    for (size_t i = 0; i < len; i++)
-        sim_media_xor(f, off + i, (uint8_t)(1 + sim_random(sim, 255))); /* no byte stays right */
+    sim_media_noise(f, off, len);
     env_outside_leave(before);
     return 0;
 }

@@ -65,11 +65,9 @@ static void image_copy(struct sim_image *to, const struct sim_image *from)
             to->pages[i]->refs++;
 }
 
-/* The page, for writing: there, and in this image alone. */
-static struct sim_page *image_page(struct sim_image *img, size_t i)
+/* Where the page is, or would be. */
+static struct sim_page **image_place(struct sim_image *img, size_t i)
 {
-    struct sim_page *page, *fresh;
-
     if (i >= img->page_count) {
         size_t n = img->page_count * 2 > i ? img->page_count * 2 : i + 16;
 
@@ -78,14 +76,20 @@ static struct sim_page *image_page(struct sim_image *img, size_t i)
         memset(img->pages + img->page_count, 0, (n - img->page_count) * sizeof(img->pages[0]));
         img->page_count = n;
     }
-    page = img->pages[i];
+    return &img->pages[i];
+}
+
+/* The page, for writing: there, and in this image alone. */
+static struct sim_page *image_page(struct sim_image *img, size_t i)
+{
+    struct sim_page **place = image_place(img, i), *page = *place;
+
     if (page && page->refs == 1)
         return page;
-    fresh = page ? mem_memdup(page, sizeof(*page)) : mem_zalloc(sizeof(*page));
-    fresh->refs = 1;
+    *place = page ? mem_memdup(page, sizeof(*page)) : mem_zalloc(sizeof(*page));
+    (*place)->refs = 1;
     page_drop(page);
-    img->pages[i] = fresh;
-    return fresh;
+    return *place;
 }
 
 static void image_read(const struct sim_image *img, uint8_t *buf, size_t len, uint64_t off)
@@ -387,6 +391,60 @@ void sim_media_xor(struct sim_file *f, uint64_t off, uint8_t bits)
         if (p->data && off >= p->off && off < p->off + p->len)
             p->data[off - p->off] ^= bits;
     }
+}
+
+/* Noise for a page's worth of bytes; none of them is zero, so what it falls on does not stay. */
+static struct sim_page *noise_page(struct sim *sim)
+{
+    struct sim_page *noise = mem_alloc(sizeof(*noise));
+
+    noise->refs = 1;
+    for (size_t at = 0; at < MEDIA_PAGE; at += sizeof(uint64_t)) {
+        uint64_t word = sim_random(sim, UINT64_MAX) | 0x0101010101010101u;
+
+        memcpy(noise->data + at, &word, sizeof(word));
+    }
+    return noise;
+}
+
+static void image_noise(struct sim_image *img, struct sim_page *noise, uint64_t off, uint64_t end)
+{
+    if (end > img->size)
+        end = img->size;
+    while (off < end) {
+        size_t i = (size_t)(off / MEDIA_PAGE), in = (size_t)(off % MEDIA_PAGE);
+        size_t n = end - off < MEDIA_PAGE - in ? (size_t)(end - off) : MEDIA_PAGE - in;
+        struct sim_page **place = image_place(img, i), *page;
+
+        off += n;
+        if (n == MEDIA_PAGE && !*place) { /* zeroes, as most of a large drive */
+            *place = noise;
+            noise->refs++;
+            continue;
+        }
+        page = image_page(img, i);
+        for (size_t b = in; b < in + n; b++)
+            page->data[b] ^= noise->data[b];
+    }
+}
+
+/* The same page of noise over and over: it is to be large and wrong, nobody looks at it closer. */
+void sim_media_noise(struct sim_file *f, uint64_t off, uint64_t len)
+{
+    struct sim_page *noise = noise_page(f->sim);
+    uint64_t end = off + len;
+
+    image_noise(&f->now, noise, off, end);
+    image_noise(&f->durable, noise, off, end);
+    list_for_each (it, &f->pending) {
+        struct sim_pending *p = pending_of(it);
+        uint64_t from = off > p->off ? off : p->off;
+        uint64_t to = end < p->off + p->len ? end : p->off + p->len;
+
+        for (uint64_t at = from; p->data && at < to; at++)
+            p->data[at - p->off] ^= noise->data[at % MEDIA_PAGE];
+    }
+    page_drop(noise);
 }
 
 bool sim_media_pending_of(const struct sim_file *f, uint32_t process)

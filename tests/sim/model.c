@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "lib/base/check.h"
+#include "lib/base/crc32c.h"
 #include "lib/base/mem.h"
 #include "lib/rt/env_sim.h"
 
@@ -38,7 +39,7 @@ static void value_unref(struct model *m, struct model_value *v)
 /* The value with these bytes, with one reference for the caller. */
 static struct model_value *value_of(struct model *m, const uint8_t *bytes, uint64_t origin)
 {
-    uint64_t hash = hmap_hash_bytes(bytes, BLOCK_SIZE);
+    uint64_t hash = hmap_mix(crc32c(0, bytes, BLOCK_SIZE));
     struct model_value *v;
 
     for (struct hmap_node *n = hmap_first(&m->values, hash); n; n = hmap_next(n)) {
