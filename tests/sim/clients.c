@@ -306,12 +306,13 @@ static void op_snapshot(struct run *r)
         model_snapshot_end(&r->model, group[i]);
         group[i]->exists = MODEL_PRESENT;
         group[i]->group = 0;
-        group[i]->of->admin = false;
     }
     run_trace(r, "snapshot %s and %zu more", group[0]->name, n - 1);
     rc = block_snapshot(partition_blocks(r->p), names, n, snap_name(group[0]));
     if (rc == 0)
         run_fail(r, "snapshot %s was taken twice", group[0]->name);
+    for (size_t i = 0; i < n; i++)
+        group[i]->of->admin = false;
 }
 
 static void op_snapshot_delete(struct run *r)

@@ -10,6 +10,7 @@
 #include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/store/member.h"
 #include "tests/sim/hang.h"
 #include "tests/sim/run.h"
 
@@ -76,7 +77,7 @@ static void choose_geometry(struct run *r)
     if (r->churn)
         r->slot_size = FORMAT_SLOT_MIN;
     /* Small ones are filled all the time; in the others it is wrong to say that they are full. */
-    r->slot_count = run_chance(r, 40) ? 5 + run_random(r, run_chance(r, 50) ? 8 : 40)
+    r->slot_count = run_chance(r, 40) ? MEMBER_SLOTS_MIN + run_random(r, run_chance(r, 50) ? 8 : 40)
                                       : SLOTS_AMPLE / (r->k * r->slot_size) + run_random(r, 100);
     r->journal_len = FORMAT_JOURNAL_MIN +
                      (run_chance(r, 60) ? run_random(r, 16) : run_random(r, 256)) * FORMAT_UNIT;
@@ -247,8 +248,7 @@ static void life_finish(struct run *r)
     }
     verify_empty(r);
     r->phase = "waiting for drives";
-    /* Open segments are renewed before they are freed, and that takes room for one. */
-    if (!r->beyond && !client_tight(r))
+    if (!r->beyond)
         members_converge(r);
 }
 

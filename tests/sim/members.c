@@ -274,8 +274,10 @@ void op_drive(struct run *r)
     rc = order_give(r, kind, &index, class_, &why);
     run_trace(r, "drive %s %u: %s %s", names[kind], index, err_name(rc), why.len ? why.data : "");
     refused = rc < 0 && may_refuse(r, kind, rc);
+    /* Not in time: an empty disk may hang as well. */
     if (rc < 0 && !refused && !client_lost(r, rc) &&
-        !((rc == ERR_IO || rc == ERR_JOURNAL || rc == ERR_LOST) && r->ever_damaged))
+        !((rc == ERR_IO || rc == ERR_JOURNAL || rc == ERR_LOST || rc == ERR_TIMEDOUT) &&
+          r->ever_damaged))
         run_fail(r, "drive %s: %s", names[kind], err_name(rc));
     if (rc == 0 && alone && begun == r->orders_begun && !r->beyond)
         order_done(r, kind, index, class_);

@@ -28,6 +28,7 @@
 
 #define JOBS_MAX     64
 #define FAILURES_MAX 10
+#define PROGRESS     10000u /* seeds, between two lines that say how far a campaign is */
 #define CHILD_BEYOND \
     3 /* exit status: all is well, and more drives were lost than the profile bears */
 
@@ -168,7 +169,10 @@ static unsigned run_range(const struct settings *s, uint64_t *ret_done, uint64_t
         beyond += ended_well(status) && WEXITSTATUS(status) == CHILD_BEYOND;
         j->pid = 0;
         busy--;
-        done++;
+        if (++done % PROGRESS == 0) {
+            printf("%llu seeds run, %u failed, so far\n", (unsigned long long)done, failed);
+            fflush(stdout);
+        }
     }
     *ret_done = done;
     *ret_beyond = beyond;
