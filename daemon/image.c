@@ -425,18 +425,18 @@ void image_freeze(struct image *im)
     im->base_settled = im->base_ready;
 }
 
-/* Who is at a base already may be waiting for room in the journal, and so for the trim that waits
- * here; but usually it is done in a moment, or at a stop ends at once. */
+/* Who is at a base already does not rest any more and takes what is kept of the journal for
+ * checkpoints, as we would: it is done in a moment, or at a stop ends at once. */
 static bool base_lock_soon(struct image *im)
 {
     uint64_t end = env_now(im->p->env) + IMAGE_LOCK_WAIT;
+    bool locked;
 
-    while (!fiber_mutex_try(&im->base_lock)) {
-        if (env_now(im->p->env) >= end)
-            return false;
+    im->base_hurry = true;
+    while (!(locked = fiber_mutex_try(&im->base_lock)) && env_now(im->p->env) < end)
         env_sleep(im->p->env, ENV_NS_PER_MS);
-    }
-    return true;
+    im->base_hurry = false;
+    return locked;
 }
 
 void image_prepare(struct image *im)

@@ -36,6 +36,7 @@ struct image {
     double shrink;                 /* what is stored of a byte, about */
     uint64_t retry_at, retry_wait; /* something failed: not before this, and then for so long */
     struct fiber_mutex base_lock;  /* one base at a time */
+    bool base_hurry;               /* a checkpoint waits for the one that is being written */
     struct fiber_cond work;
     struct image_stats stats;
 };

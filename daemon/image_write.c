@@ -119,6 +119,18 @@ static int piece_add_index(struct run_writer *w, struct chunk_batch *b, bool all
     return rc;
 }
 
+/* Waits until the journal takes so long a record. Not within the journal: a checkpoint that needs
+ * this run gives it what is kept for checkpoints, or both would wait for each other. Suspends. */
+static unsigned piece_await_room(const struct run_writer *w, size_t body)
+{
+    const struct image *im = w->im;
+
+    while (!im->base_hurry && !im->p->stopping && !im->p->broken &&
+           !journal_has_room_for(im->p->journal, body, w->flags))
+        env_sleep(im->p->env, ENV_NS_PER_MS);
+    return im->base_hurry && w->run.base ? JOURNAL_LAST : w->flags;
+}
+
 static int piece_submit(struct run_writer *w, const struct chunk_batch *b)
 {
     STRBUF_AUTO struct strbuf body = STRBUF_INIT;
@@ -130,7 +142,8 @@ static int piece_submit(struct run_writer *w, const struct chunk_batch *b)
     chunk_batch_encode(b, &body);
     image_piece_encode(&piece, &body);
     iov = (struct iovec){body.data, body.len};
-    rc = record_submit(&w->im->p->log, RECORD_IMAGE_PIECE, &iov, 1, w->flags, NULL);
+    rc = record_submit(&w->im->p->log, RECORD_IMAGE_PIECE, &iov, 1, piece_await_room(w, body.len),
+                       NULL);
     w->run.pieces += rc == 0;
     return rc;
 }
@@ -255,7 +268,7 @@ static int base_row(void *arg, enum kv_table t, const struct kv_row *row)
     if (im->spoilt || (im->p->stopping && !b->haste))
         return ERR_SHUTDOWN;
     rc = run_add(b->w, t, row->key, &row->value);
-    if (rc == 0 && b->w->run.pieces > pieces && !b->haste)
+    if (rc == 0 && b->w->run.pieces > pieces && !b->haste && !im->base_hurry)
         env_sleep(im->p->env, env_now(im->p->env) - start); /* others want to get on as well */
     return rc;
 }

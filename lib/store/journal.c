@@ -125,6 +125,11 @@ static bool journal_has_room(const struct journal *j, size_t span, unsigned flag
     return load <= j->cap - (flags & JOURNAL_INTERNAL ? 2 : 3) * j->batch_max;
 }
 
+bool journal_has_room_for(const struct journal *j, size_t body, unsigned flags)
+{
+    return journal_has_room(j, journal_record_span(body), flags);
+}
+
 static struct buf *journal_take_buf(struct journal *j, size_t need)
 {
     if (need <= JOURNAL_SOFT_BATCH) {

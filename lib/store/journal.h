@@ -143,5 +143,8 @@ void journal_get_stats(const struct journal *j, struct journal_stats *ret_stats)
 /* Registers the journal's metrics, and has slow batches told to `slow` (NULL: nobody). */
 void journal_observe(struct journal *j, struct metrics *m, struct slow_log *slow);
 
+/* Would a record with a body of so many bytes be taken now, without waiting for room? */
+bool journal_has_room_for(const struct journal *j, size_t body, unsigned flags);
+
 /* The share of the ring that is used, 0..100: when to checkpoint. */
 unsigned journal_pressure(const struct journal *j);
