@@ -59,7 +59,6 @@ struct chunkstore {
     uint64_t room_joined, room_left; /* bytes that ever began and ended to wait for room */
     unsigned room_waiters;   /* of them, those who came or looked again since it last changed */
     uint64_t room_failures;  /* times compaction had nothing to give them */
-    uint64_t room_moved;     /* bytes of segments that compaction took for what it moved */
     struct fiber_mutex pace; /* whose turn it is: see room.c */
     unsigned paced;          /* writes that wait for their turn */
     uint64_t pace_credit;    /* bytes that the next may take at once */

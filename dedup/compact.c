@@ -218,7 +218,6 @@ static int step_move(struct compact_step *st)
     if (st->count)
         rc = segment_write(st->cs->segments, st->stream, st->chunks, st->count, &where);
     if (rc == 0 && st->count) {
-        st->cs->room_moved += segment_stripe_room(st->cs->segments, &where);
         rc = step_verify(st, &where);
         if (rc == 0)
             rc = step_switch(st, &where);

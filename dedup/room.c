@@ -9,9 +9,11 @@
  *
  * Waiting must end. Compaction says when it has nothing left to move (chunkstore_room_changed); and
  * it may go on and on without any gain, since what it moves takes some room of its own: its
- * directories, and the ends of stripes. So the measure is the balance of both, what segments freed
- * had room for less what compaction has taken. It is not the free space, which others may eat up as
- * fast as it grows: the overlay's drain, with what it had promised before.
+ * directories, the ends of stripes, and the ends of segments that no stripe fitted in. And what it
+ * does changes rows, which are copied (daemon/image.c), and old copies are freed. So the measure is
+ * the balance, what segments freed had room for less what those have that were opened for survivors
+ * and for the copy. It is not the free space, which others may eat up as fast as it grows: the
+ * overlay's drain, with what it had promised before.
  *
  * Pace. A store that takes writes at full speed until nothing is left, and then none until
  * something was gained, stands still several times a second. So when little is left, and compaction
@@ -83,7 +85,7 @@ static int64_t room_balance(const struct chunkstore *cs)
     struct segment_space sp;
 
     segment_get_space(cs->segments, &sp);
-    return (int64_t)sp.freed - (int64_t)cs->room_moved;
+    return (int64_t)sp.freed - (int64_t)sp.survivors;
 }
 
 static int room_wait(struct chunkstore *cs, const struct room_waiter *w)

@@ -204,6 +204,7 @@ void segment_get_space(const struct segments *ss, struct segment_space *ret_spac
         .live = ss->live,
         .dead = ss->room - ss->live,
         .freed = ss->freed,
+        .survivors = ss->survivors,
         .segments = ss->by_id.count,
     };
     uint64_t column = ss->ds->super.slot_size - FORMAT_UNIT;
@@ -235,14 +236,6 @@ uint64_t segment_drive_used(const struct segments *ss, unsigned drive)
 static uint64_t segment_room(const struct segments *ss, const struct segment *s)
 {
     return s->k * (ss->ds->super.slot_size - FORMAT_UNIT);
-}
-
-uint64_t segment_stripe_room(const struct segments *ss, const struct segment_stripe *stripe)
-{
-    const struct segment *s = segment_find(ss, stripe->segment);
-
-    CHECK(s != NULL);
-    return (uint64_t)stripe->width * s->k * FORMAT_UNIT;
 }
 
 unsigned segment_parity(const struct segment *s, uint64_t gone)
@@ -498,6 +491,8 @@ int segment_apply_open(struct segments *ss, const uint8_t *body, size_t len, voi
         segment_mark(ss, old);
     }
     ss->open[s->stream] = s;
+    if (s->stream != SEGMENT_VOLUMES && s->stream != SEGMENT_STUDIES)
+        ss->survivors += segment_room(ss, s);
     segment_mark(ss, s);
     return 0;
 }

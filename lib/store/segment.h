@@ -141,6 +141,14 @@ struct segment_entry {
 int segment_next_stripe(struct segments *ss, uint64_t segment, uint32_t *offset,
                         struct segment_entry **ret_entries, size_t *ret_count);
 
+/* Calls `fn` with the directory of each stripe that k columns of the segment, whichever, say begins
+ * at this unit. Where drives lie there can be several: one may show what a stripe was that was
+ * never named, and was written over since, as long as another has the stripe that is there. Data
+ * may look like one. The caller holds the segment. Suspends. */
+int segment_stripes_at(struct segments *ss, uint64_t segment, uint32_t offset,
+                       void (*fn)(void *arg, const struct segment_entry *entries, size_t n),
+                       void *arg);
+
 /* ---- State: called in the order of the journal, without suspending ---- */
 
 /* Opening a segment of a stream seals the one before it. `context` is what the submitter gave. */
@@ -300,13 +308,11 @@ struct segment_space {
     uint64_t live;        /* stored bytes of live chunks */
     uint64_t dead;        /* room in slots taken that holds nothing alive and can be had again */
     uint64_t freed;       /* bytes of chunks that segments freed since the start had room for */
+    uint64_t survivors;   /* those opened since then for what outlives others, and for the copy */
     uint64_t segments;
     unsigned k, m; /* the geometry that a new segment would get; k = 0: none possible */
 };
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space);
-
-/* Bytes of a segment that a stripe takes, before parity. The segment exists. */
-uint64_t segment_stripe_room(const struct segments *ss, const struct segment_stripe *stripe);
 
 uint64_t segment_drive_used(const struct segments *ss, unsigned drive); /* bytes of slots taken */
 

@@ -31,6 +31,7 @@ struct segments {
     uint64_t even_rest;               /* the drives among which no more can be done; 0: none */
     uint64_t room;                    /* bytes of chunks that all segments could hold */
     uint64_t freed;                   /* the same of those freed since the start */
+    uint64_t survivors;               /* and of those opened since, but for users' writes */
     struct metric_hist stripe_time, direct_time, careful_time;
     uint64_t empty; /* sealed segments with nothing alive: candidates of the sweep */
 };
