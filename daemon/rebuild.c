@@ -8,7 +8,9 @@
  * and which are of the copy, and segments have directories. An id stands for one content for ever,
  * so old places of a chunk that was moved since are as good as new ones, as long as what is read
  * there fits the CRC and the fingerprint. A chunk of the copy can lie elsewhere, where a user had
- * stored the same bytes before: if one is missing, all other segments are looked through too.
+ * stored the same bytes before: if one is missing, all other segments are looked through too. And
+ * a drive that lost a write may show a directory that was there before: then the copy's segments
+ * are looked at once more, unit by unit, for all that any k columns say.
  *
  * A segment's number can have been tried twice, when the first try was never journaled: headers
  * that contradict each other are kept apart, and each variant is tried. Headers and stripes of
@@ -70,7 +72,7 @@ struct rebuild {
     struct segments *variants[REBUILD_VARIANTS];
     struct copy_segment *segments;
     size_t segment_count;
-    bool looked, looked_everywhere;
+    enum { LOOK_AT_COPY, LOOK_ELSEWHERE, LOOK_CLOSELY, LOOKED } look; /* what comes next */
     struct kv_batch *batch;
     size_t batch_bytes;
     struct strbuf rows; /* of a run, not decoded yet */
@@ -194,18 +196,47 @@ static void look_through(struct rebuild *b, const struct copy_segment *s)
     segment_release(ss, s->id);
 }
 
+struct close_look {
+    struct rebuild *b;
+    unsigned variant;
+};
+
+static void close_found(void *arg, const struct segment_entry *entries, size_t n)
+{
+    struct close_look *l = arg;
+
+    for (size_t i = 0; i < n; i++)
+        copy_found(l->b, l->variant, &entries[i]);
+}
+
+/* Suspends. */
+static void look_closely(struct rebuild *b, const struct copy_segment *s)
+{
+    struct segments *ss = b->variants[s->variant];
+    struct close_look l = {b, s->variant};
+    uint32_t units = (uint32_t)(b->ds->super.slot_size / FORMAT_UNIT);
+    int rc = 0;
+
+    segment_hold(ss, s->id);
+    for (uint32_t at = 1; rc == 0 && at < units; at++)
+        rc = segment_stripes_at(ss, s->id, at, close_found, &l);
+    segment_release(ss, s->id);
+}
+
 /* Looks further for chunks; false: there is nowhere left to look. Suspends. */
 static bool look(struct rebuild *b)
 {
-    bool rest = b->looked;
-
-    if (b->looked_everywhere)
+    if (b->look == LOOKED)
         return false;
-    for (size_t i = 0; i < b->segment_count; i++)
-        if (b->segments[i].copy != rest)
-            look_through(b, &b->segments[i]);
-    b->looked = true;
-    b->looked_everywhere = rest;
+    for (size_t i = 0; i < b->segment_count; i++) {
+        const struct copy_segment *s = &b->segments[i];
+
+        if (b->look == LOOK_CLOSELY && s->copy)
+            look_closely(b, s);
+        else if (b->look != LOOK_CLOSELY && s->copy == (b->look == LOOK_AT_COPY))
+            look_through(b, s);
+    }
+    b->look++;
     return true;
 }
 
@@ -254,7 +285,7 @@ static int copy_read(struct rebuild *b, const struct image_chunk *want, struct s
     int rc = ERR_LOST;
 
     do {
-        const struct copy_chunk *c = b->looked ? copy_find(b, want->id) : NULL;
+        const struct copy_chunk *c = copy_find(b, want->id);
 
         for (size_t i = c ? c->count : 0; rc < 0 && i > 0; i--)
             rc = place_read(b, &c->places[i - 1], want, out);

@@ -41,9 +41,9 @@ def frames(fiber, guard):
     registers = fiber["jmp"][0]["__jmpbuf"]
     pc, rbp = (demangle(int(registers[i]), guard) for i in (PC, RBP))
     for _ in range(DEPTH):
-        yield pc
-        if not rbp:
+        if not pc:
             return
+        yield pc
         try:
             pc, rbp = word(rbp + 8), word(rbp)
         except gdb.MemoryError:
