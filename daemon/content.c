@@ -38,6 +38,22 @@ int content_load(struct kv *kv, struct kv_slice key, size_t skip, struct chunk_t
 
 /* ---- Out ---- */
 
+static uint64_t *content_ids(const struct recipe *r)
+{
+    uint64_t *ids = mem_calloc(r->chunk_count, sizeof(*ids));
+
+    for (uint32_t i = 0; i < r->chunk_count; i++)
+        ids[i] = r->chunks[i].id;
+    return ids;
+}
+
+int content_look_for_lost(struct partition *p, const struct recipe *r)
+{
+    MEM_AUTO uint64_t *ids = content_ids(r);
+
+    return chunkstore_look_for_lost(p->chunks, ids, r->chunk_count);
+}
+
 int content_open(struct partition *p, const void *recipe, size_t len, struct content *c)
 {
     MEM_AUTO uint64_t *ids = NULL;
@@ -45,9 +61,7 @@ int content_open(struct partition *p, const void *recipe, size_t len, struct con
 
     if (rc < 0)
         return rc;
-    ids = mem_calloc(c->recipe.chunk_count, sizeof(*ids));
-    for (uint32_t i = 0; i < c->recipe.chunk_count; i++)
-        ids[i] = c->recipe.chunks[i].id;
+    ids = content_ids(&c->recipe);
     return chunkstore_pin(p->chunks, ids, c->recipe.chunk_count, &c->pins);
 }
 

@@ -86,6 +86,8 @@ struct content {
  * *c before. ERR_NOENT when a chunk is gone: the recipe is not current any more; ERR_FORMAT.
  * Suspends. */
 int content_open(struct partition *p, const void *recipe, size_t len, struct content *c);
+/* ERR_LOST when a chunk of the recipe is known to be lost. Suspends. */
+int content_look_for_lost(struct partition *p, const struct recipe *r);
 /* Up to len bytes at off; fewer only at the end. Verified. ERR_LOST, ERR_IO. Suspends. */
 int content_read(struct content *c, uint64_t off, void *buf, size_t len, size_t *ret_len);
 void content_close(struct content *c); /* a clear or failed one is fine */

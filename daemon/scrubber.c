@@ -282,6 +282,7 @@ static void scrub_lost(struct scrubber *s, const struct chunk_place *place, stru
 {
     if (!chunkstore_lies_at(s->p->chunks, place))
         return; /* it went or moved meanwhile */
+    chunkstore_note_lost(s->p->chunks, place->id);
     sum->lost++;
     if (s->told++ < SCRUB_TOLD)
         log_error(

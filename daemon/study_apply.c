@@ -1,9 +1,10 @@
 /* Studies: the records that change the catalogue, and applying these.
  *
- *   PUT:    its chunks (chunk_batch_encode), replace u8, study / series / instance UID (u8 length
- * and text each), instance row length u32, instance row, study attributes, series attributes,
- *           recipe
- *   DELETE: study / series / instance UID
+ *   PUT:     its chunks (chunk_batch_encode); enum study_replace u8; study, series and instance UID
+ *            (u8 length and text each); instance row length u32; instance row; attributes of the
+ *            study, of the series; recipe
+ *
+ *   DELETE:  study, series and instance UID
  *
  * Rows of a study and a series are made by the first instance and go with the last one. They keep
  * the attributes that the first instance had. A patient's row is made by the first study and goes
@@ -46,7 +47,7 @@ void study_put_encode(const struct study_put_record *rec, struct strbuf *out)
     uint8_t len[4];
 
     catalog_instance_encode(&rec->instance, &row);
-    strbuf_addc(out, rec->replace);
+    strbuf_addc(out, (char)rec->replace);
     put_uid(out, rec->study_uid);
     put_uid(out, rec->series_uid);
     put_uid(out, rec->instance_uid);
@@ -64,7 +65,7 @@ struct put_apply {
     const struct apply *a;
     char study_uid[OBJECT_UID_MAX + 1], series_uid[OBJECT_UID_MAX + 1];
     char instance_uid[OBJECT_UID_MAX + 1];
-    bool replace;
+    uint8_t replace;
     struct kv_slice row, recipe_bytes; /* in the body */
     struct catalog_instance instance;
     struct catalog_attrs study_attrs, series_attrs;
@@ -88,8 +89,8 @@ static int put_decode(struct put_apply *p, size_t chunks_len)
     int rc;
 
     p->replace = codec_read_u8(&r);
-    if (get_uid(&r, p->study_uid) < 0 || get_uid(&r, p->series_uid) < 0 ||
-        get_uid(&r, p->instance_uid) < 0)
+    if (p->replace > (STUDY_REPLACE_OTHER | STUDY_REPLACE_SAME) || get_uid(&r, p->study_uid) < 0 ||
+        get_uid(&r, p->series_uid) < 0 || get_uid(&r, p->instance_uid) < 0)
         return ERR_FORMAT;
     n = codec_read_le32(&r);
     p->row = (struct kv_slice){codec_read_bytes(&r, n), n};
@@ -355,12 +356,13 @@ static int put_decide(struct put_apply *p)
     if (rc == ERR_NOENT) {
         rc = put_change(p, NULL);
     } else if (rc == 0) {
-        outcome = OBJECT_REPLACED;
-        if (memcmp(old->row.digest, p->instance.digest, CATALOG_DIGEST) == 0)
-            outcome = OBJECT_IDENTICAL; /* another sender was first */
-        else if (p->replace)
+        /* The same: another sender was first, or what is stored cannot be read. */
+        bool same = memcmp(old->row.digest, p->instance.digest, CATALOG_DIGEST) == 0;
+
+        outcome = same ? OBJECT_IDENTICAL : OBJECT_REPLACED;
+        if (p->replace & (same ? STUDY_REPLACE_SAME : STUDY_REPLACE_OTHER))
             rc = put_change(p, old);
-        else
+        else if (!same)
             rc = ERR_CONFLICT;
     }
     if (rc == 0 && result)
@@ -421,6 +423,23 @@ int study_warm(struct studies *ss, const char *instance)
     old_free(old);
     mem_free(value);
     return rc == ERR_KV ? rc : 0;
+}
+
+int study_look_for_lost(struct studies *ss, const char *instance)
+{
+    struct chunk_txn *txn;
+    struct recipe recipe = {0};
+    int rc;
+
+    if (!chunkstore_may_have_lost(ss->p->chunks))
+        return 0;
+    txn = chunk_txn_begin(ss->p->chunks);
+    rc = old_recipe(ss, instance, txn, &recipe);
+    chunk_txn_abort(txn);
+    if (rc == 0)
+        rc = content_look_for_lost(ss->p, &recipe);
+    recipe_free(&recipe);
+    return rc;
 }
 
 /* ---- DELETE ---- */

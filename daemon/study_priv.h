@@ -50,8 +50,12 @@ void study_patient_follow(struct study_patient *sp, const struct study_patient *
 
 /* What RECORD_OBJECT_PUT says of the instance (study_apply.c encodes and decodes); its recipe
  * follows in the body. */
+/* What an instance takes the place of, in its record: of another content, by the policy; of the
+ * same, when that cannot be read any more. */
+enum study_replace { STUDY_REPLACE_OTHER = 1, STUDY_REPLACE_SAME = 2 };
+
 struct study_put_record {
-    bool replace;                     /* the policy, when another content is stored under the UID */
+    uint8_t replace;                  /* what may be stored under the UID, as below */
     struct catalog_instance instance; /* with its attributes */
     struct catalog_attrs study, series;
     const char *study_uid, *series_uid, *instance_uid;
@@ -68,6 +72,9 @@ struct study_apply_result {
  * (mem_free). ERR_NOENT. Suspends. */
 int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids *ret_uids,
                struct catalog_instance *ret_instance, void **ret_value);
+
+/* ERR_LOST when it is known of something in a stored instance that it cannot be read. Suspends. */
+int study_look_for_lost(struct studies *ss, const char *instance);
 
 /* Brings what applying a record that stores an instance there, or one that removes (or replaces)
  * this instance, will read into the caches. Only an error of the KV store is one. Suspends. */

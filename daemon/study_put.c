@@ -162,9 +162,24 @@ static int put_identify(const struct study_put *sp, const struct put_parse *pp,
     return 0;
 }
 
+/* The same is stored. It is a success only if it can be read: else the new takes its place, and the
+ * success is no cheap one. True: the answer is in *rc. */
+static bool put_known_same(struct study_put *sp, struct study_put_record *rec, int *rc)
+{
+    int lost = study_look_for_lost(sp->ss, rec->instance_uid);
+
+    *rc = lost == 0 ? (int)OBJECT_IDENTICAL : lost;
+    if (lost != ERR_LOST)
+        return true;
+    rec->replace |= STUDY_REPLACE_SAME;
+    log_info("studies", "an instance that could not be read any more came again sop_instance=%s",
+             log_q(rec->instance_uid));
+    return false;
+}
+
 /* Identical data is a cheap success: found before anything is journaled. True: the answer is in
  * *rc. */
-static bool put_known(struct study_put *sp, const struct study_put_record *rec, int *rc)
+static bool put_known(struct study_put *sp, struct study_put_record *rec, int *rc)
 {
     struct studies *ss = sp->ss;
     struct catalog_instance *known = mem_zalloc(sizeof(*known));
@@ -181,8 +196,8 @@ static bool put_known(struct study_put *sp, const struct study_put_record *rec, 
         bool same = memcmp(known->digest, rec->instance.digest, CATALOG_DIGEST) == 0;
 
         mem_free(value);
-        *rc = same ? OBJECT_IDENTICAL : ERR_CONFLICT;
-        answered = same || !rec->replace;
+        *rc = ERR_CONFLICT;
+        answered = same ? put_known_same(sp, rec, rc) : !rec->replace;
         if (!answered)
             *rc = study_warm(ss, rec->instance_uid); /* it will be taken out */
         answered |= *rc < 0;
@@ -252,7 +267,8 @@ static int put_conclude(struct study_put *sp, const struct put_parse *pp,
     int rc = put_identify(sp, pp, rec), answer = 0;
 
     if (rc == 0) {
-        rec->replace = sp->ss->p->options.on_conflict == PARTITION_REPLACE;
+        if (sp->ss->p->options.on_conflict == PARTITION_REPLACE)
+            rec->replace = STUDY_REPLACE_OTHER;
         rec->instance.bytes = content_put_size(sp->content);
         rec->instance.dataset_off = sp->cut.head.dataset_off;
         rec->instance.stored_ns = env_wallclock(sp->ss->p->env);

@@ -55,6 +55,8 @@ struct chunkstore {
     uint64_t reserved; /* bytes of user writes under way */
     uint64_t kept;     /* chunkstore_keep */
     struct fiber_mutex compacting;
+    struct hmap lost;            /* by id: see renew.c */
+    struct fiber_mutex renewing; /* one at a time */
     bool closing;
     uint64_t room_joined, room_left; /* bytes that ever began and ended to wait for room */
     unsigned room_waiters;   /* of them, those who came or looked again since it last changed */
@@ -71,7 +73,9 @@ struct chunkstore {
 
 /* Cached row of an id, or NULL. Does not suspend. */
 struct chunk_row *chunk_row_cached(struct chunkstore *cs, uint64_t id);
-struct chunk_row *chunk_row_by_fp(struct chunkstore *cs, const uint8_t fp[FINGERPRINT_SIZE]);
+/* One that can be read or, with `lost_too`, renewed. */
+struct chunk_row *chunk_row_by_fp(struct chunkstore *cs, const uint8_t fp[FINGERPRINT_SIZE],
+                                  bool lost_too);
 /* Loads and pins rows; NULL where there is none, and everywhere on failure. Suspends when one is
  * not cached. */
 int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct chunk_row **rows);
@@ -87,6 +91,26 @@ static inline uint64_t chunk_fp_hash(const uint8_t *fp)
     __builtin_memcpy(&h, fp, sizeof(h)); /* a fingerprint is its own hash */
     return h;
 }
+
+/* Bytes as they are stored. */
+struct chunk_form {
+    uint8_t *bytes; /* from mem_alloc, the caller's */
+    uint8_t codec;
+    uint32_t stored, crc;
+};
+/* Packs an item. On the lane or anywhere; does not suspend. */
+void chunk_pack(const struct chunk_item *item, struct chunk_form *ret_form);
+
+/* renew.c. Can the bytes of a row not be had? A hopeless one is not to be found any more. */
+bool chunk_is_lost(const struct chunkstore *cs, const struct chunk_row *r);
+bool chunk_is_hopeless(const struct chunkstore *cs, uint64_t id);
+/* The bytes of a pinned row that is lost have come: makes it readable again, or hopeless. Errors of
+ * writing; ERR_LOST when neither is possible. Suspends. */
+int chunk_renew(struct chunkstore *cs, struct chunk_row *r, const struct chunk_item *item);
+void chunk_lost_forget(struct chunkstore *cs, uint64_t id);
+void chunk_lost_free(struct chunkstore *cs);
+/* compact.c: writes the stored bytes of a pinned row once more, and has them be there. Suspends. */
+int chunk_rewrite(struct chunkstore *cs, struct chunk_row *r, const uint8_t *stored);
 
 /* A registered, pinned row's bytes are at `loc` from now on (same stored bytes). */
 void chunk_row_relocate(struct chunkstore *cs, struct chunk_row *r, const struct segment_loc *loc);

@@ -79,37 +79,61 @@ static void group_hash(void *arg)
         fingerprint_make(g->items[i].data, g->items[i].len, g->items[i].fingerprint);
 }
 
+void chunk_pack(const struct chunk_item *it, struct chunk_form *ret_form)
+{
+    struct chunk_form f = {.bytes = mem_alloc(it->len)};
+    enum compress_codec codec = COMPRESS_RAW;
+    size_t stored = it->len;
+
+    if (!it->opaque)
+        stored = compress_pack(it->data, it->len, f.bytes, &codec);
+    if (codec == COMPRESS_RAW)
+        memcpy(f.bytes, it->data, it->len);
+    f.codec = (uint8_t)codec;
+    f.stored = (uint32_t)stored;
+    f.crc = crc32c(0, f.bytes, stored);
+    *ret_form = f;
+}
+
 static void group_compress(void *arg)
 {
     struct group *g = arg;
 
     for (size_t i = 0; i < g->count; i++) {
-        const struct chunk_item *it = &g->items[i];
         struct batch_chunk *c = g->fresh[i];
-        enum compress_codec codec = COMPRESS_RAW;
-        size_t stored = it->len;
+        struct chunk_form form;
 
         if (!c)
             continue;
-        c->stored = mem_alloc(it->len);
-        if (!it->opaque)
-            stored = compress_pack(it->data, it->len, c->stored, &codec);
-        if (codec == COMPRESS_RAW)
-            memcpy(c->stored, it->data, it->len);
-        c->row->codec = (uint8_t)codec;
-        c->row->loc.stored = (uint32_t)stored;
-        c->row->loc.crc = crc32c(0, c->stored, stored);
+        chunk_pack(&g->items[i], &form);
+        c->stored = form.bytes;
+        c->row->codec = form.codec;
+        c->row->loc.stored = form.stored;
+        c->row->loc.crc = form.crc;
     }
 }
 
 /* ---- On the loop ---- */
+
+/* Renewing what is lost takes a record, and room in the journal. Draining must not wait for that:
+ * it is what makes room. Nor should the metadata's copy. They store such chunks anew. */
+static bool batch_renews(const struct chunk_batch *b)
+{
+    return b->stream == SEGMENT_STUDIES;
+}
+
+/* A row that is not to be found. */
+static bool batch_shuns(const struct chunk_batch *b, const struct chunk_row *r)
+{
+    return chunk_is_lost(b->cs, r) && (!batch_renews(b) || chunk_is_hopeless(b->cs, r->id));
+}
 
 static struct batch_chunk *batch_find(struct chunk_batch *b, const uint8_t *fp)
 {
     for (struct hmap_node *n = hmap_first(&b->chunks, chunk_fp_hash(fp)); n; n = hmap_next(n)) {
         struct batch_chunk *c = HMAP_ENTRY(n, struct batch_chunk, node);
 
-        if (memcmp(c->row->fp, fp, FINGERPRINT_SIZE) == 0)
+        if (memcmp(c->row->fp, fp, FINGERPRINT_SIZE) == 0 && !batch_shuns(b, c->row))
             return c;
     }
     return NULL;
@@ -152,7 +176,7 @@ static int group_look_up(struct group *g, const size_t *ask, size_t n)
         rc = chunk_rows_get(cs, ids, count, rows);
     for (size_t i = 0; rc == 0 && i < count; i++) {
         /* Found rows are in the cache now; which item wanted which is settled by fingerprint. */
-        if (rows[i] && batch_find(g->batch, rows[i]->fp))
+        if (rows[i] && (batch_shuns(g->batch, rows[i]) || batch_find(g->batch, rows[i]->fp)))
             chunk_row_unpin(cs, rows[i]);
         else if (rows[i])
             batch_add_chunk(g->batch, rows[i], &g->batch->found);
@@ -165,24 +189,42 @@ static int group_look_up(struct group *g, const size_t *ask, size_t n)
     return rc;
 }
 
-/* Gives item i the chunk of its fingerprint if the batch or the cache has one. */
-static bool group_take_known(struct group *g, size_t i)
+/* The chunk of item i's fingerprint if the batch or the cache has one; else NULL. */
+static struct batch_chunk *group_known(struct group *g, size_t i)
 {
     struct chunk_batch *b = g->batch;
     struct batch_chunk *c = batch_find(b, g->items[i].fingerprint);
+    struct chunk_row *r;
 
-    if (!c) {
-        struct chunk_row *r = chunk_row_by_fp(b->cs, g->items[i].fingerprint);
+    if (c)
+        return c;
+    r = chunk_row_by_fp(b->cs, g->items[i].fingerprint, batch_renews(b));
+    if (!r)
+        return NULL;
+    chunk_row_pin(b->cs, r);
+    return batch_add_chunk(b, r, &b->found);
+}
 
-        if (!r)
-            return false;
-        chunk_row_pin(b->cs, r);
-        c = batch_add_chunk(b, r, &b->found);
+/* Gives item i the chunk of its fingerprint if there is one that can be read. One that is lost is
+ * renewed: this is what it was. Suspends when it is. */
+static int group_take_known(struct group *g, size_t i, bool *ret_taken)
+{
+    struct chunk_batch *b = g->batch;
+    struct batch_chunk *c;
+
+    while ((c = group_known(g, i)) != NULL && chunk_is_lost(b->cs, c->row)) {
+        int rc = chunk_renew(b->cs, c->row, &g->items[i]);
+
+        if (rc < 0)
+            return rc;
     }
+    *ret_taken = c != NULL;
+    if (!c)
+        return 0;
     g->items[i].id = c->row->id;
     b->stats.found_bytes += g->items[i].len;
     b->cs->stats.found++;
-    return true;
+    return 0;
 }
 
 static void group_make_new(struct group *g, size_t i)
@@ -204,16 +246,21 @@ static void group_make_new(struct group *g, size_t i)
 static int group_resolve(struct group *g)
 {
     size_t *ask = mem_calloc(g->count, sizeof(*ask)), n = 0;
+    bool taken;
     int rc = 0;
 
-    for (size_t i = 0; i < g->count; i++)
-        if (!group_take_known(g, i))
+    for (size_t i = 0; rc == 0 && i < g->count; i++) {
+        rc = group_take_known(g, i, &taken);
+        if (rc == 0 && !taken)
             ask[n++] = i;
-    if (n)
+    }
+    if (rc == 0 && n)
         rc = group_look_up(g, ask, n);
-    for (size_t i = 0; rc == 0 && i < n; i++)
-        if (!group_take_known(g, ask[i]))
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        rc = group_take_known(g, ask[i], &taken);
+        if (rc == 0 && !taken)
             group_make_new(g, ask[i]);
+    }
     mem_free(ask);
     return rc;
 }

@@ -129,16 +129,20 @@ static size_t plan_units(struct chunk_read *reads, size_t n, struct chunk_row **
     return count;
 }
 
-/* Leaves only the units whose bytes were read; the others' reads get the error. */
-static size_t drop_failed(struct unpack *units, size_t n)
+/* Leaves only the units whose bytes were read; the others' reads get the error. What is lost is
+ * noted, and what is back. */
+static size_t drop_failed(struct chunkstore *cs, struct unpack *units, size_t n)
 {
     size_t good = 0;
 
     for (size_t i = 0; i < n; i++) {
         if (units[i].stored->result == 0) {
+            chunk_lost_forget(cs, units[i].row->id);
             units[good++] = units[i];
             continue;
         }
+        if (units[i].stored->result == ERR_LOST)
+            chunkstore_note_lost(cs, units[i].row->id);
         for (size_t j = 0; j < units[i].count; j++)
             units[i].first[j].result = units[i].stored->result;
     }
@@ -155,7 +159,7 @@ static int read_rows(struct chunkstore *cs, struct chunk_read *reads, size_t n,
     int rc = 0;
 
     (void)segment_read(cs->segments, stored, count); /* results are looked at one by one */
-    good = drop_failed(units, count);
+    good = drop_failed(cs, units, count);
     unpack_all(cs, units, good);
     for (size_t i = 0; i < count; i++)
         buf_unref(stored[i].buf);

@@ -107,6 +107,15 @@ int chunkstore_read(struct chunkstore *cs, struct chunk_read *reads, size_t n);
  * there are no error. Suspends. */
 int chunkstore_warm(struct chunkstore *cs, const uint64_t *ids, size_t n);
 
+/* Lost chunks (renew.c). Whoever finds out that a chunk can be had from no columns says so. Does
+ * not suspend. */
+void chunkstore_note_lost(struct chunkstore *cs, uint64_t id);
+/* May anything be lost at all, as far as is known? Does not suspend. */
+bool chunkstore_may_have_lost(const struct chunkstore *cs);
+/* ERR_LOST when one of these is known to be lost, or is not in the table. Reads rows only.
+ * Suspends. */
+int chunkstore_look_for_lost(struct chunkstore *cs, const uint64_t *ids, size_t n);
+
 /* Keeps chunks readable (by chunkstore_read_pinned), whatever happens to their references, until
  * unpinned. ERR_NOENT when one is gone already. Suspends. */
 struct chunk_pins;
@@ -214,6 +223,7 @@ struct chunkstore_stats {
     uint64_t referenced_bytes;                /* raw bytes times references: what users see */
     uint64_t cache_rows, found, missed;       /* fingerprint look-ups since start */
     uint64_t compacted, moved_bytes;          /* segments emptied, bytes moved, since start */
+    uint64_t renewed;                         /* chunks that were lost, and came again */
     uint64_t rehomed_bytes; /* of these, to restore parity, to empty drives, to make them even */
 };
 /* Keeps so many bytes from users, beside the options' space_kept. */

@@ -46,9 +46,11 @@ int chunkstore_new(struct env *env, struct kv *kv, struct segments *segments,
     cs->next_id = 1;
     hmap_init(&cs->by_id);
     hmap_init(&cs->by_fp);
+    hmap_init(&cs->lost);
     list_init(&cs->lru);
     list_init(&cs->loads);
     fiber_mutex_init(&cs->compacting);
+    fiber_mutex_init(&cs->renewing);
     fiber_mutex_init(&cs->pace);
     fiber_cond_init(&cs->room_changed);
     fiber_cond_init(&cs->room_wanted);
@@ -86,6 +88,9 @@ void chunkstore_observe(struct chunkstore *cs, struct metrics *m)
                       "Chunks that were stored already when they came", NULL, &cs->stats.found);
     metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_chunks_new_total",
                       "Chunks that were new when they came", NULL, &cs->stats.missed);
+    metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_chunks_renewed_total",
+                      "Chunks that were lost, and readable again since their bytes came once more",
+                      NULL, &cs->stats.renewed);
 }
 
 void chunkstore_free(struct chunkstore *cs)
@@ -100,6 +105,7 @@ void chunkstore_free(struct chunkstore *cs)
     }
     hmap_free(&cs->by_id);
     hmap_free(&cs->by_fp);
+    chunk_lost_free(cs);
     mem_free(cs);
 }
 
@@ -173,12 +179,14 @@ struct chunk_row *chunk_row_cached(struct chunkstore *cs, uint64_t id)
     return NULL;
 }
 
-struct chunk_row *chunk_row_by_fp(struct chunkstore *cs, const uint8_t fp[FINGERPRINT_SIZE])
+struct chunk_row *chunk_row_by_fp(struct chunkstore *cs, const uint8_t fp[FINGERPRINT_SIZE],
+                                  bool lost_too)
 {
     for (struct hmap_node *n = hmap_first(&cs->by_fp, chunk_fp_hash(fp)); n; n = hmap_next(n)) {
         struct chunk_row *r = HMAP_ENTRY(n, struct chunk_row, by_fp);
 
-        if (memcmp(r->fp, fp, FINGERPRINT_SIZE) == 0)
+        if (memcmp(r->fp, fp, FINGERPRINT_SIZE) == 0 &&
+            (lost_too ? !chunk_is_hopeless(cs, r->id) : !chunk_is_lost(cs, r)))
             return r;
     }
     return NULL;
@@ -685,6 +693,7 @@ static void chunk_touch_drop(struct chunkstore *cs, struct chunk_touch *c, struc
         kv_batch_delete(batch, KV_CHUNK, (struct kv_slice){key, 8});
         kv_batch_delete(batch, KV_FPRINT, (struct kv_slice){r->fp, CHUNK_FP_KEY});
     }
+    chunk_lost_forget(cs, r->id);
     segment_account(cs->segments, &r->loc, false);
     cs->stats.chunks--;
     cs->stats.raw_bytes -= r->raw;

@@ -132,6 +132,21 @@ static bool same_place(const struct segment_loc *a, const struct segment_loc *b)
            a->position == b->position;
 }
 
+/* A row's stored bytes, to be written. What is stored of a row is the same wherever it lies. */
+static struct segment_chunk step_chunk(const struct chunk_row *r, const uint8_t *stored)
+{
+    struct segment_chunk c = {.data = stored,
+                              .id = r->id,
+                              .stored = r->loc.stored,
+                              .raw = r->raw,
+                              .crc = r->loc.crc,
+                              .codec = r->codec,
+                              .fingerprint_algorithm = r->fp_algorithm};
+
+    memcpy(c.fingerprint, r->fp, FINGERPRINT_SIZE);
+    return c;
+}
+
 /* Reads what the step has gathered; what cannot be read is left out. Suspends. */
 static void step_read(struct compact_step *st)
 {
@@ -148,14 +163,7 @@ static void step_read(struct compact_step *st)
             chunk_row_unpin(st->cs, r);
             continue;
         }
-        st->chunks[good] = (struct segment_chunk){.data = st->reads[i].data,
-                                                  .id = r->id,
-                                                  .stored = st->from[i].stored,
-                                                  .raw = r->raw,
-                                                  .crc = st->from[i].crc,
-                                                  .codec = r->codec,
-                                                  .fingerprint_algorithm = r->fp_algorithm};
-        memcpy(st->chunks[good].fingerprint, r->fp, FINGERPRINT_SIZE);
+        st->chunks[good] = step_chunk(r, st->reads[i].data);
         st->rows[good] = r;
         st->from[good] = st->from[i];
         st->reads[good] = st->reads[i];
@@ -206,26 +214,34 @@ static int step_switch(struct compact_step *st, const struct segment_stripe *whe
     return record_submit(st->cs->log, RECORD_CHUNK_MOVE, &iov, 1, 0, NULL);
 }
 
+/* Suspends. */
+static int step_write(struct compact_step *st)
+{
+    struct segment_stripe where;
+    int rc = segment_write(st->cs->segments, st->stream, st->chunks, st->count, &where);
+
+    if (rc < 0)
+        return rc;
+    rc = step_verify(st, &where);
+    if (rc == 0)
+        rc = step_switch(st, &where);
+    segment_release(st->cs->segments, where.segment);
+    return rc;
+}
+
 /* Moves what is gathered; the step is empty afterwards. Suspends. */
 static int step_move(struct compact_step *st)
 {
-    struct segment_stripe where;
     int rc = 0;
 
     if (st->count == 0)
         return 0;
     step_read(st);
     if (st->count)
-        rc = segment_write(st->cs->segments, st->stream, st->chunks, st->count, &where);
+        rc = step_write(st);
     if (rc == 0 && st->count) {
-        rc = step_verify(st, &where);
-        if (rc == 0)
-            rc = step_switch(st, &where);
-        if (rc == 0)
-            st->cs->stats.moved_bytes += st->bytes;
-        if (rc == 0)
-            metric_add(&st->cs->moved_chunks, st->count);
-        segment_release(st->cs->segments, where.segment);
+        st->cs->stats.moved_bytes += st->bytes;
+        metric_add(&st->cs->moved_chunks, st->count);
     }
     for (size_t i = 0; i < st->count; i++) {
         buf_unref(st->reads[i].buf);
@@ -324,6 +340,26 @@ static enum segment_stream survivors_of(enum segment_stream stream)
         return SEGMENT_IMAGE;
     return stream == SEGMENT_STUDIES || stream == SEGMENT_STUDIES_KEPT ? SEGMENT_STUDIES_KEPT
                                                                        : SEGMENT_VOLUMES_KEPT;
+}
+
+int chunk_rewrite(struct chunkstore *cs, struct chunk_row *r, const uint8_t *stored)
+{
+    const struct segment *s = segment_get(cs->segments, r->loc.stripe.segment);
+    struct compact_step *st;
+    int rc;
+
+    if (!s)
+        return ERR_FORMAT;
+    st = mem_zalloc(sizeof(*st));
+    st->cs = cs;
+    st->stream = survivors_of(s->stream);
+    st->rows[0] = r;
+    st->from[0] = r->loc;
+    st->chunks[0] = step_chunk(r, stored);
+    st->count = 1;
+    rc = step_write(st);
+    mem_free(st);
+    return rc;
 }
 
 int chunkstore_compact(struct chunkstore *cs, enum compact_need need,

@@ -125,6 +125,11 @@ struct segment_read {
  * error. The segments are protected from being freed from the call on. Suspends. */
 int segment_read(struct segments *ss, struct segment_read *reads, size_t n);
 
+/* Are fewer of a segment's drives there than it takes to read it? Not for those that are only late.
+ * And: may there be such segments at all? Neither suspends. */
+bool segment_is_out_of_reach(const struct segments *ss, uint64_t segment);
+bool segments_may_be_out_of_reach(const struct segments *ss);
+
 /* What a stripe says of itself: one entry per chunk that was written into it. */
 struct segment_entry {
     uint64_t id;

@@ -1153,25 +1153,27 @@ static void test_kill(void **state)
     assert_true(most > 5);
 }
 
-/* Where on the only drive the largest chunk of an instance lies: a frame's. */
-static uint64_t some_frame(void)
+/* Where on the only drive the largest chunk of an instance lies, a frame's, or the smallest: the
+ * head. */
+static uint64_t some_place(bool head)
 {
     struct segments *ss = pc.p->segments;
     struct segment_entry *entries;
     uint64_t *ids, off = 0;
-    uint32_t most = 0;
+    uint32_t most = head ? UINT32_MAX : 0;
     size_t segments = segments_list(ss, 0, UINT64_MAX, &ids), n;
 
     for (size_t i = 0; i < segments; i++) {
         const struct segment *s = segment_get(ss, ids[i]);
         uint32_t at = 0;
 
+        segment_hold(ss, ids[i]);
         while (s->stream == SEGMENT_STUDIES &&
                segment_next_stripe(ss, ids[i], &at, &entries, &n) == 0) {
             for (size_t j = 0; j < n; j++) {
                 const struct segment_loc *l = &entries[j].loc;
 
-                if (l->stored <= most)
+                if (head ? l->stored >= most : l->stored <= most)
                     continue;
                 most = l->stored;
                 off = drive_slot_off(pc.p->ds, s->slot[0]) +
@@ -1179,9 +1181,10 @@ static uint64_t some_frame(void)
             }
             mem_free(entries);
         }
+        segment_release(ss, ids[i]);
     }
     mem_free(ids);
-    assert_true(most > 1000);
+    assert_true(off > 0 && (head || most > 1000));
     return off;
 }
 
@@ -1198,7 +1201,7 @@ static void damaged_main(void *arg)
     partition_case_open(&pc);
     assert_int_equal(store(&usual), OBJECT_STORED);
     assert_int_equal(object_open(pc.os, NULL, NULL, usual.instance, &o), 0);
-    sim_file_corrupt(pc.c.sim, "d0", some_frame(), 16);
+    sim_file_corrupt(pc.c.sim, "d0", some_place(false), 16);
     assert_int_equal(object_read(o, 0, got, 300000, &n), ERR_LOST);
     assert_int_equal(n, 77);
     expect_bytes(o, &s, 0, 300); /* its header is whole */
@@ -1214,6 +1217,53 @@ static void test_damaged_medium(void **state)
     pc.drives = 1;
     pc.m = 0;
     sim_case_run(&pc.c, damaged_main, NULL);
+}
+
+static int read_whole(void)
+{
+    uint8_t *got = mem_alloc(300000);
+    struct object *o;
+    size_t n;
+    int rc;
+
+    assert_int_equal(object_open(pc.os, NULL, NULL, usual.instance, &o), 0);
+    rc = object_read(o, 0, got, 300000, &n);
+    object_close(o);
+    mem_free(got);
+    return rc;
+}
+
+/* What cannot be read any more is stored when it comes again, though it is the same. */
+static void sent_again_main(void *arg)
+{
+    struct sample other_head = usual;
+
+    (void)arg;
+    partition_case_open(&pc);
+    assert_int_equal(store(&usual), OBJECT_STORED);
+    sim_file_corrupt(pc.c.sim, "d0", some_place(false), 16);
+    assert_int_equal(read_whole(), ERR_LOST);
+    assert_int_equal(store(&usual), OBJECT_IDENTICAL);
+    expect_stored(&usual);
+    /* Of the head there is no other copy, and it is not part of what is the same: the new one is
+     * taken instead. */
+    sim_file_corrupt(pc.c.sim, "d0", some_place(true), 16);
+    assert_int_equal(read_whole(), ERR_LOST);
+    other_head.sender = "SOMEBODY_ELSE";
+    assert_int_equal(store(&other_head), OBJECT_IDENTICAL);
+    expect_stored(&other_head);
+    assert_int_equal(counts().stored, 1);
+    assert_int_equal(counts().identical, 2);
+    expect_counts(1, 1, 1);
+    close_ok();
+}
+
+static void test_sent_again(void **state)
+{
+    (void)state;
+    pc.drives = 1;
+    pc.m = 0;
+    sim_case_run(&pc.c, sent_again_main, NULL);
 }
 
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -1240,6 +1290,7 @@ int main(void)
         CASE(test_full),
         CASE(test_kill),
         CASE(test_damaged_medium),
+        CASE(test_sent_again),
     };
 
     if (dcm_init() < 0) {

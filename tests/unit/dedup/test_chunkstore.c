@@ -598,6 +598,80 @@ static void test_bad_reads(void **state)
     sim_case_run(&c, bad_reads_main, NULL);
 }
 
+/* What is lost is not found when it comes again: it is renewed where it can be, for all who have
+ * it. */
+static void lost_main(void *arg)
+{
+    uint64_t ids[3], again;
+
+    (void)arg;
+    make_store(1, 1, 0, 8);
+    for (unsigned i = 0; i < 3; i++)
+        ids[i] = store_one(2 + i, 5000);
+    assert_false(chunkstore_may_have_lost(t.cs));
+    sim_file_corrupt(c.sim, "d0", t.ds->super.slots_off + FORMAT_UNIT, 10 * FORMAT_UNIT);
+    assert_int_equal(store_one(2, 5000), ids[0]); /* nobody knows yet */
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(read_chunk(ids[i], 2 + i, 5000), ERR_LOST);
+    assert_true(chunkstore_may_have_lost(t.cs));
+    assert_int_equal(chunkstore_look_for_lost(t.cs, ids, 3), ERR_LOST);
+    assert_int_equal(store_one(2, 5000), ids[0]);
+    assert_int_equal(read_chunk(ids[0], 2, 5000), 0);
+    assert_int_equal(chunkstore_look_for_lost(t.cs, ids, 1), 0);
+    assert_int_equal(read_chunk(ids[1], 3, 5000), ERR_LOST);
+    assert_int_equal(stats().renewed, 1);
+    /* Stored in another form: that cannot be made again, so it is another chunk from now on. */
+    chunk_row_cached(t.cs, ids[1])->loc.crc ^= 1;
+    again = store_one(3, 5000);
+    assert_int_not_equal(again, ids[1]);
+    assert_int_equal(read_chunk(again, 3, 5000), 0);
+    assert_int_equal(store_one(3, 5000), again);
+    assert_int_equal(read_chunk(ids[1], 3, 5000), ERR_LOST);
+    /* Scrub tells, too; what turns out to be there is not lost. */
+    chunkstore_note_lost(t.cs, ids[0]);
+    assert_int_equal(chunkstore_look_for_lost(t.cs, ids, 1), ERR_LOST);
+    assert_int_equal(read_chunk(ids[0], 2, 5000), 0);
+    assert_int_equal(chunkstore_look_for_lost(t.cs, ids, 1), 0);
+    ref(ids[1], -1); /* it goes, and what is known of it */
+    ref(ids[2], -1);
+    assert_false(chunkstore_may_have_lost(t.cs));
+    close_store();
+}
+
+static void test_lost(void **state)
+{
+    (void)state;
+    sim_case_run(&c, lost_main, NULL);
+}
+
+/* Not enough drives are there for a segment: it is known without having been read. */
+static void unreachable_main(void *arg)
+{
+    struct env_file *file, *other;
+    uint64_t id;
+
+    (void)arg;
+    make_store(3, 2, 1, 8);
+    id = store_one(2, 5000);
+    file = t.ds->drives[0].file;
+    t.ds->drives[0].file = NULL;
+    assert_true(chunkstore_may_have_lost(t.cs));
+    assert_int_equal(chunkstore_look_for_lost(t.cs, &id, 1), 0); /* parity makes up for it */
+    other = t.ds->drives[1].file;
+    t.ds->drives[1].file = NULL;
+    assert_int_equal(chunkstore_look_for_lost(t.cs, &id, 1), ERR_LOST);
+    t.ds->drives[0].file = file;
+    t.ds->drives[1].file = other;
+    assert_false(chunkstore_may_have_lost(t.cs));
+    close_store();
+}
+
+static void test_unreachable(void **state)
+{
+    (void)state;
+    sim_case_run(&c, unreachable_main, NULL);
+}
+
 /* ---- A cache far smaller than the table ---- */
 
 #define TABLE 120u
@@ -909,6 +983,8 @@ int main(void)
         CASE(test_errors),       CASE(test_admit),          CASE(test_refs),
         CASE(test_pins),         CASE(test_pinned_segment), CASE(test_revived),
         CASE(test_ids),          CASE(test_ranges),         CASE(test_bad_reads),
+        CASE(test_ids),          CASE(test_ranges),         CASE(test_lost),
+        CASE(test_ids),          CASE(test_ranges),         CASE(test_unreachable),
         CASE(test_small_cache),  CASE(test_slow_kv_write),  cmocka_unit_test(test_row_bytes),
         CASE(test_lists),        CASE(test_damaged_row),    CASE(test_kv_error),
     };
