@@ -63,9 +63,11 @@ struct segment {
     bool ailing;      /* what is alive in it is to be written again: see segment_ails */
     bool dirty;       /* its row changed in the record being applied */
     uint8_t tries;    /* of compaction that left something: see segment_compact_failed */
-    uint8_t fill;     /* the list it is on: see segment_pick_sparse */
     struct hmap_node node;
-    struct list link, dirty_link, fill_link;
+    struct list link, dirty_link;
+    struct segment_filed { /* a place on a list, and which; NULL: none */
+        struct list link, *list;
+    } fill, parity, leaves;
 };
 
 /* Where a stripe lies. */
@@ -265,7 +267,7 @@ void segment_give_up(struct segments *ss, unsigned drive);
 /* Of the sealed segments with something alive and less parity than a new one would get, the one
  * with least: written while drives were missing, or with columns on a drive given up. False when
  * there is none. */
-bool segment_pick_thin(struct segments *ss, uint64_t *ret_segment);
+bool segment_pick_thin(const struct segments *ss, uint64_t *ret_segment);
 /* The drives that are leaving, and those that take new segments (bit per drive). */
 uint64_t segment_leaving_drives(const struct segments *ss);
 uint64_t segment_taking_drives(const struct segments *ss);
@@ -279,7 +281,7 @@ bool segment_renew_due(const struct segments *ss); /* is there such a one? */
  * filled evenly? */
 bool segment_can_gain(const struct segments *ss, unsigned below);
 /* A sealed segment with something alive and a column on a drive that is leaving. */
-bool segment_pick_leaving(const struct segments *ss, uint64_t *ret_segment);
+bool segment_pick_leaving(struct segments *ss, uint64_t *ret_segment);
 /* A sealed segment with something alive and a column on the drive that has most over its fair
  * share, and none on the one that lacks most; false unless drives are being made even. */
 bool segment_pick_uneven(const struct segments *ss, uint64_t *ret_segment);
