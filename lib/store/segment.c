@@ -202,11 +202,19 @@ uint64_t segment_count_possible(const uint64_t *slots, unsigned drives, unsigned
     return low;
 }
 
+/* What so many chunks take in the directories of their stripes. Of small ones that is the most, and
+ * to move them does not gain it. */
+static uint64_t segment_directory(uint64_t chunks)
+{
+    return chunks * sizeof(struct format_stripe_entry);
+}
+
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space)
 {
+    uint64_t needed = ss->live + segment_directory(ss->chunks);
     struct segment_space sp = {
         .live = ss->live,
-        .dead = ss->room - ss->live,
+        .dead = ss->room > needed ? ss->room - needed : 0,
         .freed = ss->freed,
         .segments = ss->by_id.count,
     };
@@ -261,11 +269,14 @@ unsigned segment_parity(const struct segment *s, uint64_t gone)
 }
 
 /* How much of it is alive, in sixteenths of what was written, not of its room: a tail that no
- * stripe fitted into cannot be won by moving. */
+ * stripe fitted into cannot be won by moving. Nor can directories and ends of the stripes that the
+ * survivors would make: who counted these as gain would move tiny chunks again and again. */
 static unsigned segment_fill(const struct segment *s)
 {
+    uint64_t ends = s->chunks / SEGMENT_MOVE_MAX * s->k * FORMAT_UNIT;
     uint64_t written = (uint64_t)(s->used - 1) * s->k * FORMAT_UNIT; /* the header apart */
-    uint64_t fill = written ? s->live * SEGMENT_FILLS / written : 0;
+    uint64_t alive = s->live + segment_directory(s->chunks) + ends;
+    uint64_t fill = written ? alive * SEGMENT_FILLS / written : 0;
 
     return fill < SEGMENT_FILLS ? (unsigned)fill : SEGMENT_FILLS - 1;
 }
@@ -493,6 +504,7 @@ static int segment_add(struct segments *ss, struct segment *s, bool reserved)
     list_init(&s->dirty_link);
     segment_file(ss, s);
     ss->live += s->live;
+    ss->chunks += s->chunks;
     ss->room += segment_room(ss, s);
     if (s->id >= ss->next_id)
         ss->next_id = s->id + 1;
@@ -568,6 +580,7 @@ void segment_account(struct segments *ss, const struct segment_loc *loc, bool ad
         s->live += loc->stored;
         s->chunks++;
         ss->live += loc->stored;
+        ss->chunks++;
         if (end > s->used)
             s->used = end;
         if (end > s->next)
@@ -577,6 +590,7 @@ void segment_account(struct segments *ss, const struct segment_loc *loc, bool ad
         s->live -= loc->stored;
         s->chunks--;
         ss->live -= loc->stored;
+        ss->chunks--;
     }
     segment_file(ss, s);
     segment_mark(ss, s);

@@ -256,8 +256,11 @@ void segment_get_moves(const struct segments *ss, struct segment_moves *ret_move
 
 /* ---- Compaction ---- */
 
-/* Segments are told apart by how much of what was written in them is alive, in sixteenths. */
+/* Segments are told apart by how much of what was written in them is alive, with what it takes to
+ * write that anew, in sixteenths. */
 #define SEGMENT_FILLS 16u
+/* Chunks that compaction writes in one stripe, at most. */
+#define SEGMENT_MOVE_MAX 1024u
 
 /* The sealed segment with least alive, among those of less than `below` sixteenths that have
  * something alive; false when there is none. */
@@ -300,7 +303,8 @@ struct segment_space {
     uint64_t total, free; /* bytes of chunks: in all slots, in slots not taken */
     uint64_t physical;    /* bytes of slots taken, with parity */
     uint64_t live;        /* stored bytes of live chunks */
-    uint64_t dead;        /* room in slots taken that holds nothing alive and can be had again */
+    uint64_t dead;        /* room in slots taken that holds nothing alive, nor directories of what
+                             is, and can be had again */
     uint64_t freed;       /* bytes of chunks that segments freed since the start had room for */
     uint64_t segments;
     unsigned k, m; /* the geometry that a new segment would get; k = 0: none possible */

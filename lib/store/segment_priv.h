@@ -19,7 +19,7 @@ struct segments {
     uint8_t *slots[FORMAT_DRIVES_MAX]; /* bitmap of slots taken, per drive */
     uint64_t slots_free[FORMAT_DRIVES_MAX];
     uint64_t slots_taken;
-    uint64_t live;
+    uint64_t live, chunks; /* of all segments */
     struct segment *open[SEGMENT_STREAMS];
     struct fiber_mutex stream_lock[SEGMENT_STREAMS];
     struct ec *codes[FORMAT_COLS_MAX + 1][FORMAT_COLS_MAX + 1]; /* [k][m], made when first used */
