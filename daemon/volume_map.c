@@ -164,10 +164,13 @@ void volume_map_drop(struct volumes *vs, struct volume_map *m, struct kv_batch *
 
 /* ---- Looking down ----
  *
- * A view pins the leaves of all maps at one index. Leaves are the newest truth, so once pinned they
- * are looked through without suspending, and what is found is the block at that one moment. While
- * leaves are loaded the maps may change under the view: entries move from a map that was not
- * looked at yet to one that was. The generation tells, and the view begins anew. */
+ * A view pins the leaves of the maps at one index, from the top as far down as it takes: what was
+ * written last is mostly what is wanted, and below there may be a thousand maps. Leaves are the
+ * newest truth, so as far as they are pinned they are looked through without suspending, and what
+ * is found is the block at that one moment. Where one has to be loaded the look begins again at the
+ * top, since the block may have been written meanwhile. While it is loaded the maps may change
+ * under the view, too: entries move from a map that was not looked at yet to one that was. The
+ * generation tells, and the view begins anew. */
 
 void map_view_drop(struct map_view *w)
 {
@@ -179,75 +182,95 @@ void map_view_drop(struct map_view *w)
     w->index = UINT64_MAX;
 }
 
-/* Pins the leaves; or less than all of them where maps changed meanwhile. Suspends. */
-static int view_load(struct map_view *w, uint64_t index)
+/* The leaf of the map that is the view's next one after `depth` others, pinned; NULL when it is not
+ * in memory. Does not suspend. */
+static const struct leaf *view_leaf(struct map_view *w, size_t depth, const struct volume_map *m)
 {
-    struct volumes *vs = w->v->owner;
-
-    map_view_drop(w);
-    w->index = index;
-    w->generation = vs->generation;
-    for (const struct volume_map *m = w->v->map; m; m = m->parent) {
-        struct leaf *l = NULL;
-        int rc = m->mapped || m->holes ? leafmap_get(&vs->leaves, m->id, index, &l) : 0;
-
-        if (rc < 0)
-            return rc;
+    for (; w->count <= depth; w->count++) {
         if (w->count == w->room) {
             w->room = w->room ? 2 * w->room : 4;
             w->leaves = mem_realloc(w->leaves, w->room * sizeof(struct leaf *));
         }
-        w->leaves[w->count++] = l;
-        if (w->generation != vs->generation || (l && l->used == LEAF_BLOCKS))
-            break; /* no use going on: m may be gone; nothing below shows through */
+        w->leaves[w->count] = NULL;
     }
-    return 0;
+    if (!w->leaves[depth])
+        w->leaves[depth] = leafmap_peek(&w->v->owner->leaves, m->id, w->index);
+    return w->leaves[depth];
 }
 
-/* False: the leaves pinned are not those it takes. Does not suspend. */
-static bool view_find(const struct map_view *w, uint64_t block,
-                      const struct overlay_entry **ret_overlay, uint64_t *ret_entry)
+/* What a look has come to: the block, or (`lacks`) the map whose leaf it takes. */
+struct view_look {
+    const struct overlay_entry *overlay;
+    uint64_t entry;
+    const struct volume_map *lacks;
+    size_t depth; /* of that map */
+};
+
+/* Does not suspend. */
+static struct view_look view_look(struct map_view *w, uint64_t block)
 {
     const struct volumes *vs = w->v->owner;
-    size_t i = 0;
+    struct view_look k = {0};
 
-    *ret_overlay = NULL;
-    *ret_entry = 0;
-    if (w->index != block / LEAF_BLOCKS || w->generation != vs->generation)
-        return false;
-    for (const struct volume_map *m = w->v->map; m; m = m->parent, i++) {
+    if (w->index != block / LEAF_BLOCKS || w->generation != vs->generation) {
+        map_view_drop(w);
+        w->index = block / LEAF_BLOCKS;
+        w->generation = vs->generation;
+    }
+    for (const struct volume_map *m = w->v->map; m; m = m->parent, k.depth++) {
+        const struct leaf *l;
+
         if (m->overlay)
-            *ret_overlay = overlay_find(&vs->overlay, m->id, block);
-        if (*ret_overlay)
-            return true;
+            k.overlay = overlay_find(&vs->overlay, m->id, block);
+        if (k.overlay)
+            return k;
         if (!m->mapped && !m->holes)
             continue;
-        if (i >= w->count || !w->leaves[i])
-            return false;
-        *ret_entry = w->leaves[i]->entries[block % LEAF_BLOCKS];
-        if (*ret_entry == 0)
+        l = view_leaf(w, k.depth, m);
+        if (!l) {
+            k.lacks = m;
+            return k;
+        }
+        k.entry = l->entries[block % LEAF_BLOCKS];
+        if (k.entry == 0)
             continue;
-        if (*ret_entry == LEAF_HOLE)
-            *ret_entry = 0;
-        return true;
+        if (k.entry == LEAF_HOLE)
+            k.entry = 0;
+        return k;
     }
-    return true;
+    return k;
+}
+
+/* Loads what a look lacks. Suspends. */
+static int view_load(struct map_view *w, const struct view_look *k)
+{
+    struct volumes *vs = w->v->owner;
+    struct leaf *l;
+    int rc = leafmap_get(&vs->leaves, k->lacks->id, w->index, &l);
+
+    if (rc < 0)
+        return rc;
+    if (w->generation == vs->generation)
+        w->leaves[k->depth] = l;
+    else
+        leafmap_put(&vs->leaves, l); /* the map may be gone */
+    return 0;
 }
 
 int map_view_block(struct map_view *w, uint64_t block, const struct overlay_entry **ret_overlay,
                    uint64_t *ret_entry)
 {
-    const struct overlay_entry *e;
-    uint64_t entry;
+    struct view_look k = view_look(w, block);
 
-    while (!view_find(w, block, &e, &entry)) {
-        int rc = view_load(w, block / LEAF_BLOCKS);
+    while (k.lacks) {
+        int rc = view_load(w, &k);
 
         if (rc < 0)
             return rc;
+        k = view_look(w, block);
     }
-    *ret_overlay = e;
-    *ret_entry = entry;
+    *ret_overlay = k.overlay;
+    *ret_entry = k.entry;
     return 0;
 }
 

@@ -111,11 +111,12 @@ void volume_map_set(struct volumes *vs, struct volume_map *m, struct leaf *l, un
                     uint64_t entry);
 unsigned volume_map_depth(const struct volume_map *m); /* maps from here to the last parent */
 
-/* A volume's maps at one leaf, all the way down; for looking at its blocks one after the other. */
+/* A volume's maps at one leaf, as far down as was needed; for looking at its blocks one after the
+ * other. */
 struct map_view {
     const struct volume *v;
     uint64_t index, generation;
-    struct leaf **leaves; /* pinned; NULL for maps without any entry */
+    struct leaf **leaves; /* of the topmost `count` maps, pinned; NULL for those not needed yet */
     size_t count, room;
 };
 #define MAP_VIEW(volume) ((struct map_view){.v = (volume), .index = UINT64_MAX})
