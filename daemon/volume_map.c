@@ -1,5 +1,6 @@
 /* Volumes: the table of maps, its rows, and looking at a block down the maps. See volume_snap.c for
  * what maps are for. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "daemon/volume_priv.h"
@@ -274,48 +275,109 @@ int map_view_block(struct map_view *w, uint64_t block, const struct overlay_entr
     return 0;
 }
 
-/* ---- What is used ---- */
+/* ---- What is used ----
+ *
+ * A walk asks the overlay once, at its beginning, and of each map remembers which leaf comes next:
+ * on a disk of many small pieces there are thousands of questions. A block that is written
+ * meanwhile may be missed, as it may by any walk. One that was in the overlay and is drained is in
+ * what was gathered; one that is handed from map to map has the generation tell, and the maps are
+ * asked anew. */
 
-static uint64_t next_in_overlay(const struct volumes *vs, const struct volume_map *m, uint64_t from)
+static int walk_order(const void *x, const void *y)
 {
-    uint64_t found = UINT64_MAX;
+    const uint64_t *a = x, *b = y;
 
-    if (m->overlay == 0)
-        return found;
-    list_for_each (it, &vs->overlay.by_lsn) {
-        const struct overlay_entry *e = LIST_ENTRY(it, struct overlay_entry, by_lsn);
-
-        if (e->volume == m->id && e->block >= from && e->block < found)
-            found = e->block;
-    }
-    return found;
+    return (*a > *b) - (*a < *b);
 }
 
-int volume_next_used(const struct volume *v, uint64_t from, uint64_t *ret_block)
+/* Takes down what the overlay has. Does not suspend. */
+static void walk_gather(struct volume_walk *w, uint64_t from)
 {
-    struct volumes *vs = v->owner;
-    const struct volume_map *m = v->map;
-    uint64_t generation = vs->generation, found = UINT64_MAX, index;
+    const struct volumes *vs = w->v->owner;
+    size_t most = 0;
 
-    while (m) {
-        uint64_t block = next_in_overlay(vs, m, from);
-        int rc = ERR_NOENT;
+    w->gathered = true;
+    for (const struct volume_map *m = w->v->map; m; m = m->parent)
+        most += m->overlay;
+    if (most == 0)
+        return;
+    w->overlay = mem_calloc(most, sizeof(*w->overlay));
+    for (const struct volume_map *m = w->v->map; m; m = m->parent) {
+        if (m->overlay == 0)
+            continue;
+        list_for_each (it, &vs->overlay.by_lsn) {
+            const struct overlay_entry *e = LIST_ENTRY(it, struct overlay_entry, by_lsn);
 
-        found = block < found ? block : found;
-        if (m->mapped || m->holes)
-            rc = leafmap_next(&vs->leaves, m->id, from / LEAF_BLOCKS, &index);
-        if (rc < 0 && rc != ERR_NOENT)
-            return rc;
-        if (rc == 0 && index * LEAF_BLOCKS < found)
-            found = index * LEAF_BLOCKS > from ? index * LEAF_BLOCKS : from;
-        if (generation == vs->generation) {
-            m = m->parent;
-        } else { /* maps have changed meanwhile: anew */
-            generation = vs->generation;
-            m = v->map;
-            found = UINT64_MAX;
+            if (e->volume == m->id && e->block >= from)
+                w->overlay[w->count++] = e->block;
         }
     }
-    *ret_block = found;
+    CHECK(w->count <= most);
+    qsort(w->overlay, w->count, sizeof(*w->overlay), walk_order);
+}
+
+static uint64_t walk_overlay(struct volume_walk *w, uint64_t from)
+{
+    while (w->at < w->count && w->overlay[w->at] < from)
+        w->at++;
+    return w->at < w->count ? w->overlay[w->at] : UINT64_MAX;
+}
+
+/* The first block >= from that is in a leaf of any of the maps, or UINT64_MAX; of no use when maps
+ * have changed on the way. Suspends. */
+static int walk_maps(struct volume_walk *w, uint64_t from, uint64_t *ret_block)
+{
+    struct volumes *vs = w->v->owner;
+    uint64_t first = from / LEAF_BLOCKS, least = UINT64_MAX;
+    size_t i = 0;
+
+    for (const struct volume_map *m = w->v->map; m; m = m->parent, i++) {
+        uint64_t index;
+        int rc;
+
+        if (!m->mapped && !m->holes)
+            continue;
+        if (w->next[i] <= first) {
+            rc = leafmap_next(&vs->leaves, m->id, first, &index);
+            if (rc < 0 && rc != ERR_NOENT)
+                return rc;
+            if (w->generation != vs->generation)
+                return 0; /* m may be gone */
+            w->next[i] = rc == 0 ? index + 1 : UINT64_MAX;
+        }
+        least = w->next[i] < least ? w->next[i] : least;
+    }
+    if (least != UINT64_MAX)
+        least = (least - 1) * LEAF_BLOCKS > from ? (least - 1) * LEAF_BLOCKS : from;
+    *ret_block = least;
     return 0;
+}
+
+int volume_walk_next(struct volume_walk *w, uint64_t from, uint64_t *ret_block)
+{
+    const struct volumes *vs = w->v->owner;
+    uint64_t found = UINT64_MAX, waits;
+    int rc = 0;
+
+    if (!w->gathered)
+        walk_gather(w, from);
+    do {
+        if (!w->next || w->generation != vs->generation) {
+            mem_free(w->next);
+            w->next = mem_calloc(volume_map_depth(w->v->map), sizeof(*w->next));
+            w->generation = vs->generation;
+        }
+        rc = walk_maps(w, from, &found);
+    } while (rc == 0 && w->generation != vs->generation);
+    if (rc < 0)
+        return rc;
+    waits = walk_overlay(w, from);
+    *ret_block = waits < found ? waits : found;
+    return 0;
+}
+
+void volume_walk_end(struct volume_walk *w)
+{
+    mem_free(w->overlay);
+    mem_free(w->next);
 }

@@ -125,9 +125,21 @@ struct map_view {
 int map_view_block(struct map_view *w, uint64_t block, const struct overlay_entry **ret_overlay,
                    uint64_t *ret_entry);
 void map_view_drop(struct map_view *w);
-/* The first block >= from that may be other than a hole; UINT64_MAX when there is none. Suspends.
- */
-int volume_next_used(const struct volume *v, uint64_t from, uint64_t *ret_block);
+
+/* Passing over what is not used, from the front to the back. */
+struct volume_walk {
+    const struct volume *v;
+    uint64_t *overlay; /* blocks that were in the overlay when it began, in order */
+    size_t count, at;
+    bool gathered;
+    uint64_t *next; /* by depth of the map: the leaf that comes next, and 1; 0: not known */
+    uint64_t generation;
+};
+#define VOLUME_WALK(volume) ((struct volume_walk){.v = (volume)})
+/* The first block >= from that may be other than a hole, not counting what was written since the
+ * walk began; UINT64_MAX when there is none. `from` never decreases. Suspends. */
+int volume_walk_next(struct volume_walk *w, uint64_t from, uint64_t *ret_block);
+void volume_walk_end(struct volume_walk *w);
 
 /* ---- Snapshots (volume_snap.c) ---- */
 

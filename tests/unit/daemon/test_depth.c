@@ -116,10 +116,107 @@ static void test_newest(void **state)
     sim_case_run(&pc.c, newest_main, NULL);
 }
 
+/* ---- A disk of many small pieces ---- */
+
+enum { PIECES = 600 };
+
+static unsigned spacing; /* of pieces of a block, in blocks: 64 are a leaf */
+
+static struct {
+    bool stop, stopped;
+    unsigned turns;
+} other;
+
+static void other_fiber(void *arg)
+{
+    (void)arg;
+    for (; !other.stop; other.turns++)
+        fiber_yield();
+    other.stopped = true;
+}
+
+static void make_pieces(void)
+{
+    struct block_volume *v;
+
+    CHECK_OK(block_create(pc.bs, "v", (uint64_t)PIECES * spacing * BLOCK_SIZE, BLOCK_EVERY_WRITE));
+    v = volume();
+    for (uint64_t i = 0; i < PIECES; i++)
+        CHECK_OK(block_write(v, i * spacing * BLOCK_SIZE, bytes, BLOCK_SIZE, 0));
+    block_close(v);
+}
+
+static void expect_pieces(void)
+{
+    struct block_extent *e = mem_calloc(2 * PIECES + 1, sizeof(*e));
+    struct block_volume *v = volume();
+    size_t n;
+
+    assert_int_equal(
+        block_extents(v, 0, (uint64_t)PIECES * spacing * BLOCK_SIZE, e, 2 * PIECES + 1, &n), 0);
+    assert_int_equal(n, 2 * PIECES);
+    for (size_t i = 0; i < n; i++) {
+        assert_int_equal(e[i].hole, i % 2);
+        assert_int_equal(e[i].length, (i % 2 ? spacing - 1 : 1u) * BLOCK_SIZE);
+    }
+    mem_free(e);
+    block_close(v);
+}
+
+static void sparse_main(void *arg)
+{
+    const char *name = "v";
+
+    (void)arg;
+    partition_case_open(&pc);
+    make_pieces();
+    expect_pieces(); /* most is in the overlay */
+    CHECK_OK(partition_settle(pc.p));
+    expect_pieces();
+    CHECK_OK(block_snapshot(pc.bs, &name, 1, "s"));
+    expect_pieces();
+    CHECK_OK(partition_case_close(&pc));
+}
+
+static void test_sparse(void **state)
+{
+    (void)state;
+    spacing = 128;
+    sim_case_run(&pc.c, sparse_main, NULL);
+}
+
+/* All of it is in memory; looking at it takes no longer than others can wait. */
+static void turns_main(void *arg)
+{
+    (void)arg;
+    partition_case_open(&pc);
+    make_pieces();
+    CHECK_OK(partition_settle(pc.p));
+    expect_pieces();
+    memset(&other, 0, sizeof(other));
+    fiber_spawn(pc.c.env, "other", other_fiber, NULL);
+    expect_pieces();
+    other.stop = true;
+    assert_true(other.turns >= PIECES / 8);
+    while (!other.stopped)
+        fiber_yield();
+    CHECK_OK(partition_case_close(&pc));
+}
+
+static void test_turns(void **state)
+{
+    (void)state;
+    spacing = 64;
+    pc.options.cache_bytes = 8 * MIB;
+    sim_case_run(&pc.c, turns_main, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_newest, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_sparse, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_turns, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
