@@ -28,7 +28,8 @@
 #define VOLUME_PIECE_BLOCKS  (VOLUME_PIECE / BLOCK_SIZE)
 #define VOLUME_READ_TRIES    100u
 #define VOLUME_ZERO_SHARED   (16 * LEAF_BLOCKS)
-#define VOLUME_EXTENT_LEAVES 4096u /* leaves one extents call looks at */
+#define VOLUME_EXTENT_LEAVES 4096u /* leaves one extents call looks at ... */
+#define VOLUME_EXTENT_TURN   4u    /* ... and after how many others have their turn */
 
 static struct volume *handle_volume(struct block_volume *h)
 {
@@ -422,13 +423,14 @@ static int zero_warm(struct volume *v, uint64_t first, uint32_t count)
 
 int volume_zero_blocks(struct volume *v, uint64_t first, uint64_t count, unsigned flags)
 {
+    struct volume_walk walk = VOLUME_WALK(v);
     uint64_t end = first + count;
     int rc = 0;
 
     while (rc == 0 && first < end) {
         /* Small ranges are simply zeroed; in large ones the unmapped parts are passed over. */
         if (end - first > LEAF_BLOCKS) {
-            rc = volume_next_used(v, first, &first);
+            rc = volume_walk_next(&walk, first, &first);
             if (rc < 0 || first >= end)
                 break;
         }
@@ -441,6 +443,7 @@ int volume_zero_blocks(struct volume *v, uint64_t first, uint64_t count, unsigne
             rc = zero_record(v, first, n, flags);
         first += n;
     }
+    volume_walk_end(&walk);
     return rc;
 }
 
@@ -534,29 +537,35 @@ int volume_extents(struct block_volume *h, uint64_t off, uint64_t len, struct bl
 {
     struct volume *v = handle_volume(h);
     struct extent_list l = {extents, 0, max, len};
+    struct volume_walk walk = VOLUME_WALK(v);
     uint64_t block = off / BLOCK_SIZE, next;
     bool more = len > 0 && max > 0, used;
     int rc = range_check(v, off, len);
 
     if (rc < 0)
         return rc;
-    for (unsigned leaves = 0; more && leaves < VOLUME_EXTENT_LEAVES; leaves++) {
+    for (unsigned leaves = 1; more && leaves <= VOLUME_EXTENT_LEAVES; leaves++) {
         rc = extents_leaf(v, off, block, &l, &more, &used);
         if (rc < 0)
-            return rc;
+            break;
+        if (leaves % VOLUME_EXTENT_TURN == 0)
+            fiber_yield(); /* what is in memory is looked at without suspending */
         block = (block / LEAF_BLOCKS + 1) * LEAF_BLOCKS;
         if (!more || used)
             continue;
         /* A leaf without anything: there may be many, they are passed over at once. */
-        rc = volume_next_used(v, block, &next);
+        rc = volume_walk_next(&walk, block, &next);
         if (rc < 0)
-            return rc;
+            break;
         if (next == UINT64_MAX)
             more = (extent_add(&l, UINT64_MAX, true), false);
         else if (next > block)
             more = extent_add(&l, (next - block) * BLOCK_SIZE, true);
         block = next;
     }
+    volume_walk_end(&walk);
+    if (rc < 0)
+        return rc;
     *ret_count = l.count;
     return 0;
 }

@@ -1,5 +1,6 @@
 /* Volumes: the table of maps, its rows, and looking at a block down the maps. See volume_snap.c for
  * what maps are for. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "daemon/volume_priv.h"
@@ -164,10 +165,13 @@ void volume_map_drop(struct volumes *vs, struct volume_map *m, struct kv_batch *
 
 /* ---- Looking down ----
  *
- * A view pins the leaves of all maps at one index. Leaves are the newest truth, so once pinned they
- * are looked through without suspending, and what is found is the block at that one moment. While
- * leaves are loaded the maps may change under the view: entries move from a map that was not
- * looked at yet to one that was. The generation tells, and the view begins anew. */
+ * A view pins the leaves of the maps at one index, from the top as far down as it takes: what was
+ * written last is mostly what is wanted, and below there may be a thousand maps. Leaves are the
+ * newest truth, so as far as they are pinned they are looked through without suspending, and what
+ * is found is the block at that one moment. Where one has to be loaded the look begins again at the
+ * top, since the block may have been written meanwhile. While it is loaded the maps may change
+ * under the view, too: entries move from a map that was not looked at yet to one that was. The
+ * generation tells, and the view begins anew. */
 
 void map_view_drop(struct map_view *w)
 {
@@ -179,120 +183,201 @@ void map_view_drop(struct map_view *w)
     w->index = UINT64_MAX;
 }
 
-/* Pins the leaves; or less than all of them where maps changed meanwhile. Suspends. */
-static int view_load(struct map_view *w, uint64_t index)
+/* The leaf of the map that is the view's next one after `depth` others, pinned; NULL when it is not
+ * in memory. Does not suspend. */
+static const struct leaf *view_leaf(struct map_view *w, size_t depth, const struct volume_map *m)
 {
-    struct volumes *vs = w->v->owner;
-
-    map_view_drop(w);
-    w->index = index;
-    w->generation = vs->generation;
-    for (const struct volume_map *m = w->v->map; m; m = m->parent) {
-        struct leaf *l = NULL;
-        int rc = m->mapped || m->holes ? leafmap_get(&vs->leaves, m->id, index, &l) : 0;
-
-        if (rc < 0)
-            return rc;
+    for (; w->count <= depth; w->count++) {
         if (w->count == w->room) {
             w->room = w->room ? 2 * w->room : 4;
             w->leaves = mem_realloc(w->leaves, w->room * sizeof(struct leaf *));
         }
-        w->leaves[w->count++] = l;
-        if (w->generation != vs->generation || (l && l->used == LEAF_BLOCKS))
-            break; /* no use going on: m may be gone; nothing below shows through */
+        w->leaves[w->count] = NULL;
     }
-    return 0;
+    if (!w->leaves[depth])
+        w->leaves[depth] = leafmap_peek(&w->v->owner->leaves, m->id, w->index);
+    return w->leaves[depth];
 }
 
-/* False: the leaves pinned are not those it takes. Does not suspend. */
-static bool view_find(const struct map_view *w, uint64_t block,
-                      const struct overlay_entry **ret_overlay, uint64_t *ret_entry)
+/* What a look has come to: the block, or (`lacks`) the map whose leaf it takes. */
+struct view_look {
+    const struct overlay_entry *overlay;
+    uint64_t entry;
+    const struct volume_map *lacks;
+    size_t depth; /* of that map */
+};
+
+/* Does not suspend. */
+static struct view_look view_look(struct map_view *w, uint64_t block)
 {
     const struct volumes *vs = w->v->owner;
-    size_t i = 0;
+    struct view_look k = {0};
 
-    *ret_overlay = NULL;
-    *ret_entry = 0;
-    if (w->index != block / LEAF_BLOCKS || w->generation != vs->generation)
-        return false;
-    for (const struct volume_map *m = w->v->map; m; m = m->parent, i++) {
+    if (w->index != block / LEAF_BLOCKS || w->generation != vs->generation) {
+        map_view_drop(w);
+        w->index = block / LEAF_BLOCKS;
+        w->generation = vs->generation;
+    }
+    for (const struct volume_map *m = w->v->map; m; m = m->parent, k.depth++) {
+        const struct leaf *l;
+
         if (m->overlay)
-            *ret_overlay = overlay_find(&vs->overlay, m->id, block);
-        if (*ret_overlay)
-            return true;
+            k.overlay = overlay_find(&vs->overlay, m->id, block);
+        if (k.overlay)
+            return k;
         if (!m->mapped && !m->holes)
             continue;
-        if (i >= w->count || !w->leaves[i])
-            return false;
-        *ret_entry = w->leaves[i]->entries[block % LEAF_BLOCKS];
-        if (*ret_entry == 0)
+        l = view_leaf(w, k.depth, m);
+        if (!l) {
+            k.lacks = m;
+            return k;
+        }
+        k.entry = l->entries[block % LEAF_BLOCKS];
+        if (k.entry == 0)
             continue;
-        if (*ret_entry == LEAF_HOLE)
-            *ret_entry = 0;
-        return true;
+        if (k.entry == LEAF_HOLE)
+            k.entry = 0;
+        return k;
     }
-    return true;
+    return k;
+}
+
+/* Loads what a look lacks. Suspends. */
+static int view_load(struct map_view *w, const struct view_look *k)
+{
+    struct volumes *vs = w->v->owner;
+    struct leaf *l;
+    int rc = leafmap_get(&vs->leaves, k->lacks->id, w->index, &l);
+
+    if (rc < 0)
+        return rc;
+    if (w->generation == vs->generation)
+        w->leaves[k->depth] = l;
+    else
+        leafmap_put(&vs->leaves, l); /* the map may be gone */
+    return 0;
 }
 
 int map_view_block(struct map_view *w, uint64_t block, const struct overlay_entry **ret_overlay,
                    uint64_t *ret_entry)
 {
-    const struct overlay_entry *e;
-    uint64_t entry;
+    struct view_look k = view_look(w, block);
 
-    while (!view_find(w, block, &e, &entry)) {
-        int rc = view_load(w, block / LEAF_BLOCKS);
+    while (k.lacks) {
+        int rc = view_load(w, &k);
 
         if (rc < 0)
             return rc;
+        k = view_look(w, block);
     }
-    *ret_overlay = e;
-    *ret_entry = entry;
+    *ret_overlay = k.overlay;
+    *ret_entry = k.entry;
     return 0;
 }
 
-/* ---- What is used ---- */
+/* ---- What is used ----
+ *
+ * A walk asks the overlay once, at its beginning, and of each map remembers which leaf comes next:
+ * on a disk of many small pieces there are thousands of questions. A block that is written
+ * meanwhile may be missed, as it may by any walk. One that was in the overlay and is drained is in
+ * what was gathered; one that is handed from map to map has the generation tell, and the maps are
+ * asked anew. */
 
-static uint64_t next_in_overlay(const struct volumes *vs, const struct volume_map *m, uint64_t from)
+static int walk_order(const void *x, const void *y)
 {
-    uint64_t found = UINT64_MAX;
+    const uint64_t *a = x, *b = y;
 
-    if (m->overlay == 0)
-        return found;
-    list_for_each (it, &vs->overlay.by_lsn) {
-        const struct overlay_entry *e = LIST_ENTRY(it, struct overlay_entry, by_lsn);
-
-        if (e->volume == m->id && e->block >= from && e->block < found)
-            found = e->block;
-    }
-    return found;
+    return (*a > *b) - (*a < *b);
 }
 
-int volume_next_used(const struct volume *v, uint64_t from, uint64_t *ret_block)
+/* Takes down what the overlay has. Does not suspend. */
+static void walk_gather(struct volume_walk *w, uint64_t from)
 {
-    struct volumes *vs = v->owner;
-    const struct volume_map *m = v->map;
-    uint64_t generation = vs->generation, found = UINT64_MAX, index;
+    const struct volumes *vs = w->v->owner;
+    size_t most = 0;
 
-    while (m) {
-        uint64_t block = next_in_overlay(vs, m, from);
-        int rc = ERR_NOENT;
+    w->gathered = true;
+    for (const struct volume_map *m = w->v->map; m; m = m->parent)
+        most += m->overlay;
+    if (most == 0)
+        return;
+    w->overlay = mem_calloc(most, sizeof(*w->overlay));
+    for (const struct volume_map *m = w->v->map; m; m = m->parent) {
+        if (m->overlay == 0)
+            continue;
+        list_for_each (it, &vs->overlay.by_lsn) {
+            const struct overlay_entry *e = LIST_ENTRY(it, struct overlay_entry, by_lsn);
 
-        found = block < found ? block : found;
-        if (m->mapped || m->holes)
-            rc = leafmap_next(&vs->leaves, m->id, from / LEAF_BLOCKS, &index);
-        if (rc < 0 && rc != ERR_NOENT)
-            return rc;
-        if (rc == 0 && index * LEAF_BLOCKS < found)
-            found = index * LEAF_BLOCKS > from ? index * LEAF_BLOCKS : from;
-        if (generation == vs->generation) {
-            m = m->parent;
-        } else { /* maps have changed meanwhile: anew */
-            generation = vs->generation;
-            m = v->map;
-            found = UINT64_MAX;
+            if (e->volume == m->id && e->block >= from)
+                w->overlay[w->count++] = e->block;
         }
     }
-    *ret_block = found;
+    CHECK(w->count <= most);
+    qsort(w->overlay, w->count, sizeof(*w->overlay), walk_order);
+}
+
+static uint64_t walk_overlay(struct volume_walk *w, uint64_t from)
+{
+    while (w->at < w->count && w->overlay[w->at] < from)
+        w->at++;
+    return w->at < w->count ? w->overlay[w->at] : UINT64_MAX;
+}
+
+/* The first block >= from that is in a leaf of any of the maps, or UINT64_MAX; of no use when maps
+ * have changed on the way. Suspends. */
+static int walk_maps(struct volume_walk *w, uint64_t from, uint64_t *ret_block)
+{
+    struct volumes *vs = w->v->owner;
+    uint64_t first = from / LEAF_BLOCKS, least = UINT64_MAX;
+    size_t i = 0;
+
+    for (const struct volume_map *m = w->v->map; m; m = m->parent, i++) {
+        uint64_t index;
+        int rc;
+
+        if (!m->mapped && !m->holes)
+            continue;
+        if (w->next[i] <= first) {
+            rc = leafmap_next(&vs->leaves, m->id, first, &index);
+            if (rc < 0 && rc != ERR_NOENT)
+                return rc;
+            if (w->generation != vs->generation)
+                return 0; /* m may be gone */
+            w->next[i] = rc == 0 ? index + 1 : UINT64_MAX;
+        }
+        least = w->next[i] < least ? w->next[i] : least;
+    }
+    if (least != UINT64_MAX)
+        least = (least - 1) * LEAF_BLOCKS > from ? (least - 1) * LEAF_BLOCKS : from;
+    *ret_block = least;
     return 0;
+}
+
+int volume_walk_next(struct volume_walk *w, uint64_t from, uint64_t *ret_block)
+{
+    const struct volumes *vs = w->v->owner;
+    uint64_t found = UINT64_MAX, waits;
+    int rc = 0;
+
+    if (!w->gathered)
+        walk_gather(w, from);
+    do {
+        if (!w->next || w->generation != vs->generation) {
+            mem_free(w->next);
+            w->next = mem_calloc(volume_map_depth(w->v->map), sizeof(*w->next));
+            w->generation = vs->generation;
+        }
+        rc = walk_maps(w, from, &found);
+    } while (rc == 0 && w->generation != vs->generation);
+    if (rc < 0)
+        return rc;
+    waits = walk_overlay(w, from);
+    *ret_block = waits < found ? waits : found;
+    return 0;
+}
+
+void volume_walk_end(struct volume_walk *w)
+{
+    mem_free(w->overlay);
+    mem_free(w->next);
 }

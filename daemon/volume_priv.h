@@ -111,11 +111,12 @@ void volume_map_set(struct volumes *vs, struct volume_map *m, struct leaf *l, un
                     uint64_t entry);
 unsigned volume_map_depth(const struct volume_map *m); /* maps from here to the last parent */
 
-/* A volume's maps at one leaf, all the way down; for looking at its blocks one after the other. */
+/* A volume's maps at one leaf, as far down as was needed; for looking at its blocks one after the
+ * other. */
 struct map_view {
     const struct volume *v;
     uint64_t index, generation;
-    struct leaf **leaves; /* pinned; NULL for maps without any entry */
+    struct leaf **leaves; /* of the topmost `count` maps, pinned; NULL for those not needed yet */
     size_t count, room;
 };
 #define MAP_VIEW(volume) ((struct map_view){.v = (volume), .index = UINT64_MAX})
@@ -124,9 +125,21 @@ struct map_view {
 int map_view_block(struct map_view *w, uint64_t block, const struct overlay_entry **ret_overlay,
                    uint64_t *ret_entry);
 void map_view_drop(struct map_view *w);
-/* The first block >= from that may be other than a hole; UINT64_MAX when there is none. Suspends.
- */
-int volume_next_used(const struct volume *v, uint64_t from, uint64_t *ret_block);
+
+/* Passing over what is not used, from the front to the back. */
+struct volume_walk {
+    const struct volume *v;
+    uint64_t *overlay; /* blocks that were in the overlay when it began, in order */
+    size_t count, at;
+    bool gathered;
+    uint64_t *next; /* by depth of the map: the leaf that comes next, and 1; 0: not known */
+    uint64_t generation;
+};
+#define VOLUME_WALK(volume) ((struct volume_walk){.v = (volume)})
+/* The first block >= from that may be other than a hole, not counting what was written since the
+ * walk began; UINT64_MAX when there is none. `from` never decreases. Suspends. */
+int volume_walk_next(struct volume_walk *w, uint64_t from, uint64_t *ret_block);
+void volume_walk_end(struct volume_walk *w);
 
 /* ---- Snapshots (volume_snap.c) ---- */
 

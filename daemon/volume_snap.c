@@ -51,6 +51,7 @@
 #include "lib/base/plant.h"
 
 #define MERGE_LEAVES 64u /* leaves of one MERGE record */
+#define REAP_QUIET   8u  /* records while a step of the reaper runs that count as other work */
 
 /* Ids that records make of their LSN, several each; those of volumes are LSNs, and smaller. They
  * are positive in signed numbers too, as JSON has them. */
@@ -410,23 +411,20 @@ static void merge_entry(struct merge *g, uint32_t i, unsigned at)
     }
 }
 
-/* Pins the leaves. Suspends. */
-static int merge_pin(struct merge *g, struct codec_reader *r, uint32_t n)
+/* Pins a leaf, and what the child has there. Suspends. */
+static int merge_pin(struct merge *g, uint64_t index)
 {
-    int rc = 0;
+    int rc = leafmap_get(&g->vs->leaves, g->from->id, index, &g->src[g->count]);
 
-    for (; rc == 0 && g->count < n; g->count += rc == 0) {
-        uint64_t index = codec_read_le64(r);
-
-        rc = leafmap_get(&g->vs->leaves, g->from->id, index, &g->src[g->count]);
-        if (rc == 0 && g->to)
-            rc = leafmap_get(&g->vs->leaves, g->to->id, index, &g->dst[g->count]);
-        if (rc < 0) {
-            leafmap_put(&g->vs->leaves, g->src[g->count]);
-            g->src[g->count] = NULL;
-        }
+    if (rc == 0 && g->to)
+        rc = leafmap_get(&g->vs->leaves, g->to->id, index, &g->dst[g->count]);
+    if (rc < 0) {
+        leafmap_put(&g->vs->leaves, g->src[g->count]);
+        g->src[g->count] = NULL;
+        return rc;
     }
-    return rc;
+    g->count++;
+    return 0;
 }
 
 static void merge_unpin(struct merge *g)
@@ -435,6 +433,7 @@ static void merge_unpin(struct merge *g)
         leafmap_put(&g->vs->leaves, g->src[i]);
         leafmap_put(&g->vs->leaves, g->dst[i]);
     }
+    g->count = 0;
 }
 
 /* Everything at once, then the rows. Does not suspend. */
@@ -465,7 +464,7 @@ static int apply_merge(struct volumes *vs, const struct apply *a)
     struct merge g = {.vs = vs, .from = volume_map_find(vs, codec_read_le64(&r))};
     uint32_t n = codec_read_le32(&r);
     struct chunk_txn *txn;
-    int rc;
+    int rc = 0;
 
     (void)codec_read_le32(&r);
     if (n > MERGE_LEAVES || codec_left(&r) != n * 8ull)
@@ -476,7 +475,8 @@ static int apply_merge(struct volumes *vs, const struct apply *a)
         return ERR_NOENT;
     g.to = only_child(vs, g.from);
     txn = chunk_txn_begin(vs->p->chunks);
-    rc = merge_pin(&g, &r, n);
+    while (rc == 0 && g.count < n)
+        rc = merge_pin(&g, codec_read_le64(&r));
     for (uint32_t i = 0; rc == 0 && i < g.count; i++)
         for (unsigned at = 0; at < LEAF_BLOCKS; at++) {
             uint64_t chunk = merge_loses(&g, i, at);
@@ -541,21 +541,24 @@ int volume_snap_apply(struct volumes *vs, uint16_t type, const struct apply *a)
  * Its records leave the journal's reserve to the drainer, which makes room in the journal; merging
  * does not. */
 
-/* Brings what applying will need into the caches, as for mappings. Suspends. */
-static int merge_warm(struct volumes *vs, uint64_t id, uint64_t index)
+/* Brings what applying will need into the caches, as for mappings: both leaves, and the chunks that
+ * are not simply handed down. Suspends. */
+static int merge_warm(struct merge *g, uint64_t index)
 {
     uint64_t chunks[LEAF_BLOCKS];
     size_t n = 0;
-    struct leaf *l;
-    int rc = leafmap_get(&vs->leaves, id, index, &l);
+    int rc = merge_pin(g, index);
 
     if (rc < 0)
         return rc;
-    for (unsigned at = 0; at < LEAF_BLOCKS; at++)
-        if (LEAF_CHUNK(l->entries[at]))
-            chunks[n++] = LEAF_CHUNK(l->entries[at]);
-    leafmap_put(&vs->leaves, l);
-    return chunkstore_warm(vs->p->chunks, chunks, n);
+    for (unsigned at = 0; at < LEAF_BLOCKS; at++) {
+        uint64_t chunk = merge_loses(g, 0, at);
+
+        if (chunk)
+            chunks[n++] = chunk;
+    }
+    merge_unpin(g);
+    return chunkstore_warm(g->vs->p->chunks, chunks, n);
 }
 
 /* Merges the leaves of a map from *from on, as many as one record takes. ERR_NOENT: there are no
@@ -564,12 +567,14 @@ static int merge_step(struct volumes *vs, uint64_t id, uint64_t *from)
 {
     uint8_t body[16 + 8 * MERGE_LEAVES] = {0};
     struct iovec iov = {body, 0};
+    struct merge g = {.vs = vs, .from = volume_map_find(vs, id)}; /* nobody else takes maps away */
     uint64_t index;
     uint32_t n = 0;
     int rc = 0;
 
+    g.to = only_child(vs, g.from);
     while (n < MERGE_LEAVES && (rc = leafmap_next(&vs->leaves, id, *from, &index)) == 0) {
-        rc = merge_warm(vs, id, index);
+        rc = merge_warm(&g, index);
         if (rc < 0)
             break;
         codec_put_le64(body + 16 + 8ull * n++, index);
@@ -583,13 +588,29 @@ static int merge_step(struct volumes *vs, uint64_t id, uint64_t *from)
     return record_submit(&vs->p->log, RECORD_VOLUME_MERGE, &iov, 1, 0, NULL);
 }
 
+/* Rests as long as the step took while others want to get on as well: what is deleted may be large,
+ * and record after record of it would make all of theirs wait. Not when writes wait for the space.
+ */
+static void reap_rest(struct volumes *vs, uint64_t took)
+{
+    uint64_t until = env_now(vs->p->env) + took;
+
+    while (!vs->stopping && !chunkstore_room_wanted(vs->p->chunks) && env_now(vs->p->env) < until)
+        (void)fiber_cond_wait_until(vs->p->env, &vs->reap_work, until);
+}
+
 static int map_reap(struct volumes *vs, uint64_t id)
 {
     uint64_t from = 0;
     int rc = 0;
 
-    while (rc == 0 && !vs->stopping)
+    while (rc == 0 && !vs->stopping) {
+        uint64_t start = env_now(vs->p->env), lsn = vs->p->processed_lsn;
+
         rc = merge_step(vs, id, &from);
+        if (rc == 0 && vs->p->processed_lsn > lsn + REAP_QUIET)
+            reap_rest(vs, env_now(vs->p->env) - start);
+    }
     if (rc != ERR_NOENT)
         return rc;
     return volume_submit_id(vs, RECORD_VOLUME_REAP, id, 0, 0);

@@ -43,7 +43,7 @@
 #include "lib/base/strbuf.h"
 #include "lib/rt/env.h"
 
-#define COMPACT_CHUNKS_MAX 1024u /* in one step, and so in one record */
+#define COMPACT_CHUNKS_MAX SEGMENT_MOVE_MAX /* in one step, and so in one record */
 #define COMPACT_HEAD       24u
 #define COMPACT_ENTRY      32u
 #define COMPACT_LOW        16u /* less than this part of all space is left: compact more */

@@ -28,8 +28,12 @@ int segments_new(struct driveset *ds, struct record_log *log, struct segments **
     hmap_init(&ss->by_id);
     list_init(&ss->all);
     list_init(&ss->dirty);
+    list_init(&ss->emptied);
+    list_init(&ss->leaving);
     for (unsigned i = 0; i < SEGMENT_FILLS; i++)
         list_init(&ss->fills[i]);
+    for (unsigned i = 0; i <= FORMAT_COLS_MAX; i++)
+        list_init(&ss->parities[i]);
     for (unsigned i = 0; i < SEGMENT_STREAMS; i++)
         fiber_mutex_init(&ss->stream_lock[i]);
     for (unsigned i = 0; i < ds->count; i++)
@@ -198,11 +202,19 @@ uint64_t segment_count_possible(const uint64_t *slots, unsigned drives, unsigned
     return low;
 }
 
+/* What so many chunks take in the directories of their stripes. Of small ones that is the most, and
+ * to move them does not gain it. */
+static uint64_t segment_directory(uint64_t chunks)
+{
+    return chunks * sizeof(struct format_stripe_entry);
+}
+
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space)
 {
+    uint64_t needed = ss->live + segment_directory(ss->chunks);
     struct segment_space sp = {
         .live = ss->live,
-        .dead = ss->room - ss->live,
+        .dead = ss->room > needed ? ss->room - needed : 0,
         .freed = ss->freed,
         .survivors = ss->survivors,
         .segments = ss->by_id.count,
@@ -230,8 +242,8 @@ uint64_t segment_drive_used(const struct segments *ss, unsigned drive)
     return (ss->ds->drives[drive].slot_count - ss->slots_free[drive]) * ss->ds->super.slot_size;
 }
 
-/* ---- How full: a sealed segment with something alive is on the list of its sixteenth. Of what was
- * written, not of its room: a tail that no stripe fitted into cannot be won by moving. ---- */
+/* ---- Filing: sealed segments are on lists by what is to be done with them, so that none of those
+ * who ask, again and again, for the next one has to look for it ---- */
 
 static uint64_t segment_room(const struct segments *ss, const struct segment *s)
 {
@@ -249,28 +261,65 @@ unsigned segment_parity(const struct segment *s, uint64_t gone)
     return lost < s->m ? s->m - lost : 0;
 }
 
-/* Puts a segment on the list where it belongs, or none. */
+/* How much of it is alive, in sixteenths of what was written, not of its room: a tail that no
+ * stripe fitted into cannot be won by moving. Nor can directories and ends of the stripes that the
+ * survivors would make: who counted these as gain would move tiny chunks again and again. */
+static unsigned segment_fill(const struct segment *s)
+{
+    uint64_t ends = s->chunks / SEGMENT_MOVE_MAX * s->k * FORMAT_UNIT;
+    uint64_t written = (uint64_t)(s->used - 1) * s->k * FORMAT_UNIT; /* the header apart */
+    uint64_t alive = s->live + segment_directory(s->chunks) + ends;
+    uint64_t fill = written ? alive * SEGMENT_FILLS / written : 0;
+
+    return fill < SEGMENT_FILLS ? (unsigned)fill : SEGMENT_FILLS - 1;
+}
+
+/* Who is on the right list already keeps the place there. */
+static void filed_move(struct segment_filed *f, struct list *to)
+{
+    if (f->list == to)
+        return;
+    if (f->list)
+        list_del(&f->link);
+    if (to)
+        list_push_back(to, &f->link);
+    f->list = to;
+}
+
+/* Puts a segment on the lists where it belongs. */
 static void segment_file(struct segments *ss, struct segment *s)
 {
-    uint64_t written = (uint64_t)(s->used - 1) * s->k * FORMAT_UNIT; /* the header apart */
-    uint64_t fill = written ? s->live * SEGMENT_FILLS / written : 0;
-    bool listed = s->state == SEGMENT_SEALED && s->chunks > 0;
+    bool sealed = s->state == SEGMENT_SEALED, alive = sealed && s->chunks > 0;
+    bool moves = alive && s->tries < SEGMENT_TRIES;
+    unsigned parity = segment_parity(s, PLANTED(REBUILD_SKIPS_GONE) ? 0 : ss->given_up);
 
-    if (fill >= SEGMENT_FILLS)
-        fill = SEGMENT_FILLS - 1;
-    if (listed && !list_empty(&s->fill_link) && fill == s->fill)
+    filed_move(&s->fill, alive ? &ss->fills[segment_fill(s)] : sealed ? &ss->emptied : NULL);
+    filed_move(&s->parity, moves ? &ss->parities[parity] : NULL);
+    filed_move(&s->leaves, moves && segment_on(s, ss->leaving_drives) ? &ss->leaving : NULL);
+}
+
+static void segment_unfile(struct segment *s)
+{
+    filed_move(&s->fill, NULL);
+    filed_move(&s->parity, NULL);
+    filed_move(&s->leaves, NULL);
+}
+
+void segment_file_drives(struct segments *ss, uint64_t given_up, uint64_t leaving)
+{
+    if (given_up == ss->given_up && leaving == ss->leaving_drives)
         return;
-    list_del(&s->fill_link);
-    s->fill = (uint8_t)fill;
-    if (listed)
-        list_push_back(&ss->fills[fill], &s->fill_link);
+    ss->given_up = given_up;
+    ss->leaving_drives = leaving;
+    list_for_each (it, &ss->all)
+        segment_file(ss, LIST_ENTRY(it, struct segment, link));
 }
 
 bool segment_pick_sparse(const struct segments *ss, unsigned below, uint64_t *ret_segment)
 {
     for (unsigned i = 0; i < below && i < SEGMENT_FILLS; i++)
         list_for_each (it, &ss->fills[i]) {
-            const struct segment *s = LIST_ENTRY(it, struct segment, fill_link);
+            const struct segment *s = LIST_ENTRY(it, struct segment, fill.link);
 
             if (s->tries >= SEGMENT_TRIES)
                 continue;
@@ -282,33 +331,20 @@ bool segment_pick_sparse(const struct segments *ss, unsigned below, uint64_t *re
 
 void segment_give_up(struct segments *ss, unsigned drive)
 {
-    ss->given_up |= 1ull << drive;
-    ss->thin_maybe = true;
+    segment_file_drives(ss, ss->given_up | 1ull << drive, ss->leaving_drives);
 }
 
-bool segment_pick_thin(struct segments *ss, uint64_t *ret_segment)
+bool segment_pick_thin(const struct segments *ss, uint64_t *ret_segment)
 {
-    const struct segment *best = NULL;
-    unsigned k, m, least;
+    unsigned k, m;
 
     segment_geometry(ss, &k, &m);
-    if (!ss->thin_maybe || k == 0)
-        return false;
-    least = m;
-    for (unsigned i = 0; i < SEGMENT_FILLS; i++)
-        list_for_each (it, &ss->fills[i]) {
-            const struct segment *s = LIST_ENTRY(it, struct segment, fill_link);
-            unsigned parity = segment_parity(s, PLANTED(REBUILD_SKIPS_GONE) ? 0 : ss->given_up);
-
-            if (parity >= least || s->tries >= SEGMENT_TRIES || PLANTED(REBUILD_FORGETS))
-                continue;
-            least = parity;
-            best = s;
+    for (unsigned i = 0; i < m && !PLANTED(REBUILD_FORGETS); i++)
+        if (!list_empty(&ss->parities[i])) {
+            *ret_segment = LIST_ENTRY(ss->parities[i].next, struct segment, parity.link)->id;
+            return true;
         }
-    ss->thin_maybe = best != NULL;
-    if (best)
-        *ret_segment = best->id;
-    return best != NULL;
+    return false;
 }
 
 void segment_ails(struct segments *ss, uint64_t segment)
@@ -318,7 +354,7 @@ void segment_ails(struct segments *ss, uint64_t segment)
     if (!s)
         return;
     s->ailing = true;
-    ss->thin_maybe = true;
+    segment_file(ss, s);
 }
 
 static int ids_compare(const void *x, const void *y)
@@ -383,7 +419,7 @@ bool segment_can_gain(const struct segments *ss, unsigned below)
 {
     uint64_t segment;
 
-    return ss->empty > 0 || segment_pick_sparse(ss, below, &segment) ||
+    return !list_empty(&ss->emptied) || segment_pick_sparse(ss, below, &segment) ||
            segment_pick_uneven(ss, &segment) || segment_renew_due(ss);
 }
 
@@ -391,8 +427,10 @@ void segment_compact_failed(struct segments *ss, uint64_t segment, bool lost)
 {
     struct segment *s = segment_find(ss, segment);
 
-    if (s && s->tries < SEGMENT_TRIES)
-        s->tries = lost ? SEGMENT_TRIES : (uint8_t)(s->tries + 1);
+    if (!s || s->tries == SEGMENT_TRIES)
+        return;
+    s->tries = lost ? SEGMENT_TRIES : (uint8_t)(s->tries + 1);
+    segment_file(ss, s);
 }
 
 /* ---- Records ----
@@ -457,13 +495,10 @@ static int segment_add(struct segments *ss, struct segment *s, bool reserved)
     hmap_insert(&ss->by_id, &s->node, hmap_mix(s->id));
     list_push_back(&ss->all, &s->link);
     list_init(&s->dirty_link);
-    list_init(&s->fill_link);
     segment_file(ss, s);
     ss->live += s->live;
+    ss->chunks += s->chunks;
     ss->room += segment_room(ss, s);
-    ss->thin_maybe |= segment_parity(s, ss->given_up) < ss->ds->super.parity_columns;
-    if (s->state == SEGMENT_SEALED && s->chunks == 0)
-        ss->empty++;
     if (s->id >= ss->next_id)
         ss->next_id = s->id + 1;
     return 0;
@@ -485,8 +520,6 @@ int segment_apply_open(struct segments *ss, const uint8_t *body, size_t len, voi
         struct segment *old = ss->open[s->stream];
 
         old->state = SEGMENT_SEALED;
-        ss->empty += old->chunks == 0;
-        ss->thin_maybe |= segment_parity(old, ss->given_up) < ss->ds->super.parity_columns;
         segment_file(ss, old);
         segment_mark(ss, old);
     }
@@ -506,10 +539,9 @@ static void segment_drop(struct segments *ss, struct segment *s)
     hmap_remove(&ss->by_id, &s->node);
     list_del(&s->link);
     list_del(&s->dirty_link);
-    list_del(&s->fill_link);
+    segment_unfile(s);
     ss->room -= segment_room(ss, s);
     ss->freed += segment_room(ss, s);
-    ss->empty--;
     mem_free(s);
 }
 
@@ -540,10 +572,10 @@ void segment_account(struct segments *ss, const struct segment_loc *loc, bool ad
 
     CHECK(s != NULL);
     if (add) {
-        ss->empty -= s->state == SEGMENT_SEALED && s->chunks == 0;
         s->live += loc->stored;
         s->chunks++;
         ss->live += loc->stored;
+        ss->chunks++;
         if (end > s->used)
             s->used = end;
         if (end > s->next)
@@ -553,7 +585,7 @@ void segment_account(struct segments *ss, const struct segment_loc *loc, bool ad
         s->live -= loc->stored;
         s->chunks--;
         ss->live -= loc->stored;
-        ss->empty += s->state == SEGMENT_SEALED && s->chunks == 0;
+        ss->chunks--;
     }
     segment_file(ss, s);
     segment_mark(ss, s);
@@ -785,13 +817,13 @@ int segment_renew_thin(struct segments *ss)
 
 bool segment_sweep_due(const struct segments *ss)
 {
-    return ss->empty > 0;
+    return !list_empty(&ss->emptied);
 }
 
+/* Is nobody at it? */
 static bool segment_sweepable(const struct segment *s)
 {
-    return s->state == SEGMENT_SEALED && s->chunks == 0 && !s->readers &&
-           (!s->holds || PLANTED(SWEEP_IGNORES_HOLDS)) && !s->freeing;
+    return !s->readers && (!s->holds || PLANTED(SWEEP_IGNORES_HOLDS)) && !s->freeing;
 }
 
 int segment_sweep(struct segments *ss, unsigned *ret_freed)
@@ -802,8 +834,8 @@ int segment_sweep(struct segments *ss, unsigned *ret_freed)
     unsigned n = 0;
     int rc = 0;
 
-    list_for_each (it, &ss->all) {
-        struct segment *s = LIST_ENTRY(it, struct segment, link);
+    list_for_each (it, &ss->emptied) {
+        struct segment *s = LIST_ENTRY(it, struct segment, fill.link);
 
         if (n == SEGMENT_SWEEP_MAX)
             break;

@@ -63,9 +63,11 @@ struct segment {
     bool ailing;      /* what is alive in it is to be written again: see segment_ails */
     bool dirty;       /* its row changed in the record being applied */
     uint8_t tries;    /* of compaction that left something: see segment_compact_failed */
-    uint8_t fill;     /* the list it is on: see segment_pick_sparse */
     struct hmap_node node;
-    struct list link, dirty_link, fill_link;
+    struct list link, dirty_link;
+    struct segment_filed { /* a place on a list, and which; NULL: none */
+        struct list link, *list;
+    } fill, parity, leaves;
 };
 
 /* Where a stripe lies. */
@@ -267,8 +269,11 @@ void segment_get_moves(const struct segments *ss, struct segment_moves *ret_move
 
 /* ---- Compaction ---- */
 
-/* Segments are told apart by how much of what was written in them is alive, in sixteenths. */
+/* Segments are told apart by how much of what was written in them is alive, with what it takes to
+ * write that anew, in sixteenths. */
 #define SEGMENT_FILLS 16u
+/* Chunks that compaction writes in one stripe, at most. */
+#define SEGMENT_MOVE_MAX 1024u
 
 /* The sealed segment with least alive, among those of less than `below` sixteenths that have
  * something alive; false when there is none. */
@@ -278,7 +283,7 @@ void segment_give_up(struct segments *ss, unsigned drive);
 /* Of the sealed segments with something alive and less parity than a new one would get, the one
  * with least: written while drives were missing, or with columns on a drive given up. False when
  * there is none. */
-bool segment_pick_thin(struct segments *ss, uint64_t *ret_segment);
+bool segment_pick_thin(const struct segments *ss, uint64_t *ret_segment);
 /* The drives that are leaving, and those that take new segments (bit per drive). */
 uint64_t segment_leaving_drives(const struct segments *ss);
 uint64_t segment_taking_drives(const struct segments *ss);
@@ -292,7 +297,7 @@ bool segment_renew_due(const struct segments *ss); /* is there such a one? */
  * filled evenly? */
 bool segment_can_gain(const struct segments *ss, unsigned below);
 /* A sealed segment with something alive and a column on a drive that is leaving. */
-bool segment_pick_leaving(const struct segments *ss, uint64_t *ret_segment);
+bool segment_pick_leaving(struct segments *ss, uint64_t *ret_segment);
 /* A sealed segment with something alive and a column on the drive that has most over its fair
  * share, and none on the one that lacks most; false unless drives are being made even. */
 bool segment_pick_uneven(const struct segments *ss, uint64_t *ret_segment);
@@ -311,7 +316,8 @@ struct segment_space {
     uint64_t total, free; /* bytes of chunks: in all slots, in slots not taken */
     uint64_t physical;    /* bytes of slots taken, with parity */
     uint64_t live;        /* stored bytes of live chunks */
-    uint64_t dead;        /* room in slots taken that holds nothing alive and can be had again */
+    uint64_t dead;        /* room in slots taken that holds nothing alive, nor directories of what
+                             is, and can be had again */
     uint64_t freed;       /* bytes of chunks that segments freed since the start had room for */
     uint64_t survivors;   /* those opened since then for what outlives others, and for the copy */
     uint64_t segments;

@@ -50,7 +50,7 @@ void segment_take_drive(struct segments *ss, unsigned drive)
     CHECK(!ss->slots[drive]);
     ss->slots[drive] = mem_calloc((slots + 7) / 8, 1);
     ss->slots_free[drive] = slots;
-    ss->given_up &= ~(1ull << drive);
+    segment_file_drives(ss, ss->given_up & ~(1ull << drive), ss->leaving_drives);
 }
 
 bool segment_drive_empty(const struct segments *ss, unsigned drive)
@@ -65,7 +65,7 @@ void segment_forget_drive(struct segments *ss, unsigned drive)
     mem_free(ss->slots[drive]);
     ss->slots[drive] = NULL;
     ss->slots_free[drive] = 0;
-    ss->given_up &= ~(1ull << drive);
+    segment_file_drives(ss, ss->given_up & ~(1ull << drive), ss->leaving_drives);
 }
 
 uint64_t segment_given_up(const struct segments *ss)
@@ -86,20 +86,13 @@ uint64_t segment_capacity_with(const struct segments *ss, uint64_t drives, uint6
            (super->slot_size - FORMAT_UNIT);
 }
 
-bool segment_pick_leaving(const struct segments *ss, uint64_t *ret_segment)
+bool segment_pick_leaving(struct segments *ss, uint64_t *ret_segment)
 {
-    uint64_t leaving = segment_leaving_drives(ss);
-
-    for (unsigned i = 0; leaving && i < SEGMENT_FILLS; i++)
-        list_for_each (it, &ss->fills[i]) {
-            const struct segment *s = LIST_ENTRY(it, struct segment, fill_link);
-
-            if (s->tries >= SEGMENT_TRIES || !segment_on(s, leaving))
-                continue;
-            *ret_segment = s->id;
-            return true;
-        }
-    return false;
+    segment_file_drives(ss, ss->given_up, segment_leaving_drives(ss));
+    if (list_empty(&ss->leaving))
+        return false;
+    *ret_segment = LIST_ENTRY(ss->leaving.next, struct segment, leaves.link)->id;
+    return true;
 }
 
 /* ---- Evenness ---- */
@@ -235,7 +228,7 @@ bool segment_pick_uneven(const struct segments *ss, uint64_t *ret_segment)
         return false;
     for (unsigned i = 0; i < SEGMENT_FILLS; i++)
         list_for_each (it, &ss->fills[i]) {
-            const struct segment *s = LIST_ENTRY(it, struct segment, fill_link);
+            const struct segment *s = LIST_ENTRY(it, struct segment, fill.link);
 
             if (s->tries >= SEGMENT_TRIES || !segment_on(s, 1ull << over) ||
                 segment_on(s, 1ull << under))

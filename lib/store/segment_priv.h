@@ -19,21 +19,25 @@ struct segments {
     uint8_t *slots[FORMAT_DRIVES_MAX]; /* bitmap of slots taken, per drive */
     uint64_t slots_free[FORMAT_DRIVES_MAX];
     uint64_t slots_taken;
-    uint64_t live;
+    uint64_t live, chunks; /* of all segments */
     struct segment *open[SEGMENT_STREAMS];
     struct fiber_mutex stream_lock[SEGMENT_STREAMS];
     struct ec *codes[FORMAT_COLS_MAX + 1][FORMAT_COLS_MAX + 1]; /* [k][m], made when first used */
-    struct list fills[SEGMENT_FILLS]; /* sealed segments with something alive, by how much */
-    uint64_t given_up;                /* bit per drive */
-    bool thin_maybe;                  /* there may be a segment for segment_pick_thin */
-    bool evening;                     /* drives are being made even: segment_watch_even */
-    uint64_t even_left;               /* segments that may yet be moved for it */
-    uint64_t even_rest;               /* the drives among which no more can be done; 0: none */
-    uint64_t room;                    /* bytes of chunks that all segments could hold */
-    uint64_t freed;                   /* the same of those freed since the start */
-    uint64_t survivors;               /* and of those opened since, but for users' writes */
+    /* Sealed segments, as segment_file keeps them. Compaction looks for the next one at each of its
+     * steps, and there may be a hundred thousand. */
+    struct list emptied;                       /* nothing alive: candidates of the sweep */
+    struct list fills[SEGMENT_FILLS];          /* something alive, by how much */
+    struct list parities[FORMAT_COLS_MAX + 1]; /* of these by the parity left; without those that
+                                                  compaction leaves alone, as in `leaving` */
+    struct list leaving;                       /* with a column on one of leaving_drives */
+    uint64_t given_up, leaving_drives;         /* bit per drive; as the lists know them */
+    bool evening;                              /* drives are being made even: segment_watch_even */
+    uint64_t even_left;                        /* segments that may yet be moved for it */
+    uint64_t even_rest; /* the drives among which no more can be done; 0: none */
+    uint64_t room;      /* bytes of chunks that all segments could hold */
+    uint64_t freed;     /* the same of those freed since the start */
+    uint64_t survivors; /* and of those opened since, but for users' writes */
     struct metric_hist stripe_time, direct_time, careful_time;
-    uint64_t empty; /* sealed segments with nothing alive: candidates of the sweep */
 };
 
 struct segment *segment_find(const struct segments *ss, uint64_t id);
@@ -46,6 +50,9 @@ void segment_geometry(const struct segments *ss, unsigned *ret_k, unsigned *ret_
 unsigned segment_parity(const struct segment *s, uint64_t gone);
 /* Has it a column on one of these drives? */
 bool segment_on(const struct segment *s, uint64_t drives);
+
+/* Others are given up, or leave (bit per drive); their segments are filed anew where that is so. */
+void segment_file_drives(struct segments *ss, uint64_t given_up, uint64_t leaving);
 
 /* How many segments of n columns so many slots of each drive allow: the largest t with
  * sum(min(slots_i, t)) >= n t. */

@@ -17,11 +17,12 @@
 #define MIB       (1u << 20)
 #define LENGTH    (2u * MIB)
 #define READ_LAG  ENV_NS_PER_S
-#define NO_LAG    (READ_LAG / 2)
 #define WRITE_GAP ENV_NS_PER_MS
+#define LEAF      (256u * 1024)
+#define LEAVES    160u /* more than two records merge */
 
 static struct partition_case pc;
-static uint64_t no_lag;
+static uint64_t no_lag, lag; /* of writes, of reads of rows that are not at hand */
 static uint8_t *bytes;
 
 static struct kv *wrap(struct env *env, struct kv *kv)
@@ -37,6 +38,7 @@ static int setup(void **state)
     pc.options.on_conflict = PARTITION_REPLACE;
     pc.options.cache_bytes = MIB; /* what one record needs has its place */
     pc.wrap = wrap;
+    lag = READ_LAG;
     bytes = mem_alloc(2 * (size_t)LENGTH);
     sim_case_bytes(1, bytes, 2 * (size_t)LENGTH);
     return 0;
@@ -83,6 +85,33 @@ static void put_instance(int content, enum object_put_outcome outcome)
     assert_int_equal(object_put_append(put, s.data, s.len), 0);
     assert_int_equal(object_put_commit(put, &result), 0);
     assert_int_equal(result.outcome, outcome);
+}
+
+/* A block in each of LEAVES leaves, once for a snapshot and once since. */
+static void fill_snapshot(void)
+{
+    const char *name = "s";
+    struct block_volume *v;
+
+    CHECK_OK(block_create(pc.bs, name, 2 * (uint64_t)LEAVES * LEAF, BLOCK_EVERY_WRITE));
+    v = volume(name);
+    for (unsigned i = 0; i < LEAVES; i++)
+        CHECK_OK(block_write(v, (uint64_t)i * LEAF, bytes + i * 4096ull, 4096, 0));
+    CHECK_OK(block_snapshot(pc.bs, &name, 1, "old"));
+    for (unsigned i = 0; i < LEAVES; i++)
+        CHECK_OK(block_write(v, (uint64_t)i * LEAF, bytes + LENGTH + i * 4096ull, 4096, 0));
+    block_close(v);
+}
+
+static void act_merge(void)
+{
+    struct block_info info;
+
+    assert_int_equal(block_snapshot_remove(pc.bs, "s", "old"), 0);
+    do {
+        env_sleep(pc.c.env, lag / 100);
+        CHECK_OK(block_stat(pc.bs, "s", &info));
+    } while (info.mapped > (uint64_t)LEAVES * 4096);
 }
 
 static void act_zero(void)
@@ -160,9 +189,12 @@ static void fill_main(void *arg)
     block_close(v);
     put_object(bytes);
     put_instance(1, OBJECT_STORED);
+    fill_snapshot();
     CHECK_OK(partition_settle(pc.p));
     CHECK_OK(partition_case_close(&pc));
 }
+
+static uint64_t took; /* by the act */
 
 static void act_main(void *arg)
 {
@@ -173,16 +205,17 @@ static void act_main(void *arg)
     memset(&writer, 0, sizeof(writer));
     fiber_spawn(pc.c.env, "writer", writer_fiber, NULL);
     env_sleep(pc.c.env, ENV_NS_PER_S); /* its own rows are at hand */
-    lag_kv_slow_reads(pc.kv, READ_LAG);
+    lag_kv_slow_reads(pc.kv, lag);
     writer.slowest = 0;
     at = env_now(pc.c.env);
     act();
-    assert_true(env_now(pc.c.env) - at >= READ_LAG); /* the rows were not */
+    took = env_now(pc.c.env) - at;
+    assert_true(took >= lag); /* the rows were not */
     writer.stop = true;
     lag_kv_slow_reads(pc.kv, 0);
     while (!writer.stopped)
         env_sleep(pc.c.env, WRITE_GAP);
-    assert_true(writer.slowest < NO_LAG);
+    assert_true(writer.slowest < lag / 2);
     CHECK_OK(partition_case_close(&pc));
 }
 
@@ -222,6 +255,44 @@ static void test_supersede(void **state)
     run(act_supersede);
 }
 
+static void test_merge(void **state)
+{
+    (void)state;
+    lag = READ_LAG / 10; /* of many rows */
+    run(act_merge);
+}
+
+/* With nobody about there is nobody to rest for. */
+static void alone_main(void *arg)
+{
+    uint64_t at;
+
+    (void)arg;
+    partition_case_open(&pc);
+    env_sleep(pc.c.env, ENV_NS_PER_S);
+    lag_kv_slow_reads(pc.kv, lag);
+    at = env_now(pc.c.env);
+    act_merge();
+    took = env_now(pc.c.env) - at;
+    CHECK_OK(partition_case_close(&pc));
+}
+
+static void test_reaper_rests(void **state)
+{
+    uint64_t alone;
+
+    (void)state;
+    lag = READ_LAG / 10;
+    sim_case_run(&pc.c, fill_main, NULL);
+    sim_case_run(&pc.c, alone_main, NULL);
+    alone = took;
+    assert_int_equal(teardown(state), 0);
+    assert_int_equal(setup(state), 0);
+    lag = READ_LAG / 10;
+    run(act_merge);
+    assert_true(took > alone * 3 / 2 && took < alone * 5 / 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -230,6 +301,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_replace, setup, teardown),
         cmocka_unit_test_setup_teardown(test_delete, setup, teardown),
         cmocka_unit_test_setup_teardown(test_supersede, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_merge, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_reaper_rests, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

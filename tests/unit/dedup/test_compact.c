@@ -482,6 +482,41 @@ static void waiter_fiber(void *arg)
     waiter.ended = true;
 }
 
+static void expect_rest(void)
+{
+    for (enum compact_need need = COMPACT_IDLE; need <= COMPACT_NOW; need++)
+        assert_int_equal(chunkstore_compact(t.cs, need, NULL, NULL), ERR_NOENT);
+    assert_false(segment_can_gain(t.ss, COMPACT_FILL_MAX));
+}
+
+/* Of tiny chunks the directories are the most of what is written, and the ends of compaction's
+ * stripes are the most of the rest. While all are alive nothing of that can be had by moving. */
+static void tiny_main(void *arg)
+{
+    enum { TINY = 40, BATCH = 4000 };
+    uint64_t segment;
+
+    (void)arg;
+    make_store(3, 2, 1, 12);
+    segment = space().total / 12;
+    for (uint64_t seed = 1; space().segments < 2; seed += 2 * BATCH)
+        assert_int_equal(store_many(seed, BATCH, TINY), 0);
+    expect_rest();
+    assert_true(space().dead < segment + segment / 8); /* one is still open */
+    segment_ails(t.ss, 1);                             /* all of it is to be moved */
+    assert_int_equal(chunkstore_compact(t.cs, COMPACT_IDLE, NULL, NULL), 0);
+    assert_int_equal(sweep(), 1);
+    assert_int_equal(space().segments, 3); /* it fills one, and goes on in another */
+    expect_rest();
+    close_store();
+}
+
+static void test_tiny(void **state)
+{
+    (void)state;
+    sim_case_run(&c, tiny_main, NULL);
+}
+
 /* A write that finds the store full waits for compaction, and is refused when that has nothing more
  * to give. */
 static void room_main(void *arg)
@@ -636,6 +671,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_kv_error, setup, teardown),
         cmocka_unit_test_setup_teardown(test_sick_segment, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_records, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_tiny, setup, teardown),
         cmocka_unit_test_setup_teardown(test_room, setup, teardown),
         cmocka_unit_test_setup_teardown(test_queue, setup, teardown),
         cmocka_unit_test_setup_teardown(test_balance, setup, teardown),

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <cmocka.h>
 
 #include "lib/base/check.h"
@@ -1359,6 +1360,129 @@ static void test_held_segments(void **state)
     sim_case_run(&c, held_main, NULL);
 }
 
+/* ---- Choosing ---- */
+
+enum { MANY = 20000 };
+
+/* A sealed segment on three drives from `drive` on. */
+static void load_sealed(uint64_t id, unsigned drive, uint64_t chunks)
+{
+    struct segment s = {.id = id,
+                        .state = SEGMENT_SEALED,
+                        .k = 2,
+                        .m = 1,
+                        .used = SLOT_UNITS,
+                        .live = chunks * 2 * (SLOT_UNITS - 1) * UNIT,
+                        .chunks = chunks};
+    STRBUF_AUTO struct strbuf row = STRBUF_INIT;
+
+    for (unsigned i = 0; i < 3; i++) {
+        s.drive[i] = drive + i;
+        s.slot[i] = (uint32_t)id;
+    }
+    segment_row_encode(&s, &row);
+    assert_int_equal(segment_load(t.ss, id, row.data, row.len), 0);
+}
+
+static void expect_thin(uint64_t want)
+{
+    uint64_t id = 0;
+
+    assert_int_equal(segment_pick_thin(t.ss, &id), want != 0);
+    assert_int_equal(id, want);
+}
+
+static void expect_leaving(uint64_t want)
+{
+    uint64_t id = 0;
+
+    assert_int_equal(segment_pick_leaving(t.ss, &id), want != 0);
+    assert_int_equal(id, want);
+}
+
+/* Compaction asks at each of its steps what is next: that must not take a walk over the table,
+ * which with so many questions would be seconds. */
+static void ask_often(uint64_t thin, uint64_t leaving)
+{
+    clock_t start = clock();
+
+    for (unsigned i = 0; i < MANY; i++) {
+        unsigned freed = 9;
+
+        expect_thin(thin);
+        expect_leaving(leaving);
+        assert_int_equal(segment_sweep(t.ss, &freed), 0);
+        assert_int_equal(freed, 0);
+    }
+    assert_true(clock() - start < CLOCKS_PER_SEC);
+}
+
+static void many_main(void *arg)
+{
+    unsigned freed;
+
+    (void)arg;
+    make_store(5, 2, 1, MANY + 8);
+    for (uint64_t id = 1; id <= MANY; id++)
+        load_sealed(id, 0, 1);
+    load_sealed(MANY + 1, 1, 1);
+    load_sealed(MANY + 2, 2, 1);
+    load_sealed(MANY + 3, 2, 0);
+    segment_hold(t.ss, MANY + 3);
+    ask_often(0, 0);
+    segment_give_up(t.ss, 4);
+    t.ds->drives[3].leaving = true;
+    ask_often(MANY + 2, MANY + 1);
+    segment_compact_failed(t.ss, MANY + 2, true); /* left alone */
+    segment_ails(t.ss, 7);
+    ask_often(7, MANY + 1);
+    segment_compact_failed(t.ss, MANY + 1, true);
+    expect_leaving(0);
+    t.ds->drives[2].leaving = true;
+    expect_leaving(1);
+    t.ds->drives[2].leaving = false;
+    segment_release(t.ss, MANY + 3);
+    assert_int_equal(segment_sweep(t.ss, &freed), 0);
+    assert_int_equal(freed, 1);
+    assert_false(segment_sweep_due(t.ss));
+    close_store();
+}
+
+static void test_many(void **state)
+{
+    (void)state;
+    sim_case_run(&c, many_main, NULL);
+}
+
+/* What was written while drives were missing is thin once they are back, even if nothing was when
+ * last asked. */
+static void thin_later_main(void *arg)
+{
+    uint32_t size = 100000;
+
+    (void)arg;
+    make_store(3, 1, 2, 8);
+    driveset_put_out(t.ds, 2, "for the test");
+    put_ok(SEGMENT_VOLUMES, &size, 1);
+    expect_thin(0);
+    t.ds->drives[2].state = DRIVE_OK;
+    put_ok(SEGMENT_VOLUMES, &size, 1); /* in another segment: the first one is sealed */
+    expect_thin(1);
+    driveset_put_out(t.ds, 2, "for the test");
+    expect_thin(0);
+    t.ds->drives[2].state = DRIVE_OK;
+    expect_thin(1);
+    unaccount(0);
+    expect_thin(0);
+    close_store();
+}
+
+static void test_thin_later(void **state)
+{
+    (void)state;
+    sim_case_run(&c, thin_later_main, NULL);
+}
+
 /* ---- Rows and records ---- */
 
 static void rows_main(void *arg)
@@ -1572,6 +1696,8 @@ int main(void)
         CASE(test_full),
         CASE(test_slot_reuse),
         CASE(test_held_segments),
+        CASE(test_many),
+        CASE(test_thin_later),
         CASE(test_rows),
         CASE(test_bad_rows),
         CASE(test_bad_records),
