@@ -42,6 +42,7 @@ enum replay_place { REPLAY_BEHIND, REPLAY_FRONT, REPLAY_PLACES };
 struct replay_mirror {
     struct drive *drive;
     struct replay_window windows[REPLAY_PLACES];
+    bool known; /* its superblock says that it is one, or a batch that is there */
     bool repaired;
     bool unread; /* since this was last cleared: something could not be read */
 };
@@ -225,7 +226,7 @@ static void replay_look(struct replay *r, unsigned i, enum replay_place place,
 static bool replay_has_looked(const struct replay *r)
 {
     for (unsigned i = 0; i < r->count; i++)
-        if (!r->mirrors[i].unread)
+        if (r->mirrors[i].known && !r->mirrors[i].unread)
             return true;
     return false;
 }
@@ -249,21 +250,43 @@ static int replay_next(struct replay *r, struct replay_found *ret_found)
     return 1;
 }
 
-/* Is there any batch of a later number anywhere? Called at the end (see the head of this file). */
-static bool replay_finds_later(struct replay *r)
+/* Is there any batch from this number on in a mirror's area? */
+static bool replay_has_from(struct replay *r, struct replay_mirror *m, uint64_t seq)
 {
     struct journal *j = r->j;
 
-    for (unsigned i = 0; i < r->count; i++) {
-        for (uint64_t off = 0; off + FORMAT_UNIT <= j->cap; off += FORMAT_UNIT) {
-            const uint8_t *p = replay_fetch(r, &r->mirrors[i], REPLAY_BEHIND, off, FORMAT_UNIT);
-            struct format_batch h;
+    for (uint64_t off = 0; off + FORMAT_UNIT <= j->cap; off += FORMAT_UNIT) {
+        const uint8_t *p = replay_fetch(r, m, REPLAY_BEHIND, off, FORMAT_UNIT);
+        struct format_batch h;
 
-            if (p && journal_head_valid(j, p, &h) && h.seq > j->head_seq)
-                return true;
-        }
+        if (p && journal_head_valid(j, p, &h) && h.seq >= seq)
+            return true;
     }
     return false;
+}
+
+/* Is there a later one anywhere? Called at the end (see the head of this file). */
+static bool replay_finds_later(struct replay *r)
+{
+    for (unsigned i = 0; i < r->count; i++)
+        if (replay_has_from(r, &r->mirrors[i], r->j->head_seq + 1))
+            return true;
+    return false;
+}
+
+/* What lies where a mirror was and has no superblock may be the mirror with that damaged, or an
+ * empty disk in its place: then that it has no next batch proves nothing. */
+static bool replay_knows(struct replay *r)
+{
+    bool any = false;
+
+    for (unsigned i = 0; i < r->count; i++) {
+        struct replay_mirror *m = &r->mirrors[i];
+
+        m->known = drive_usable(m->drive) || replay_has_from(r, m, 0);
+        any |= m->known;
+    }
+    return any;
 }
 
 static int replay_apply(struct replay *r, struct buf *b, const struct format_batch *h,
@@ -340,7 +363,7 @@ int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journ
         if ((j->mirrors >> i & 1) && drive_readable(&j->ds->drives[i]))
             r->mirrors[r->count++].drive = &j->ds->drives[i];
     replay_sync(r);
-    if (r->count == 0)
+    if (!replay_knows(r))
         rc = replay_nothing(j);
     else
         rc = replay_all(r, apply, arg, &stats);

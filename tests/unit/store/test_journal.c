@@ -859,6 +859,42 @@ static void test_mirrors_without_superblock(void **state)
     sim_case_run(&c, headless_main, NULL);
 }
 
+/* Another disk lies where a mirror was expected: that it has no batch says nothing. */
+static void strange_disk(unsigned drive)
+{
+    sim_file_corrupt(c.sim, store_case_paths(3)[drive], FORMAT_SUPER_OFF_A, FORMAT_UNIT);
+    sim_file_corrupt(c.sim, store_case_paths(3)[drive], FORMAT_SUPER_OFF_B, FORMAT_UNIT);
+    damage(drive, 0, 0, STORE_JOURNAL);
+}
+
+static int fail_on_d0(void *arg, const char *path, const struct env_io *io)
+{
+    return store_case_drive(path) == 0 ? fail_journal_reads(arg, path, io) : 0;
+}
+
+static void strange_main(void *arg)
+{
+    uint64_t at = FORMAT_JOURNAL_OFF + 16 * FORMAT_UNIT; /* the last batch */
+
+    (void)arg;
+    five_main(NULL);
+    strange_disk(1);
+    c.hook = fail_on_d0;
+    c.hook_arg = &at;
+    expect_replay(ERR_IO);
+    c.hook = NULL;
+    expect_replay(0);
+    expect_replayed_from(0);
+    strange_disk(0);
+    expect_replay(ERR_JOURNAL);
+}
+
+static void test_strange_disk(void **state)
+{
+    (void)state;
+    sim_case_run(&c, strange_main, NULL);
+}
+
 /* ---- Drives failing while the journal is written ---- */
 
 struct fault {
@@ -1306,6 +1342,7 @@ int main(void)
         CASE(test_all_mirrors_gone),
         CASE(test_mirror_missing_at_start),
         CASE(test_mirrors_without_superblock),
+        CASE(test_strange_disk),
         CASE(test_one_mirror_fails),
         CASE(test_both_mirrors_fail),
         CASE(test_target_fails),
