@@ -609,6 +609,14 @@ static void drive_attach(struct driveset *ds, struct drive *d, struct candidate 
     }
 }
 
+/* It is out, and a process has it: one that is gone, but for a write that the drive has not
+ * answered. The others can do without it; a daemon that lives would have these too. */
+static void drive_is_busy(struct drive *d, struct candidate *c)
+{
+    c->taken = true;
+    d->reason = "is busy yet with what an earlier process wrote to it";
+}
+
 /* Finds each member's drive. */
 static int admit(struct driveset *ds, struct candidate *c, unsigned n)
 {
@@ -625,9 +633,12 @@ static int admit(struct driveset *ds, struct candidate *c, unsigned n)
         for (unsigned j = 0; j < n && d->state == DRIVE_MISSING && !d->file; j++) {
             if (!member_matches(ds, i, &c[j].super))
                 continue;
-            if (c[j].locked)
+            if (!c[j].locked)
+                drive_attach(ds, d, &c[j]);
+            else if (mb->state == FORMAT_DRIVE_OUT)
+                drive_is_busy(d, &c[j]);
+            else
                 return ERR_LOCKED;
-            drive_attach(ds, d, &c[j]);
         }
     }
     return 0;
