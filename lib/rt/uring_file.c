@@ -136,6 +136,23 @@ static void file_nop_done(struct uring_op *op, int res)
     file_end(io, io->result);
 }
 
+static int file_size_fd(int fd, uint64_t *ret_size)
+{
+    struct stat st;
+    uint64_t size;
+
+    if (fstat(fd, &st) < 0)
+        return err_from_errno(errno);
+    if (S_ISBLK(st.st_mode)) {
+        if (ioctl(fd, BLKGETSIZE64, &size) < 0)
+            return err_from_errno(errno);
+    } else {
+        size = (uint64_t)st.st_size;
+    }
+    *ret_size = size;
+    return 0;
+}
+
 /* True when there is nothing more to ask for. */
 static bool file_moved(struct env_io *io, int res)
 {
@@ -151,6 +168,18 @@ static bool file_moved(struct env_io *io, int res)
 
 static void file_trim_slowly(struct env_io *io);
 
+/* A disk that was pulled out answers writes with "no space", since the kernel has made it one of no
+ * bytes. That of a device with its size is true: it is a thin one. */
+static bool file_is_gone(struct env_io *io, int res)
+{
+    int fd = uring_file_of(io)->fd;
+    uint64_t size;
+    struct stat st;
+
+    return res == -ENOSPC && io->kind == ENV_WRITE && fstat(fd, &st) == 0 && S_ISBLK(st.st_mode) &&
+           (file_size_fd(fd, &size) < 0 || size < io->off + io->len);
+}
+
 static void file_done(struct uring_op *op, int res)
 {
     struct env_io *io = env_io_of(op);
@@ -165,7 +194,7 @@ static void file_done(struct uring_op *op, int res)
         else if (io->kind == ENV_RESERVE && (res == -EOPNOTSUPP || res == -ENODEV))
             file_end(io, 0); /* a device, or a file system that cannot: nothing to reserve */
         else
-            file_end(io, err_from_errno(-res));
+            file_end(io, file_is_gone(io, res) ? ERR_IO : err_from_errno(-res));
         return;
     }
     if (io->kind != ENV_READ && io->kind != ENV_WRITE) {
@@ -225,23 +254,6 @@ static int file_write_zeroes(int fd, uint64_t off, uint64_t end)
             return put < 0 ? err_from_errno(errno) : ERR_IO;
         off += (uint64_t)put;
     }
-    return 0;
-}
-
-static int file_size_fd(int fd, uint64_t *ret_size)
-{
-    struct stat st;
-    uint64_t size;
-
-    if (fstat(fd, &st) < 0)
-        return err_from_errno(errno);
-    if (S_ISBLK(st.st_mode)) {
-        if (ioctl(fd, BLKGETSIZE64, &size) < 0)
-            return err_from_errno(errno);
-    } else {
-        size = (uint64_t)st.st_size;
-    }
-    *ret_size = size;
     return 0;
 }
 

@@ -8,8 +8,10 @@
 #include <string.h>
 #include <time.h>
 #include <fcntl.h>
+#include <linux/loop.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -125,6 +127,65 @@ static void test_files(void **state)
 {
     (void)state;
     run(files_main, dir);
+}
+
+/* A block device made of a file; -1 where there may be none. */
+static int loop_attach(int backing, char *ret_path, size_t len)
+{
+    int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC), loop = -1;
+    int n = control < 0 ? -1 : ioctl(control, LOOP_CTL_GET_FREE);
+
+    if (control >= 0)
+        (void)close(control);
+    if (n < 0)
+        return -1;
+    snprintf(ret_path, len, "/dev/loop%d", n);
+    loop = open(ret_path, O_RDWR | O_CLOEXEC);
+    if (loop < 0 || ioctl(loop, LOOP_SET_FD, backing) == 0)
+        return loop;
+    (void)close(loop);
+    return -1;
+}
+
+/* The kernel makes a disk that was pulled out one of no bytes, which has "no space" for writes. */
+static void pulled_out_main(void *arg)
+{
+    int *fds = arg; /* the loop device, and the file under it */
+    struct env_file *f;
+    uint8_t *buf = unit(7);
+
+    assert_int_equal(env_open(env, path("disk"), ENV_OPEN_DIRECT, &f), 0);
+    assert_int_equal(env_pwrite(f, buf, UNIT, UNIT, true), 0);
+    assert_int_equal(ftruncate(fds[1], 0), 0);
+    assert_int_equal(ioctl(fds[0], LOOP_SET_CAPACITY, 0), 0);
+    assert_int_equal(env_pwrite(f, buf, UNIT, UNIT, true), ERR_IO);
+    assert_int_equal(env_pread(f, buf, UNIT, UNIT), ERR_TRUNCATED);
+    env_close(f);
+    mem_free(buf);
+}
+
+static void test_pulled_out(void **state)
+{
+    char device[40];
+    int fds[2];
+
+    (void)state;
+    fds[1] = open(path("backing"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(fds[1] >= 0 && ftruncate(fds[1], 64 * UNIT) == 0);
+    fds[0] = loop_attach(fds[1], device, sizeof(device));
+    if (fds[0] < 0) {
+        print_message("no loop device can be made: root and /dev/loop-control are needed\n");
+        (void)close(fds[1]);
+        (void)unlink(path("backing"));
+        skip();
+    }
+    assert_int_equal(symlink(device, path("disk")), 0);
+    run(pulled_out_main, fds);
+    (void)ioctl(fds[0], LOOP_CLR_FD, 0);
+    (void)close(fds[0]);
+    (void)close(fds[1]);
+    (void)unlink(path("disk"));
+    (void)unlink(path("backing"));
 }
 
 /* tmpfs knows no direct I/O (until recently) and its files are the same all the same. */
@@ -783,14 +844,15 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_files),        cmocka_unit_test(test_files_tmpfs),
-        cmocka_unit_test(test_names),        cmocka_unit_test(test_durable),
-        cmocka_unit_test(test_deep),         cmocka_unit_test(test_readers),
-        cmocka_unit_test(test_sockets),      cmocka_unit_test(test_endings),
-        cmocka_unit_test(test_addresses),    cmocka_unit_test(test_offload),
-        cmocka_unit_test(test_threads),      cmocka_unit_test(test_end_sleeps),
-        cmocka_unit_test(test_posts),        cmocka_unit_test(test_stop),
-        cmocka_unit_test(test_keep_signals), cmocka_unit_test(test_forsake),
+        cmocka_unit_test(test_files),      cmocka_unit_test(test_files_tmpfs),
+        cmocka_unit_test(test_names),      cmocka_unit_test(test_durable),
+        cmocka_unit_test(test_deep),       cmocka_unit_test(test_readers),
+        cmocka_unit_test(test_sockets),    cmocka_unit_test(test_endings),
+        cmocka_unit_test(test_addresses),  cmocka_unit_test(test_offload),
+        cmocka_unit_test(test_threads),    cmocka_unit_test(test_end_sleeps),
+        cmocka_unit_test(test_pulled_out), cmocka_unit_test(test_posts),
+        cmocka_unit_test(test_stop),       cmocka_unit_test(test_keep_signals),
+        cmocka_unit_test(test_forsake),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
