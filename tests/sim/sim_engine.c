@@ -28,7 +28,7 @@
 
 #define JOBS_MAX     64
 #define FAILURES_MAX 10
-#define PROGRESS     10000u /* seeds, between two lines that say how far a campaign is */
+#define PROGRESS     1000u /* seeds, between two lines that say how far a campaign is */
 #define CHILD_BEYOND \
     3 /* exit status: all is well, and more drives were lost than the profile bears */
 
