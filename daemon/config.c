@@ -169,7 +169,7 @@ static const struct config_setting config_settings[] = {
     CONFIG_COUNT_("store", "drives", store.drives, 1, CONFIG_DRIVES_MAX, "a number from 1 to 32"),
     {"store", "profile", NULL, CONFIG_AT(store.data_columns), config_parse_profile,
      "auto, or data+parity columns as in 4+2", 0, 0},
-    CONFIG_SIZE_("journal_size", NULL, store.journal_size, 16u << 20, 64ull << 30,
+    CONFIG_SIZE_("journal_size", NULL, store.journal_size, 16u << 20, 1ull << 30,
                  "a size from 16M to 64G, a multiple of 4096"),
     CONFIG_SIZE_("cache_size", NULL, store.cache_size, 16u << 20, 1ull << 40,
                  "a size from 16M to 1T, a multiple of 4096"),

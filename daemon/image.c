@@ -68,6 +68,7 @@
 
 #define IMAGE_GROW_MIN   (256u * 1024)
 #define IMAGE_RUNS_MAX   48u
+#define IMAGE_REST_PART  8u
 #define IMAGE_PAGE       1024u
 #define IMAGE_PAGE_BYTES (512u * 1024)
 #define IMAGE_RETRY      (10 * ENV_NS_PER_S)
@@ -379,6 +380,20 @@ int image_begin(struct image *im)
 
 /* ---- In the background ---- */
 
+/* There are many runs. A base in their place is as much work as all the metadata: it has to be
+ * worth that, or the record that names them is on its way to be too long. */
+static bool list_is_long(const struct image *im, uint64_t base, uint64_t rest)
+{
+    STRBUF_AUTO struct strbuf body = STRBUF_INIT;
+
+    if (im->named.count <= IMAGE_RUNS_MAX)
+        return false;
+    if (rest > base / IMAGE_REST_PART || im->named.count > IMAGE_FORM_RUNS / 4)
+        return true;
+    image_form_encode(&im->named, &body);
+    return body.len > journal_record_max(im->p->journal) / 4;
+}
+
 /* Is a new base wanted: the first (the first one ever is written by the first checkpoint), or one
  * in the place of all that has gathered? */
 static bool base_wanted(const struct image *im)
@@ -390,7 +405,7 @@ static bool base_wanted(const struct image *im)
     if (im->lost)
         return im->p->ds->super.replay_lsn > 1;
     image_sizes(im, &base, &rest);
-    return rest > base + IMAGE_GROW_MIN || im->named.count > IMAGE_RUNS_MAX;
+    return rest > base + IMAGE_GROW_MIN || list_is_long(im, base, rest);
 }
 
 void image_run(struct image *im)
@@ -577,6 +592,8 @@ int image_write(struct image *im, uint64_t settled, uint64_t upto)
             im->retry_wait = 0;
         else
             copy_failed(im, rc);
+        if (rc == ERR_TOOBIG)
+            image_lose(im); /* nothing would make it shorter */
     }
     image_keep(im);
     return rc;

@@ -10,7 +10,8 @@
 
 #include <cmocka.h>
 
-#include "daemon/image_form.h"
+#include "daemon/image_priv.h"
+#include "daemon/partition_priv.h"
 #include "daemon/rebuild.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
@@ -366,15 +367,57 @@ static void test_beyond(void **state)
     assert_int_equal(rebuild_rc, 0);
 }
 
+/* Many small increments upon a large base: no reason to write all of it anew. */
+static void many_main(void *arg)
+{
+    struct partition *p;
+    struct block_volume *v;
+    uint64_t base;
+
+    (void)arg;
+    partition_case_open(&pc);
+    p = pc.p;
+    assert_int_equal(block_create(pc.bs, "v", 64 * MIB, BLOCK_EVERY_WRITE), 0);
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    for (unsigned i = 0; i < 240; i++)
+        put(v, (uint64_t)i * 4096 * 61, 4096 * 61, i);
+    assert_int_equal(partition_settle(p), 0);
+    assert_int_equal(partition_checkpoint(p), 0);
+    base = p->image->named.runs[0].number;
+    assert_true(p->image->named.runs[0].base);
+    for (unsigned i = 0; i < 25; i++) {
+        put(v, (uint64_t)i * 4096, 4096, 1000 + i);
+        assert_int_equal(partition_settle(p), 0);
+        assert_int_equal(partition_checkpoint(p), 0);
+        env_sleep(pc.c.env, 2 * ENV_NS_PER_S);
+    }
+    assert_int_equal(p->image->named.runs[0].number, base);
+    assert_true(p->image->named.count > 50);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_many(void **state)
+{
+    (void)state;
+    pc.slots = 40;
+    sim_case_run(&pc.c, many_main, NULL);
+}
+
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_form), cmocka_unit_test(test_pieces),
-        cmocka_unit_test(test_rows), cmocka_unit_test(test_changes),
-        CASE(test_rebuild),          CASE(test_lost),
-        CASE(test_rebuild_short),    CASE(test_beyond),
+        cmocka_unit_test(test_form),
+        cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_changes),
+        CASE(test_rebuild),
+        CASE(test_lost),
+        CASE(test_rebuild_short),
+        CASE(test_beyond),
+        CASE(test_many),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
