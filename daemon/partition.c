@@ -228,8 +228,11 @@ static void apply_batch(struct partition *p, struct journal_batch *b)
 
     while (!p->broken && journal_batch_next(b, &pos, &r)) {
         struct waiter *w = waiter_find(p, r.lsn);
-        int rc = apply_record(p, &r, w ? w->context : NULL, &fatal);
+        int rc;
 
+        fiber_mutex_lock(&p->applying);
+        rc = apply_record(p, &r, w ? w->context : NULL, &fatal);
+        fiber_mutex_unlock(&p->applying);
         at = metric_lap(&p->apply_time, at, env_now(p->env));
         if (fatal)
             partition_break(p, fatal);
@@ -261,9 +264,9 @@ static void partition_applier(void *arg)
 /* Brings the metadata's copy on the drives up to what was just frozen. Without room for it the
  * journal is trimmed all the same; see image.c. But not at the end of a stop, when no record is
  * taken any more (ERR_SHUTDOWN): the copy's last record is in the journal, and is to stay there. */
-static int partition_copy(struct partition *p, uint64_t upto)
+static int partition_copy(struct partition *p, uint64_t settled, uint64_t upto)
 {
-    int rc = image_write(p->image, p->processed_lsn, upto);
+    int rc = image_write(p->image, settled, upto);
 
     if (rc < 0 && rc != ERR_AGAIN && rc != ERR_SHUTDOWN && !p->broken)
         log_warn(
@@ -279,24 +282,29 @@ static int partition_copy(struct partition *p, uint64_t upto)
  * How far is settled before the flush, the overlay's oldest write included. A write that is drained
  * while the flush runs leaves the overlay, but its mapping may have come too late for the flush:
  * the mapping's record is then replayed, and takes effect only if the write is replayed before it.
+ * So it is settled between two records, not in the midst of one, which may have taken writes out of
+ * the overlay and be waiting for the KV store yet.
  *
  * Not every record leaves a trace in the KV store (writes to the overlay do not), so the last LSN
  * found there does not tell how much of the journal may be missing: the note does. */
 int partition_checkpoint(struct partition *p)
 {
     struct kv_batch *note = kv_batch_new();
-    uint64_t upto, oldest, took, start = env_now(p->env);
+    uint64_t upto, settled, oldest, took, start = env_now(p->env);
     uint8_t value[8];
     int rc;
 
     fiber_mutex_lock(&p->checkpoint_lock);
     image_prepare(p->image);
+    fiber_mutex_lock(&p->applying);
     upto = p->processed_lsn + 1;
     oldest = volumes_oldest_lsn(p->volumes);
     if (oldest < upto && !PLANTED(TRIM_TOO_EARLY) && !PLANTED(TRIM_RACES_FLUSH))
         upto = oldest;
     image_freeze(p->image);
-    rc = partition_copy(p, upto);
+    settled = p->processed_lsn;
+    fiber_mutex_unlock(&p->applying);
+    rc = partition_copy(p, settled, upto);
     if (PLANTED(IMAGE_TRIMMED_PAST))
         upto = volumes_oldest_lsn(p->volumes) < p->processed_lsn ? volumes_oldest_lsn(p->volumes)
                                                                  : p->processed_lsn;
@@ -785,6 +793,7 @@ static struct partition *partition_alloc(struct env *env, struct kv *kv,
     fiber_cond_init(&p->maintain_work);
     fiber_group_init(&p->fibers);
     fiber_mutex_init(&p->checkpoint_lock);
+    fiber_mutex_init(&p->applying);
     fiber_mutex_init(&p->membership.lock);
     metric_hist_init(&p->apply_time, METRIC_TIME);
     metric_hist_init(&p->checkpoint_time, METRIC_TIME);

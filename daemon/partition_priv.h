@@ -43,6 +43,7 @@ struct partition {
     struct fiber_cond apply_work, maintain_work;
     struct fiber_group fibers;
     struct fiber_mutex checkpoint_lock;
+    struct fiber_mutex applying; /* held while a record is applied */
     bool stopping, apply_stop;
 
     struct partition_start start; /* how the last start went */
