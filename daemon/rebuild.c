@@ -113,7 +113,11 @@ static int read_root(struct rebuild *b)
         b->form.upto = 1;
         return b->ds->super.replay_lsn == 1 ? 0 : ERR_NOENT;
     }
-    return rc == 0 ? image_form_decode(b->root.data, b->root.len, &b->form) : rc;
+    if (rc == 0)
+        rc = image_form_decode(b->root.data, b->root.len, &b->form);
+    if (rc == 0 && b->ds->super.replay_lsn > b->form.upto)
+        rc = ERR_NOENT; /* checkpoints went without it since: records that it takes are gone */
+    return rc;
 }
 
 /* ---- Where segments lie ---- */

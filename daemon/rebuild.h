@@ -15,9 +15,10 @@ struct rebuild_result {
  * partition replays the journal and has the exact state. Drives are not written, but for what
  * replaying a journal mends in it.
  *
- * ERR_EXIST: the KV store has a store. ERR_NOENT: the journal names no copy. ERR_LOST: parts of the
- * copy cannot be read from any drive (ret_result tells how many); with `partial` what can be had is
- * loaded all the same. ERR_JOURNAL, ERR_LOST, ERR_CONFIG, ERR_LOCKED as partition_open. Suspends.
+ * ERR_EXIST: the KV store has a store. ERR_NOENT: the journal names no copy, or one that it does
+ * not go on from any more. ERR_LOST: parts of the copy cannot be read from any drive (ret_result
+ * tells how many); with `partial` what can be had is loaded all the same. ERR_JOURNAL, ERR_LOST,
+ * ERR_CONFIG, ERR_LOCKED as partition_open. Suspends.
  */
 int rebuild_metadata(struct env *env, struct kv *kv, const char *const *drive_paths,
                      unsigned drives, bool partial, struct rebuild_result *ret_result);
