@@ -1,6 +1,7 @@
 /* Orders about drives, and the watch over them; see membership.h. */
 #include "daemon/membership.h"
 
+#include "daemon/image.h"
 #include "daemon/partition_priv.h"
 #include "lib/base/check.h"
 #include "lib/base/err.h"
@@ -8,8 +9,9 @@
 #include "lib/base/plant.h"
 #include "lib/base/size.h"
 
-#define MEMBERSHIP_SAMPLE ENV_NS_PER_S /* of the rate */
-#define MEMBERSHIP_SMOOTH 8u           /* samples that the average goes back, about */
+#define MEMBERSHIP_GO_AGAIN (2 * ENV_NS_PER_S)
+#define MEMBERSHIP_SAMPLE   ENV_NS_PER_S /* of the rate */
+#define MEMBERSHIP_SMOOTH   8u           /* samples that the average goes back, about */
 
 static int refuse(struct strbuf *why, int error, const char *text)
 {
@@ -260,13 +262,27 @@ static bool may_go(const struct partition *p, unsigned i)
            (segment_drive_empty(p->segments, i) || PLANTED(LEAVES_WITH_DATA));
 }
 
-/* F8: the KV store must have forgotten the segments that were on it before its place is given up;
- * no new one can come, since it takes none. Asked again after the flush: its leaving may have been
- * taken back. */
+/* Brings the KV store, and the metadata's copy, to where neither they nor what is to be replayed
+ * upon them name what is on no drive now. ERR_AGAIN: the copy could not be renewed. */
+static int forget_what_was(struct partition *p)
+{
+    uint64_t lsn = p->processed_lsn;
+    struct image_stats copy;
+    int rc = partition_checkpoint(p);
+
+    image_get_stats(p->image, &copy);
+    if (rc == 0 && copy.settled < lsn)
+        rc = ERR_AGAIN;
+    return rc;
+}
+
+/* F8: the segments that were on it must be forgotten before its place is given up; no new one can
+ * come, since it takes none. Asked again after that: its leaving may have been taken back. */
 static int let_go(struct partition *p, unsigned i, bool *ret_gone)
 {
-    int rc = PLANTED(LEAVES_UNFLUSHED) ? 0 : partition_checkpoint(p);
+    int rc = PLANTED(LEAVES_UNFLUSHED) ? 0 : forget_what_was(p);
 
+    p->membership.go_at = env_now(p->env) + (rc < 0 ? MEMBERSHIP_GO_AGAIN : 0);
     if (rc < 0 || !may_go(p, i))
         return rc;
     rc = member_let_go(p->ds, i);
@@ -290,7 +306,7 @@ static void watch_leaving(struct partition *p)
     for (unsigned i = 0; i < p->ds->count && !p->broken; i++) {
         int rc = may_go(p, i) ? let_go(p, i, &left) : 0;
 
-        if (rc < 0 && rc != ERR_SHUTDOWN)
+        if (rc < 0 && rc != ERR_SHUTDOWN && rc != ERR_AGAIN)
             log_warn("membership", "drive cannot be let go, will try again drive=%u error=%s", i,
                      err_name(rc));
     }
@@ -322,7 +338,7 @@ static void watch_rate(struct partition *p)
 void membership_watch(struct partition *p)
 {
     watch_out(p);
-    if (segment_leaving_drives(p->segments))
+    if (segment_leaving_drives(p->segments) && env_now(p->env) >= p->membership.go_at)
         watch_leaving(p);
     journal_level(p->journal);
     segment_watch_even(p->segments);

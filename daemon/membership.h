@@ -30,6 +30,7 @@ struct partition_moves;
 
 struct membership {
     struct fiber_mutex lock; /* one order, or one letting go, at a time */
+    uint64_t go_at;          /* when drives may be let go: later, where that failed */
     /* The rate of moving, as an average of late. */
     uint64_t rate, moved_before, sampled_at;
 };

@@ -28,8 +28,9 @@
  *      number s or later, and of an epoch before that start's, never counts. So what was found
  *      missing (it was torn, or its drive did not answer) cannot come back beside what took its
  *      place.
- *  F8. A place is given up (FORMAT_DRIVE_NONE) only when no segment has a column there and the KV
- *      store has durably forgotten those that had: then no row or record to be replayed names it.
+ *  F8. A place is given up (FORMAT_DRIVE_NONE) only when no segment has a column there, and the KV
+ *      store and the metadata's copy have durably forgotten those that had: then no row names it,
+ *      nor a record to be replayed upon either.
  *  F9. Nothing is put on a drive that was added before all drives that count know of it.
  */
 #pragma once
