@@ -3,7 +3,8 @@
  *
  * A stripe begins with a header and a directory under one CRC. Its width is not known before the
  * header is read, so that is read first, a unit of column 0 (or decoded from the same row of the
- * others), and then the directory in full. A stripe that was written and never named by a record
+ * others), and then the directory in full, which proves both: if it does not, other columns are
+ * asked for another header. A stripe that was written and never named by a record
  * may have been torn: then its width is unknown, and the walk goes on unit by unit. Data that looks
  * like a header does no harm: whoever walks compares what is listed with the chunk table.
  *
@@ -59,26 +60,60 @@ static bool directory_place(const struct segments *ss, const struct segment *s,
            loc->stored <= (uint64_t)h->width * FORMAT_UNIT * s->k;
 }
 
-/* Reads the whole directory of the stripe at `offset`; ERR_NOENT when there is none. Suspends. */
-static int directory_read(struct segments *ss, struct segment *s, uint32_t offset,
-                          struct buf **ret_buf, struct format_stripe *ret_header)
-{
-    struct segment_loc loc = {.stripe = {s->id, offset, 1}, .stored = FORMAT_UNIT};
-    struct buf *first;
-    struct format_stripe h;
-    int rc = segment_read_careful(ss, s, &loc, header_fits, &first);
+/* What was taken for the header of a stripe at a place so far. A header by itself is not proved,
+ * only together with its directory, which may be longer than a unit: the first that looks like one
+ * can be of a column that rots, or lies, and another be right. */
+#define VERSIONS_MAX 8u
 
-    if (rc < 0)
-        return rc == ERR_LOST ? ERR_NOENT : rc;
-    memcpy(&h, first->data, sizeof(h));
-    buf_unref(first);
-    if (!directory_place(ss, s, &h, &loc))
-        return ERR_NOENT;
-    rc = segment_read_careful(ss, s, &loc, segment_directory_fits, ret_buf);
-    if (rc < 0)
-        return rc == ERR_LOST ? ERR_NOENT : rc;
-    *ret_header = h;
-    return 0;
+struct versions {
+    struct segment_loc loc; /* first: that is what the predicates are given */
+    struct format_stripe seen[VERSIONS_MAX];
+    unsigned count;
+};
+
+static bool header_is_new(const struct segment_loc *loc, const uint8_t *bytes)
+{
+    const struct versions *v = (const struct versions *)loc;
+
+    for (unsigned i = 0; i < v->count; i++)
+        if (memcmp(&v->seen[i], bytes, sizeof(v->seen[i])) == 0)
+            return false;
+    return header_fits(loc, bytes);
+}
+
+/* The directory that belongs to the header seen last. */
+static bool directory_is_last(const struct segment_loc *loc, const uint8_t *bytes)
+{
+    const struct versions *v = (const struct versions *)loc;
+
+    return memcmp(&v->seen[v->count - 1], bytes, sizeof(v->seen[0])) == 0 &&
+           segment_directory_fits(loc, bytes);
+}
+
+/* Reads the next directory at `offset`, header and all, that some k columns have and that was not
+ * seen; ERR_NOENT when there is none. Suspends. */
+static int directory_read(struct segments *ss, struct segment *s, uint32_t offset,
+                          struct versions *v, struct buf **ret_buf)
+{
+    while (v->count < VERSIONS_MAX) {
+        struct format_stripe *h = &v->seen[v->count];
+        struct buf *first;
+        int rc;
+
+        v->loc = (struct segment_loc){.stripe = {s->id, offset, 1}, .stored = FORMAT_UNIT};
+        rc = segment_read_careful(ss, s, &v->loc, header_is_new, &first);
+        if (rc < 0)
+            return rc == ERR_LOST ? ERR_NOENT : rc;
+        memcpy(h, first->data, sizeof(*h));
+        buf_unref(first);
+        v->count++;
+        if (!directory_place(ss, s, h, &v->loc))
+            continue;
+        rc = segment_read_careful(ss, s, &v->loc, directory_is_last, ret_buf);
+        if (rc != ERR_LOST)
+            return rc;
+    }
+    return ERR_NOENT;
 }
 
 static struct segment_entry *directory_decode(const struct format_stripe *h, const uint8_t *bytes)
@@ -113,14 +148,16 @@ int segment_next_stripe(struct segments *ss, uint64_t segment, uint32_t *offset,
     if (*offset == 0)
         *offset = 1; /* behind the fragment header */
     for (; *offset < s->used; ++*offset) {
+        struct versions v = {.count = 0};
         struct format_stripe h;
         struct buf *b;
-        int rc = directory_read(ss, s, *offset, &b, &h);
+        int rc = directory_read(ss, s, *offset, &v, &b);
 
         if (rc == ERR_NOENT)
             continue;
         if (rc < 0)
             return rc;
+        h = v.seen[v.count - 1];
         *ret_entries = directory_decode(&h, b->data);
         *ret_count = h.entries;
         *offset += h.width;
@@ -130,75 +167,23 @@ int segment_next_stripe(struct segments *ss, uint64_t segment, uint32_t *offset,
     return ERR_NOENT;
 }
 
-/* ---- All that may begin at a place ---- */
-
-#define VERSIONS_MAX 8u /* of one place; each takes lies or a crash of its own */
-
-struct versions {
-    struct segment_loc loc;      /* first: that is what the predicates are given */
-    uint32_t seen[VERSIONS_MAX]; /* by their CRC */
-    unsigned count;
-};
-
-static uint32_t header_crc(const uint8_t *bytes)
-{
-    struct format_stripe h;
-
-    memcpy(&h, bytes, sizeof(h));
-    return h.crc;
-}
-
-static bool header_is_new(const struct segment_loc *loc, const uint8_t *bytes)
-{
-    const struct versions *v = (const struct versions *)loc;
-    uint32_t crc = header_crc(bytes);
-
-    for (unsigned i = 0; i < v->count; i++)
-        if (v->seen[i] == crc)
-            return false;
-    return header_fits(loc, bytes);
-}
-
-/* The directory that belongs to the header seen last. */
-static bool directory_is_last(const struct segment_loc *loc, const uint8_t *bytes)
-{
-    const struct versions *v = (const struct versions *)loc;
-
-    return header_crc(bytes) == v->seen[v->count - 1] && segment_directory_fits(loc, bytes);
-}
-
 int segment_stripes_at(struct segments *ss, uint64_t segment, uint32_t offset,
                        void (*fn)(void *arg, const struct segment_entry *entries, size_t n),
                        void *arg)
 {
     struct segment *s = segment_find(ss, segment);
     struct versions v = {.count = 0};
+    struct buf *b;
+    int rc;
 
     CHECK(s && s->holds > 0 && offset > 0 && offset < s->used);
-    while (v.count < VERSIONS_MAX) {
-        struct segment_entry *entries;
-        struct format_stripe h;
-        struct buf *b;
-        int rc;
+    while ((rc = directory_read(ss, s, offset, &v, &b)) == 0) {
+        const struct format_stripe *h = &v.seen[v.count - 1];
+        struct segment_entry *entries = directory_decode(h, b->data);
 
-        v.loc = (struct segment_loc){.stripe = {segment, offset, 1}, .stored = FORMAT_UNIT};
-        rc = segment_read_careful(ss, s, &v.loc, header_is_new, &b);
-        if (rc < 0)
-            return rc == ERR_LOST ? 0 : rc;
-        memcpy(&h, b->data, sizeof(h));
         buf_unref(b);
-        v.seen[v.count++] = h.crc;
-        if (!directory_place(ss, s, &h, &v.loc))
-            continue;
-        rc = segment_read_careful(ss, s, &v.loc, directory_is_last, &b);
-        if (rc == ERR_LOST)
-            continue;
-        if (rc < 0)
-            return rc;
-        entries = directory_decode(&h, b->data);
-        buf_unref(b);
-        fn(arg, entries, h.entries);
+        fn(arg, entries, h->entries);
         mem_free(entries);
     }
-    return 0;
+    return rc == ERR_NOENT ? 0 : rc;
 }

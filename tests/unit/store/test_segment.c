@@ -861,6 +861,57 @@ static void older_main(void *arg)
     close_store();
 }
 
+/* A header that looks like one, of a column that rots: its directory proves it wrong, and what the
+ * other columns have is asked for. */
+static void rotten_header_main(void *arg)
+{
+    static const size_t places[] = {offsetof(struct format_stripe, width),
+                                    offsetof(struct format_stripe, entries),
+                                    offsetof(struct format_stripe, crc)};
+    uint32_t size = 6 * UNIT, at;
+    struct segment_entry *entries;
+    const struct segment *s;
+    struct segment_stripe where;
+    uint64_t off;
+    uint8_t *unit = mem_alloc_aligned(4096, UNIT);
+    size_t n;
+
+    (void)arg;
+    make_store(3, 2, 1, 2);
+    put_ok(SEGMENT_VOLUMES, &size, 1);
+    where = t.stored[0].loc.stripe;
+    s = segment_get(t.ss, where.segment);
+    off = drive_slot_off(t.ds, s->slot[0]) + (uint64_t)where.offset * UNIT;
+    segment_hold(t.ss, where.segment);
+    for (unsigned i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+        struct env_file *f = t.ds->drives[s->drive[0]].file;
+
+        column_read(&where, row_of(where.segment)->bytes, 0, 0, unit, UNIT);
+        unit[places[i]] ^= 2;
+        assert_int_equal(env_pwrite(f, unit, UNIT, off, true), 0);
+        at = where.offset;
+        assert_int_equal(segment_next_stripe(t.ss, where.segment, &at, &entries, &n), 0);
+        assert_int_equal(at, where.offset + where.width);
+        assert_int_equal(entries[0].id, t.stored[0].seed);
+        mem_free(entries);
+        versions = 0;
+        assert_int_equal(segment_stripes_at(t.ss, where.segment, where.offset, version_found, NULL),
+                         0);
+        assert_int_equal(versions, 1);
+        unit[places[i]] ^= 2;
+        assert_int_equal(env_pwrite(f, unit, UNIT, off, true), 0);
+    }
+    segment_release(t.ss, where.segment);
+    mem_free(unit);
+    close_store();
+}
+
+static void test_rotten_header(void **state)
+{
+    (void)state;
+    sim_case_run(&c, rotten_header_main, NULL);
+}
+
 static void test_older(void **state)
 {
     (void)state;
@@ -1685,6 +1736,7 @@ int main(void)
         CASE(test_wide),
         CASE(test_own_result),
         CASE(test_older),
+        CASE(test_rotten_header),
         CASE(test_insane_locations),
         CASE(test_two_widths),
         CASE(test_bit_flips),
