@@ -3,7 +3,7 @@
  *
  *   in     struct content_put: bytes become chunks, chunks become stripes while the stream still
  *          arrives, and in the end there are a list of chunks and a recipe for a record
- *   apply  content_need, content_ref: a recipe's references within a record's transaction
+ *   apply  content_require, content_ref: a recipe's references within a record's transaction
  *   out    struct content: a recipe opened, its chunks pinned, ranges of it read
  *
  * Where chunks begin and end is the caller's choice: whoever knows the format of a stream cuts it
@@ -66,13 +66,14 @@ void content_put_free(struct content_put *cp);
 
 /* ---- Applying ---- */
 
-/* Loads and decodes the recipe under a key of KV_RECIPE and tells the transaction of its chunks.
- * ERR_FORMAT when there is none: whoever asks has a row that says so. The recipe begins `skip`
- * bytes into the row. Suspends. */
-int content_load(struct kv *kv, struct kv_slice key, size_t skip, struct chunk_txn *txn,
-                 struct recipe *ret_recipe);
-/* Tells the transaction of the recipe's chunks. */
-void content_need(struct chunk_txn *txn, const struct recipe *r);
+/* Loads and decodes the recipe of content that is to go, from under a key of KV_RECIPE, and tells
+ * the transaction of its chunks. The recipe begins `skip` bytes into the row. Where there is none
+ * *ret_recipe stays clear: what is lost already can be deleted or replaced, and nobody refers to
+ * chunks on its behalf. ERR_FORMAT when it is there and cannot be read. Suspends. */
+int content_load_old(struct kv *kv, struct kv_slice key, size_t skip, struct chunk_txn *txn,
+                     struct recipe *ret_recipe);
+/* Tells the transaction of the chunks of a recipe that comes. */
+void content_require(struct chunk_txn *txn, const struct recipe *r);
 void content_ref(struct chunk_txn *txn, const struct recipe *r, int64_t delta);
 
 /* ---- Out ---- */

@@ -31,6 +31,8 @@
 static const struct kv_slice partition_lsn_key = {"lsn", 3};
 static const struct kv_slice partition_trim_key = {"trim", 4};
 static const struct kv_slice partition_store_key = {"store", 5};
+static const struct kv_slice partition_segments_key = {PARTITION_SEGMENTS_KEY,
+                                                       sizeof(PARTITION_SEGMENTS_KEY) - 1};
 
 /* ---- Submitting ---- */
 
@@ -563,7 +565,7 @@ int partition_mark(struct kv *kv, struct driveset *ds, uint64_t upto)
 
 /* ---- Opening ---- */
 
-static int load_lsn(struct partition *p, struct kv_slice key, uint64_t *lsn)
+static int load_number(struct partition *p, struct kv_slice key, uint64_t *number)
 {
     MEM_AUTO void *value = NULL;
     size_t len;
@@ -572,7 +574,7 @@ static int load_lsn(struct partition *p, struct kv_slice key, uint64_t *lsn)
     if (rc == ERR_NOENT)
         return 0;
     if (rc == 0 && len == 8)
-        *lsn = codec_get_le64(value);
+        *number = codec_get_le64(value);
     return rc;
 }
 
@@ -586,9 +588,9 @@ static int load_identity(struct partition *p)
         return rc == ERR_NOENT ? ERR_KV : rc;
     if (len != 16 || memcmp(value, p->ds->super.store_uuid, 16) != 0)
         return ERR_KV; /* the KV store belongs to other drives */
-    rc = load_lsn(p, partition_lsn_key, &p->applied_lsn);
+    rc = load_number(p, partition_lsn_key, &p->applied_lsn);
     if (rc == 0)
-        rc = load_lsn(p, partition_trim_key, &p->trim_lsn);
+        rc = load_number(p, partition_trim_key, &p->trim_lsn);
     return rc;
 }
 
@@ -640,6 +642,16 @@ static int load_segments(struct partition *p)
         if (rc < 0 || n == 0)
             return rc;
     }
+}
+
+/* Where rows of segments were lost, the audit has left word of which numbers they may have had. */
+static int load_segment_ids(struct partition *p)
+{
+    uint64_t next = 0;
+    int rc = load_number(p, partition_segments_key, &next);
+
+    segment_skip_ids(p->segments, next);
+    return rc;
 }
 
 static int replay_record(void *arg, const struct journal_record *r)
@@ -723,6 +735,8 @@ static int partition_load(struct partition *p, struct partition_start *start)
 
     if (rc == 0)
         rc = load_segments(p);
+    if (rc == 0)
+        rc = load_segment_ids(p);
     if (rc == 0)
         rc = chunkstore_load(p->chunks);
     if (rc == 0)

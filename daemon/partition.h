@@ -33,6 +33,9 @@ struct volumes;
 struct studies;
 struct buckets;
 
+/* The row of KV_META that says from which number on segments get theirs, where one is written. */
+#define PARTITION_SEGMENTS_KEY "segments"
+
 enum partition_conflict { PARTITION_REFUSE, PARTITION_REPLACE };
 
 struct partition_options {

@@ -158,18 +158,25 @@ static void upper_add(struct upper *u, const struct put_apply *p)
     u->study.stored_ns = u->series.stored_ns = p->instance.stored_ns;
 }
 
+/* Metadata that was lost may have taken rows with it, or changes of them: what is not counted
+ * cannot be taken out of a count. */
+static uint64_t upper_less(uint64_t count, uint64_t part)
+{
+    return count > part ? count - part : 0;
+}
+
 static void upper_remove(struct studies *ss, struct upper *u, uint64_t bytes)
 {
-    CHECK(u->study_exists && u->series_exists && u->study.instances && u->series.instances);
-    u->study.instances--;
-    u->series.instances--;
-    u->study.bytes -= bytes;
-    u->series.bytes -= bytes;
-    if (u->series.instances == 0) {
+    u->study.instances = upper_less(u->study.instances, 1);
+    u->series.instances = upper_less(u->series.instances, 1);
+    u->study.bytes = upper_less(u->study.bytes, bytes);
+    u->series.bytes = upper_less(u->series.bytes, bytes);
+    if (u->series_exists && u->series.instances == 0) {
         catalog_modality_count(&u->study, &u->series, -1);
-        u->study.series--;
+        u->study.series = upper_less(u->study.series, 1);
     }
-    ss->studies -= u->study.instances == 0;
+    if (u->study_exists && u->study.instances == 0)
+        ss->studies = upper_less(ss->studies, 1);
 }
 
 static void upper_put(struct upper *u, const char *study, const char *series,
@@ -206,7 +213,7 @@ static int old_recipe(struct studies *ss, const char *instance, struct chunk_txn
     struct catalog_key k;
 
     catalog_key_make(&k, 'R', instance, NULL, NULL);
-    return content_load(ss->p->kv, catalog_key_slice(&k), 0, txn, ret_recipe);
+    return content_load_old(ss->p->kv, catalog_key_slice(&k), 0, txn, ret_recipe);
 }
 
 static void rows_delete(struct studies *ss, const struct catalog_uids *home, const char *instance,
@@ -220,8 +227,8 @@ static void rows_delete(struct studies *ss, const struct catalog_uids *home, con
     kv_batch_delete(batch, KV_RECIPE, catalog_key_slice(&k));
     catalog_key_make(&k, 'U', instance, NULL, NULL);
     kv_batch_delete(batch, KV_INDEX, catalog_key_slice(&k));
-    ss->instances--;
-    ss->bytes -= bytes;
+    ss->instances = upper_less(ss->instances, 1);
+    ss->bytes = upper_less(ss->bytes, bytes);
 }
 
 /* An instance that is to be removed. */
@@ -245,7 +252,12 @@ static void old_free(struct old_instance *old)
 /* Will the study go with this instance? */
 static bool old_is_last(const struct old_instance *old)
 {
-    return old->upper.study_exists && old->upper.study.instances == 1;
+    return old->upper.study_exists && old->upper.study.instances <= 1;
+}
+
+static bool old_was_last(const struct old_instance *old)
+{
+    return old->upper.study_exists && old->upper.study.instances == 0;
 }
 
 /* Its rows in the levels above, and its recipe; see old_recipe. */
@@ -255,7 +267,7 @@ static int old_load(struct studies *ss, const char *instance, struct chunk_txn *
     int rc = upper_load(ss, old->home.part[0], old->home.part[1], &old->upper);
 
     if (rc == 0 && old_is_last(old))
-        rc = study_patient_load(ss, &old->upper.study.attrs, true, &old->patient);
+        rc = study_patient_load(ss, &old->upper.study.attrs, &old->patient);
     return rc < 0 ? rc : old_recipe(ss, instance, txn, &old->recipe);
 }
 
@@ -265,7 +277,7 @@ static void old_remove(struct studies *ss, const char *instance, struct old_inst
 {
     upper_remove(ss, &old->upper, old->row.bytes);
     upper_put(&old->upper, old->home.part[0], old->home.part[1], batch);
-    if (old->upper.study.instances == 0)
+    if (old_was_last(old))
         study_patient_remove(&old->patient, &old->upper.study.attrs, old->home.part[0], batch);
     rows_delete(ss, &old->home, instance, old->row.bytes, batch);
 }
@@ -324,8 +336,8 @@ static int put_change(struct put_apply *p, struct old_instance *old)
     if (rc == 0 && old)
         rc = old_load(p->ss, p->instance_uid, p->txn, old);
     if (rc == 0 && (!u->study_exists || (old && old_is_last(old)))) /* a study may come */
-        rc = study_patient_load(p->ss, &p->study_attrs, false, &p->patient);
-    content_need(p->txn, &p->recipe);
+        rc = study_patient_load(p->ss, &p->study_attrs, &p->patient);
+    content_require(p->txn, &p->recipe);
     if (rc == 0)
         rc = chunk_txn_load(p->txn);
     if (rc == 0) {
@@ -352,7 +364,7 @@ static int put_decide(struct put_apply *p)
     void *value = NULL;
     int rc = study_find(p->ss, p->instance_uid, &old->home, &old->row, &value);
 
-    if (rc == ERR_NOENT) {
+    if (rc == ERR_NOENT || rc == ERR_LOST) {
         rc = put_change(p, NULL);
     } else if (rc == 0) {
         outcome = OBJECT_REPLACED;
@@ -394,8 +406,13 @@ static int apply_put(struct studies *ss, const struct apply *a)
 /* ---- Before submitting ----
  *
  * Records are applied one at a time: what applying reads is read beforehand, so that it is at hand
- * then. Answers other than errors of the KV store may be out of date by then; applying finds out.
+ * then. What is there or not may have changed by then; applying finds out. Rows that cannot be read
+ * stay so, and would stop applying for good: they are refused here.
  */
+static int warm_result(int rc)
+{
+    return rc == ERR_KV || rc == ERR_FORMAT ? rc : 0;
+}
 
 int study_warm_upper(struct studies *ss, const char *study, const char *series)
 {
@@ -403,7 +420,7 @@ int study_warm_upper(struct studies *ss, const char *study, const char *series)
     int rc = upper_load(ss, study, series, u);
 
     upper_free(u);
-    return rc == ERR_KV ? rc : 0;
+    return warm_result(rc);
 }
 
 int study_warm(struct studies *ss, const char *instance)
@@ -420,7 +437,7 @@ int study_warm(struct studies *ss, const char *instance)
     chunk_txn_abort(txn);
     old_free(old);
     mem_free(value);
-    return rc == ERR_KV ? rc : 0;
+    return warm_result(rc);
 }
 
 /* ---- DELETE ---- */
