@@ -192,7 +192,7 @@ static int apply_record(struct partition *p, const struct journal_record *r, voi
     return rc;
 }
 
-static void partition_break(struct partition *p, int error)
+void partition_break(struct partition *p, int error)
 {
     struct hmap_node *it, *next;
 
