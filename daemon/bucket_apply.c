@@ -394,15 +394,25 @@ int buckets_apply(struct buckets *bs, uint16_t type, const struct apply *a)
 
 /* ---- The reaper ---- */
 
-static struct bucket *reap_next(const struct buckets *bs)
+/* Of those behind the one that failed last if there are any: one that cannot be emptied keeps none
+ * of the others. */
+static struct bucket *reap_next(const struct buckets *bs, uint64_t failed)
 {
+    struct bucket *first = NULL;
+    bool behind = false;
+
     list_for_each (it, &bs->all) {
         struct bucket *b = LIST_ENTRY(it, struct bucket, link);
 
-        if (b->row.going)
+        if (!b->row.going)
+            continue;
+        if (behind || failed == 0)
             return b;
+        if (!first)
+            first = b;
+        behind = b->id == failed;
     }
-    return NULL;
+    return first;
 }
 
 /* A step: loads what applying will load, so that it need not wait for the KV store and others with
@@ -424,17 +434,20 @@ static int reap_step(struct buckets *bs, uint64_t id)
 void bucket_reaper(void *arg)
 {
     struct buckets *bs = arg;
+    uint64_t failed = 0;
 
     while (!bs->stopping) {
-        struct bucket *b = bs->p->broken ? NULL : reap_next(bs);
+        struct bucket *b = bs->p->broken ? NULL : reap_next(bs, failed);
+        uint64_t id = b ? b->id : 0;
         int rc;
 
         if (!b) {
             fiber_cond_wait(&bs->reap_work);
             continue;
         }
-        rc = reap_step(bs, b->id);
+        rc = reap_step(bs, id);
         if (rc < 0 && rc != ERR_SHUTDOWN && !bs->p->broken) {
+            failed = id;
             log_warn("buckets", "a deleted bucket is not emptied yet, will try again error=%s",
                      err_name(rc));
             (void)fiber_cond_wait_until(bs->p->env, &bs->reap_work,

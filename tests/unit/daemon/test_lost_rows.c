@@ -262,6 +262,108 @@ static void test_kill(void **state)
     run(true);
 }
 
+/* ---- What cannot be given back ---- */
+
+static void put_to(const char *bucket)
+{
+    struct bucket_put_info info = {.bucket = bucket, .name = "o"};
+    struct bucket_put_result result;
+    struct bucket_put *put;
+
+    CHECK_OK(bucket_create(partition_buckets(pc.p), bucket));
+    assert_int_equal(bucket_put_begin(partition_buckets(pc.p), &info, &put), 0);
+    assert_int_equal(bucket_put_append(put, bytes, LENGTH), 0);
+    assert_int_equal(bucket_put_commit(put, &result), 0);
+}
+
+static void two_of_each_main(void *arg)
+{
+    static const char *const names[] = {"first", "second"};
+
+    (void)arg;
+    partition_case_open(&pc);
+    for (unsigned i = 0; i < 2; i++) {
+        struct block_volume *v;
+
+        CHECK_OK(block_create(pc.bs, names[i], LENGTH, BLOCK_EVERY_WRITE));
+        CHECK_OK(block_open(pc.bs, names[i], &v));
+        CHECK_OK(block_write(v, 0, bytes, LENGTH, 0));
+        block_close(v);
+        put_to(names[i]);
+    }
+    CHECK_OK(partition_case_close(&pc));
+}
+
+/* Rows of the table; the first of them is cut where that is asked for. */
+static size_t look_at(enum kv_table t, bool cut)
+{
+    struct kv_rows *rows;
+    struct kv *kv;
+    size_t n;
+
+    assert_int_equal(kv_mem_open(pc.c.env, pc.image, &kv), 0);
+    assert_int_equal(kv_scan(kv, t, (struct kv_slice){"", 1}, (struct kv_slice){"", 0}, ROWS_DROP,
+                             8u << 20, 0, &rows),
+                     0);
+    n = rows->count;
+    if (cut) {
+        struct kv_batch *batch = kv_batch_new();
+
+        kv_batch_put(batch, t, rows->rows[0].key, (struct kv_slice){"?", 1});
+        assert_int_equal(kv_write(kv, batch), 0);
+        assert_int_equal(kv_flush(kv), 0);
+        kv_batch_free(batch);
+    }
+    kv_rows_free(rows);
+    assert_int_equal(kv_close(kv), 0);
+    return n;
+}
+
+static void cut_main(void *arg)
+{
+    size_t *before = arg;
+
+    before[0] = look_at(KV_MAP, true);
+    before[1] = look_at(KV_RECIPE, true);
+}
+
+static void remove_both_main(void *arg)
+{
+    struct bucket_store *bs;
+
+    (void)arg;
+    partition_case_open(&pc);
+    bs = partition_buckets(pc.p);
+    assert_int_equal(bucket_remove(bs, "first", true), 0);
+    assert_int_equal(bucket_remove(bs, "second", true), 0);
+    assert_int_equal(block_remove(pc.bs, "first"), 0);
+    assert_int_equal(block_remove(pc.bs, "second"), 0);
+    env_sleep(pc.c.env, 5 * ENV_NS_PER_S);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void half_is_gone_main(void *arg)
+{
+    const size_t *before = arg;
+
+    assert_int_equal(look_at(KV_MAP, false), before[0] / 2);
+    assert_int_equal(look_at(KV_RECIPE, false), before[1] / 2);
+}
+
+/* The rows of one volume and one bucket cannot be read: others that were deleted are given back. */
+static void test_reapers(void **state)
+{
+    size_t before[2];
+
+    (void)state;
+    partition_case_init(&pc, 1);
+    sim_case_run(&pc.c, two_of_each_main, NULL);
+    sim_case_run(&pc.c, cut_main, before);
+    sim_case_run(&pc.c, remove_both_main, NULL);
+    sim_case_run(&pc.c, half_is_gone_main, before);
+    partition_case_free(&pc);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -282,6 +384,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_close),
         cmocka_unit_test(test_kill),
+        cmocka_unit_test(test_reapers),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
