@@ -1,6 +1,7 @@
 /* A partition of the node and its loop; see node_part.h.
  *
- * DIR/formatting is there only while the store is being made: a crash then starts over.
+ * DIR/formatting is there only while the store is being made: a crash then starts over. With it
+ * drives are overwritten without being looked at, so no start goes past it where there is a store.
  */
 #include "daemon/node_part.h"
 
@@ -138,6 +139,22 @@ static int part_format(struct node_part *n)
     return rc;
 }
 
+/* A crash may have left the file behind a store that was made: were the metadata lost later, a
+ * start would take the drives for an unfinished store's. */
+static int part_unmark(struct node_part *n)
+{
+    MEM_AUTO char *marker = place_path(n->config, "formatting");
+    int rc = env_unlink(n->env, marker);
+
+    if (rc == 0 || rc == ERR_NOENT)
+        return 0;
+    log_error("node",
+              "a file is left from making the store, and would let a later start overwrite its "
+              "drives: remove it path=%s error=%s",
+              log_q(marker), err_name(rc));
+    return rc;
+}
+
 /* A drive has left, or was found elsewhere. */
 static void part_drives_changed(void *arg)
 {
@@ -198,8 +215,8 @@ static int part_open_store(struct node_part *n)
 
     if (rc == 0)
         rc = partition_exists(n->kv, &exists);
-    if (rc == 0 && !exists)
-        rc = part_format(n);
+    if (rc == 0)
+        rc = exists ? part_unmark(n) : part_format(n);
     if (rc == 0)
         rc = part_open_partition(n);
     if (rc < 0)
