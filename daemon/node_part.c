@@ -160,7 +160,7 @@ static void part_drives_changed(void *arg)
 {
     struct node_part *n = arg;
 
-    if (n->partition && node_part_save_paths(n, NULL) < 0) /* else it is about to be open */
+    if (n->partition && node_part_save_paths(n) < 0) /* else it is about to be open */
         log_warn("node", "cannot write the list of drives' paths dir=%s",
                  log_q(n->config->store.data));
 }
@@ -329,6 +329,7 @@ int node_part_start(struct env *first, const struct config *config, unsigned ind
     config_for_partition(config, index, &p->settings);
     p->config = &p->settings;
     fiber_mutex_init(&p->paths_lock);
+    fiber_mutex_init(&p->orders_lock);
     place_init(&p->place, p->config);
     if (index == 0) {
         p->env = first;
@@ -360,12 +361,12 @@ int node_part_stop(struct node_part *p)
     return rc;
 }
 
-int node_part_save_paths(struct node_part *p, const char *extra)
+int node_part_save_paths(struct node_part *p)
 {
     int rc;
 
     fiber_mutex_lock(&p->paths_lock);
-    rc = place_save_paths(p->env, p->config, partition_drives(p->partition), extra);
+    rc = place_save_paths(p->env, p->config, partition_drives(p->partition), p->adding);
     fiber_mutex_unlock(&p->paths_lock);
     return rc;
 }
