@@ -345,6 +345,20 @@ int node_part_start(struct env *first, const struct config *config, unsigned ind
     return rc < 0 ? rc : p->rc;
 }
 
+static void part_end_soon(void *arg)
+{
+    struct node_part *p = arg;
+
+    if (p->partition)
+        partition_end_soon(p->partition);
+}
+
+void node_part_end_soon(struct node_part *p)
+{
+    if (p->env) /* else it never had a loop */
+        (void)node_part_call(p, part_end_soon, p);
+}
+
 int node_part_stop(struct node_part *p)
 {
     int rc = 0;

@@ -38,6 +38,9 @@ struct node_part {
 int node_part_start(struct env *first, const struct config *config, unsigned index,
                     struct node_part *p);
 
+/* partition_end_soon. Fine for one that is zeroed. Suspends. */
+void node_part_end_soon(struct node_part *p);
+
 /* Closes the store and ends the loop. Fine for one that is zeroed. Suspends. */
 int node_part_stop(struct node_part *p);
 

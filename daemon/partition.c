@@ -838,6 +838,11 @@ int partition_open(struct env *env, struct kv *kv, const char *const *drive_path
 
 /* ---- Closing ---- */
 
+void partition_end_soon(struct partition *p)
+{
+    p->ending = true;
+}
+
 int partition_close(struct partition *p)
 {
     int rc, stopped;

@@ -43,7 +43,7 @@ struct partition {
     struct fiber_cond apply_work, maintain_work;
     struct fiber_group fibers;
     struct fiber_mutex checkpoint_lock;
-    bool stopping, apply_stop;
+    bool ending, stopping, apply_stop;
 
     struct partition_start start; /* how the last start went */
     struct slow_log *slow;        /* NULL: none */

@@ -241,7 +241,7 @@ static int study_delete_one(struct studies *ss, const struct catalog_uids *uids,
         strbuf_addc(&body, (char)strlen(uids->part[i]));
         strbuf_adds(&body, uids->part[i]);
     }
-    rc = study_warm(ss, uids->part[2]);
+    rc = study_warm_delete(ss, uids);
     if (rc < 0)
         return rc;
     iov = (struct iovec){body.data, body.len};
@@ -270,6 +270,8 @@ static int study_remove_rows(struct studies *ss, struct study_removal *r,
         struct kv_slice key = rows->rows[i].key;
         struct catalog_uids uids;
 
+        if (ss->p->ending)
+            return ERR_SHUTDOWN;
         rc = catalog_uids_split((struct kv_slice){(const char *)key.data + 1, key.len - 1}, 3,
                                 &uids);
         for (unsigned k = 0; rc == 0 && k < 3; k++)

@@ -216,24 +216,31 @@ static int old_recipe(struct studies *ss, const char *instance, struct chunk_txn
     return content_load_old(ss->p->kv, catalog_key_slice(&k), 0, txn, ret_recipe);
 }
 
-static void rows_delete(struct studies *ss, const struct catalog_uids *home, const char *instance,
-                        uint64_t bytes, struct kv_batch *batch)
+static void row_delete(struct studies *ss, const struct catalog_uids *home, const char *instance,
+                       uint64_t bytes, struct kv_batch *batch)
 {
     struct catalog_key k;
 
     catalog_key_make(&k, 'I', home->part[0], home->part[1], instance);
     kv_batch_delete(batch, KV_CATALOG, catalog_key_slice(&k));
+    ss->instances = upper_less(ss->instances, 1);
+    ss->bytes = upper_less(ss->bytes, bytes);
+}
+
+static void content_delete(const char *instance, struct kv_batch *batch)
+{
+    struct catalog_key k;
+
     catalog_key_make(&k, 'R', instance, NULL, NULL);
     kv_batch_delete(batch, KV_RECIPE, catalog_key_slice(&k));
     catalog_key_make(&k, 'U', instance, NULL, NULL);
     kv_batch_delete(batch, KV_INDEX, catalog_key_slice(&k));
-    ss->instances = upper_less(ss->instances, 1);
-    ss->bytes = upper_less(ss->bytes, bytes);
 }
 
 /* An instance that is to be removed. */
 struct old_instance {
     struct catalog_uids home; /* study, series */
+    bool stray; /* a row that the index does not lead to: recipe and index are another one's */
     struct catalog_instance row;
     struct recipe recipe;
     struct upper upper;
@@ -268,7 +275,7 @@ static int old_load(struct studies *ss, const char *instance, struct chunk_txn *
 
     if (rc == 0 && old_is_last(old))
         rc = study_patient_load(ss, &old->upper.study.attrs, &old->patient);
-    return rc < 0 ? rc : old_recipe(ss, instance, txn, &old->recipe);
+    return rc < 0 || old->stray ? rc : old_recipe(ss, instance, txn, &old->recipe);
 }
 
 /* Takes the instance out of all rows. */
@@ -279,7 +286,9 @@ static void old_remove(struct studies *ss, const char *instance, struct old_inst
     upper_put(&old->upper, old->home.part[0], old->home.part[1], batch);
     if (old_was_last(old))
         study_patient_remove(&old->patient, &old->upper.study.attrs, old->home.part[0], batch);
-    rows_delete(ss, &old->home, instance, old->row.bytes, batch);
+    row_delete(ss, &old->home, instance, old->row.bytes, batch);
+    if (!old->stray)
+        content_delete(instance, batch);
 }
 
 /* ---- PUT ---- */
@@ -440,6 +449,50 @@ int study_warm(struct studies *ss, const char *instance)
     return warm_result(rc);
 }
 
+/* Finds the instance that a record or a row says is there. Where the index leads elsewhere or
+ * nowhere it has gone or moved; or its row is still there, which is damage, and goes too: it could
+ * be got rid of in no other way. ERR_NOENT. Suspends. */
+static int old_find(struct studies *ss, const char *study, const char *series, const char *instance,
+                    struct old_instance *old, void **ret_value)
+{
+    int rc = study_find(ss, instance, &old->home, &old->row, ret_value);
+    bool known = rc == 0;
+    struct catalog_key k;
+    size_t len;
+
+    if (known && strcmp(old->home.part[0], study) == 0 && strcmp(old->home.part[1], series) == 0)
+        return 0;
+    if (rc < 0 && rc != ERR_NOENT && rc != ERR_LOST)
+        return rc;
+    mem_free(*ret_value);
+    *ret_value = NULL;
+    catalog_key_make(&k, 'I', study, series, instance);
+    rc = kv_get(ss->p->kv, KV_CATALOG, catalog_key_slice(&k), ret_value, &len);
+    if (rc == 0)
+        rc = catalog_instance_decode((struct kv_slice){*ret_value, len}, &old->row);
+    if (rc == 0)
+        rc = catalog_uids_split((struct kv_slice){k.bytes + 1, k.len - 1}, 3, &old->home);
+    old->stray = known;
+    return rc;
+}
+
+int study_warm_delete(struct studies *ss, const struct catalog_uids *uids)
+{
+    struct old_instance *old = mem_zalloc(sizeof(*old));
+    struct chunk_txn *txn = chunk_txn_begin(ss->p->chunks);
+    void *value = NULL;
+    int rc = old_find(ss, uids->part[0], uids->part[1], uids->part[2], old, &value);
+
+    if (rc == 0)
+        rc = old_load(ss, uids->part[2], txn, old);
+    if (rc == 0)
+        rc = chunk_txn_load(txn);
+    chunk_txn_abort(txn);
+    old_free(old);
+    mem_free(value);
+    return warm_result(rc);
+}
+
 /* ---- DELETE ---- */
 
 static int delete_change(struct studies *ss, const struct apply *a, struct old_instance *old,
@@ -470,9 +523,7 @@ static int apply_delete(struct studies *ss, const struct apply *a)
     int rc = ERR_FORMAT;
 
     if (get_uid(&r, study) == 0 && get_uid(&r, series) == 0 && get_uid(&r, instance) == 0)
-        rc = study_find(ss, instance, &old->home, &old->row, &value);
-    if (rc == 0 && (strcmp(old->home.part[0], study) || strcmp(old->home.part[1], series)))
-        rc = ERR_NOENT; /* it lives elsewhere by now */
+        rc = old_find(ss, study, series, instance, old, &value);
     if (rc == 0)
         rc = delete_change(ss, a, old, instance);
     if (rc == 0 && result)

@@ -73,6 +73,7 @@ int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids
  * ERR_FORMAT): such a record must not be submitted. Suspends. */
 int study_warm_upper(struct studies *ss, const char *study, const char *series);
 int study_warm(struct studies *ss, const char *instance);
+int study_warm_delete(struct studies *ss, const struct catalog_uids *uids);
 
 /* The totals' row changes with every record that changes the catalogue. */
 void studies_put_totals(const struct studies *ss, struct kv_batch *batch);

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "daemon/audit.h"
+#include "daemon/catalog.h"
 #include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
@@ -364,6 +365,63 @@ static void test_reapers(void **state)
     partition_case_free(&pc);
 }
 
+/* ---- One instance in two series ---- */
+
+static void twice_main(void *arg)
+{
+    char study[OBJECT_UID_MAX + 1], series[OBJECT_UID_MAX + 1], uid[OBJECT_UID_MAX + 1];
+    struct kv_batch *batch = kv_batch_new();
+    struct catalog_key k;
+    struct kv *kv;
+    void *value;
+    size_t len;
+
+    (void)arg;
+    assert_int_equal(kv_mem_open(pc.c.env, pc.image, &kv), 0);
+    instance_study_uid(0, study);
+    instance_series_uid(0, instance_series_of(0), series);
+    instance_uid(0, uid);
+    catalog_key_make(&k, 'I', study, series, uid);
+    assert_int_equal(kv_get(kv, KV_CATALOG, catalog_key_slice(&k), &value, &len), 0);
+    catalog_key_make(&k, 'I', study, "1.2.3", uid);
+    kv_batch_put(batch, KV_CATALOG, catalog_key_slice(&k), (struct kv_slice){value, len});
+    assert_int_equal(kv_write(kv, batch), 0);
+    assert_int_equal(kv_flush(kv), 0);
+    kv_batch_free(batch);
+    mem_free(value);
+    assert_int_equal(kv_close(kv), 0);
+}
+
+/* Both go, in whatever order, and nothing is left of them. */
+static void remove_twice_main(void *arg)
+{
+    struct object_delete_result result;
+    char study[OBJECT_UID_MAX + 1];
+
+    partition_case_open(&pc);
+    instance_study_uid(0, study);
+    assert_int_equal(object_remove(pc.os, study, arg ? "1.2.3" : NULL, NULL, &result), 0);
+    assert_int_equal(result.instances, arg ? 1 : COUNT / INSTANCE_STUDIES + 1);
+    if (arg)
+        assert_int_equal(object_remove(pc.os, study, NULL, NULL, &result), 0);
+    assert_int_equal(partition_close(pc.p), 0);
+    audit(pc.kv, true, NULL); /* the twin was in no count */
+    audit(pc.kv, false, &losses[0]);
+    assert_int_equal(kv_close(pc.kv), 0);
+}
+
+static void test_twice(void **state)
+{
+    for (unsigned apart = 0; apart < 2; apart++) {
+        partition_case_init(&pc, 1);
+        pc.slots = 30;
+        sim_case_run(&pc.c, fill_main, NULL);
+        sim_case_run(&pc.c, twice_main, NULL);
+        sim_case_run(&pc.c, remove_twice_main, apart ? state : NULL);
+        partition_case_free(&pc);
+    }
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -385,6 +443,7 @@ int main(void)
         cmocka_unit_test(test_close),
         cmocka_unit_test(test_kill),
         cmocka_unit_test(test_reapers),
+        cmocka_unit_test(test_twice),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -1075,9 +1075,6 @@ static void test_full(void **state)
     sim_case_run(&pc.c, full_main, NULL);
 }
 
-/* Killed at any moment: what was acknowledged is there, whole; the rest is there, whole, or not. */
-static unsigned acknowledged;
-
 static struct sample numbered(unsigned i, char uid[20])
 {
     struct sample m = usual;
@@ -1088,6 +1085,49 @@ static struct sample numbered(unsigned i, char uid[20])
     m.frames = i % 3;
     return m;
 }
+
+/* The end of the daemon does not wait for a large study to be deleted; the rest goes later. */
+static void ending_fiber(void *arg)
+{
+    uint64_t all = *(uint64_t *)arg;
+
+    while (partition_case_status(&pc).studies.instances > all - 5)
+        env_sleep(pc.c.env, 10000);
+    partition_end_soon(pc.p);
+}
+
+static void ending_main(void *arg)
+{
+    struct object_delete_result result = {0};
+    uint64_t n = 0, left;
+    char uid[20];
+
+    (void)arg;
+    partition_case_open(&pc);
+    for (; n < 40; n++) {
+        struct sample m = numbered((unsigned)n, uid);
+
+        assert_int_equal(store(&m), OBJECT_STORED);
+    }
+    fiber_spawn(pc.c.env, "ending", ending_fiber, &n);
+    assert_int_equal(object_remove(pc.os, "1.1", NULL, NULL, &result), ERR_SHUTDOWN);
+    left = partition_case_status(&pc).studies.instances;
+    assert_true(left > 20 && left < n);
+    close_ok();
+    partition_case_open(&pc);
+    assert_int_equal(object_remove(pc.os, "1.1", NULL, NULL, &result), 0);
+    assert_int_equal(result.instances, left);
+    close_ok();
+}
+
+static void test_ending(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, ending_main, NULL);
+}
+
+/* Killed at any moment: what was acknowledged is there, whole; the rest is there, whole, or not. */
+static unsigned acknowledged;
 
 static void killer_fiber(void *arg)
 {
@@ -1238,6 +1278,7 @@ int main(void)
         CASE(test_patients),
         CASE(test_patients_replaced),
         CASE(test_full),
+        CASE(test_ending),
         CASE(test_kill),
         CASE(test_damaged_medium),
     };
