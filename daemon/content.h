@@ -29,12 +29,13 @@ void contents_observe(struct contents *cs, struct metrics *m);
 
 /* ---- In ---- */
 
-/* Begins a stream of about `size_hint` bytes (0: unknown). Waits while the budget is taken.
- * ERR_NOSPC when the store is full, or could never take so much; ERR_OVERLOAD past the limit of
- * waiters. Suspends. */
+/* Begins a stream of about `size_hint` bytes (0: unknown). Waits while the budget is taken: small
+ * streams take little of it if their size is told. ERR_NOSPC when the store is full, or could never
+ * take so much; ERR_OVERLOAD after half a minute, or past the limit of waiters. Suspends. */
 int content_put_begin(struct contents *cs, uint64_t size_hint, struct content_put **ret_put);
 /* Keeps room for the next `len` bytes of the stream, and counts them: before they are put.
- * ERR_TOOBIG past `max` bytes in all, ERR_NOSPC. Suspends. */
+ * ERR_TOOBIG past `max` bytes in all, ERR_NOSPC; ERR_OVERLOAD when they are more than was announced
+ * and the budget is taken. Suspends. */
 int content_put_room(struct content_put *cp, size_t len, uint64_t max);
 
 enum content_flags {
