@@ -20,8 +20,9 @@
 #define COMPACTOR_QUIET         8u /* records between two steps that count as other work */
 #define COMPACTOR_RETRY         (100 * ENV_NS_PER_MS)
 #define COMPACTOR_MOMENT        (5 * ENV_NS_PER_MS)
-#define COMPACTOR_PATIENCE      100u /* such moments */
-#define COMPACTOR_FAILURE       5u   /* moments that a round which failed counts for */
+#define COMPACTOR_STEP          (100 * ENV_NS_PER_MS) /* longer ones were waited for, not worked on */
+#define COMPACTOR_PATIENCE      100u                  /* such moments */
+#define COMPACTOR_FAILURE       5u /* moments that a round which failed counts for */
 #define PARTITION_SEGMENT_PAGE  4096u
 #define PARTITION_CACHE         (96u << 20)
 #define PARTITION_COPY_AT_ONCE  100000u
@@ -390,7 +391,8 @@ static void partition_copier(void *arg)
 /* ---- Compaction ---- */
 
 /* Between two steps: gives way to others, the more the less the space is needed. A tenth of the
- * time is for compaction while there is other work, half when there is none. */
+ * time is for compaction while there is other work, half when there is none. A step in which a
+ * drive hung counts as a usual one: whoever wants to compact at once waits for this pause. */
 static bool compactor_pause(void *arg, uint64_t took)
 {
     struct partition *p = arg;
@@ -398,6 +400,8 @@ static bool compactor_pause(void *arg, uint64_t took)
     bool busy = p->processed_lsn > p->compactor_lsn + COMPACTOR_QUIET;
     unsigned factor = need == COMPACT_NOW ? 0 : need == COMPACT_IDLE && busy ? 9 : 1;
 
+    if (took > COMPACTOR_STEP)
+        took = COMPACTOR_STEP;
     p->compactor_lsn = p->processed_lsn;
     if (factor)
         chunkstore_wait_wanted(p->chunks, env_now(p->env) + factor * took);
