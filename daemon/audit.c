@@ -8,6 +8,7 @@
 #include "daemon/audit_priv.h"
 
 #include "daemon/image_form.h"
+#include "daemon/partition.h"
 
 #include <stdarg.h>
 #include <string.h>
@@ -289,6 +290,26 @@ static void segments_sum(struct audit *a)
         mem_free(a->slots[i]);
 }
 
+/* The number of a segment whose row is lost must not be given again: rows of its chunks would be
+ * taken for the new one's. */
+static void segment_ids(struct audit *a)
+{
+    static const struct kv_slice key = {PARTITION_SEGMENTS_KEY, sizeof(PARTITION_SEGMENTS_KEY) - 1};
+    MEM_AUTO uint8_t *value = NULL;
+    uint8_t next[8];
+    size_t len = 0;
+
+    if (a->max_segment == 0)
+        return;
+    value = audit_get(a, KV_META, key, &len);
+    if (value && len == 8 && codec_get_le64(value) > a->max_segment)
+        return;
+    audit_mend(a, "segment-number", "segment %llu is not there, and its number may be given again",
+               (unsigned long long)a->max_segment);
+    codec_put_le64(next, a->max_segment + 1);
+    audit_put(a, KV_META, key, (struct kv_slice){next, sizeof(next)});
+}
+
 /* ---- All ---- */
 
 int audit_run(const struct audit_params *params, struct audit_result *ret_result)
@@ -318,6 +339,7 @@ int audit_run(const struct audit_params *params, struct audit_result *ret_result
     audit_totals(a);
     audit_scrub(a);
     segments_sum(a);
+    segment_ids(a);
     audit_volumes_sum(a);
     audit_buckets_free(a);
     mem_free(a->chunks);

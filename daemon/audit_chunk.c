@@ -70,6 +70,8 @@ void audit_chunk_first(struct audit *a, struct kv_slice key, struct kv_slice val
     if (s && chunk_placed(a, s, &row.loc))
         return;
     c->refs = AUDIT_LOST;
+    if (!s && row.loc.stripe.segment > a->max_segment)
+        a->max_segment = row.loc.stripe.segment;
     audit_leave(a, "chunk-place", "chunk %llu: lies in segment %llu, %s",
                 (unsigned long long)row.id, (unsigned long long)row.loc.stripe.segment,
                 s ? "where no chunk can lie" : "which is not there");
@@ -158,8 +160,11 @@ static const char *refer(struct audit *a, uint64_t id)
 {
     struct audit_chunk *c = audit_chunk_find(a, id);
 
-    if (!c)
+    if (!c) {
+        if (id > a->max_id)
+            a->max_id = id; /* given to another chunk it would show that one's bytes */
         return "is not there";
+    }
     c->refs++;
     return c->refs & AUDIT_LOST ? "cannot be read" : NULL;
 }

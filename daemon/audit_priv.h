@@ -53,7 +53,9 @@ struct audit {
     bool chunks_doubtful;  /* a chunk's row could not be read */
     bool catalog_doubtful; /* an instance's row could not be read, or is not there */
     bool buckets_doubtful; /* a bucket's or an object's row could not be read */
-    uint64_t raw, stored, referenced, max_id, bytes;
+    uint64_t raw, stored, referenced, bytes;
+    uint64_t max_id;      /* the highest of a chunk, also of one that is only referred to */
+    uint64_t max_segment; /* of a segment that is not there, and chunks say they lie in it */
 };
 
 /* ---- audit.c ---- */

@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "daemon/bucket_priv.h"
-#include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -63,8 +62,8 @@ static int old_load_recipe(struct buckets *bs, const char *name, struct chunk_tx
     struct bucket_key k;
 
     bucket_key_make(&k, 'C', old->row.content, NULL);
-    return content_load(bs->p->kv, bucket_key_slice(&k), bucket_owner_length(name), txn,
-                        &old->recipe);
+    return content_load_old(bs->p->kv, bucket_key_slice(&k), bucket_owner_length(name), txn,
+                            &old->recipe);
 }
 
 /* Takes it out of the tables; its chunks have been let go. */
@@ -73,13 +72,13 @@ static void old_remove(struct bucket *b, const char *name, const struct old_obje
 {
     struct bucket_key k;
 
-    CHECK(b->row.objects && b->row.bytes >= old->row.size);
     bucket_key_make(&k, 'O', b->id, name);
     kv_batch_delete(batch, KV_BUCKET, bucket_key_slice(&k));
     bucket_key_make(&k, 'C', old->row.content, NULL);
     kv_batch_delete(batch, KV_RECIPE, bucket_key_slice(&k));
-    b->row.objects--;
-    b->row.bytes -= old->row.size;
+    /* Where metadata was lost the totals may not know of it. */
+    b->row.objects -= b->row.objects > 0;
+    b->row.bytes -= old->row.size < b->row.bytes ? old->row.size : b->row.bytes;
 }
 
 /* ---- CREATE, DELETE ---- */
@@ -155,7 +154,7 @@ static int put_change(struct buckets *bs, struct bucket *b, const struct bucket_
     if (rc == 0 && old)
         rc = old_load_recipe(bs, rec->name, txn, old);
     if (rc == 0) {
-        content_need(txn, &recipe);
+        content_require(txn, &recipe);
         rc = chunk_txn_load(txn);
     }
     if (rc == 0) {
@@ -264,7 +263,8 @@ static int apply_remove(struct buckets *bs, const struct apply *a)
     return rc;
 }
 
-/* An answer other than an error of the KV store may be out of date: applying finds it out. */
+/* What is there or not may have changed when the record is applied, which finds out. Rows that
+ * cannot be read would stop applying for good: nothing is to be submitted then. */
 int bucket_object_warm(struct buckets *bs, uint64_t bucket, const char *name)
 {
     struct old_object *old = mem_zalloc(sizeof(*old));
@@ -277,7 +277,7 @@ int bucket_object_warm(struct buckets *bs, uint64_t bucket, const char *name)
         rc = chunk_txn_load(txn);
     chunk_txn_abort(txn);
     old_free(old);
-    return rc == ERR_KV ? rc : 0;
+    return rc == ERR_KV || rc == ERR_FORMAT ? rc : 0;
 }
 
 /* ---- REAP ---- */
@@ -394,15 +394,25 @@ int buckets_apply(struct buckets *bs, uint16_t type, const struct apply *a)
 
 /* ---- The reaper ---- */
 
-static struct bucket *reap_next(const struct buckets *bs)
+/* Of those behind the one that failed last if there are any: one that cannot be emptied keeps none
+ * of the others. */
+static struct bucket *reap_next(const struct buckets *bs, uint64_t failed)
 {
+    struct bucket *first = NULL;
+    bool behind = false;
+
     list_for_each (it, &bs->all) {
         struct bucket *b = LIST_ENTRY(it, struct bucket, link);
 
-        if (b->row.going)
+        if (!b->row.going)
+            continue;
+        if (behind || failed == 0)
             return b;
+        if (!first)
+            first = b;
+        behind = b->id == failed;
     }
-    return NULL;
+    return first;
 }
 
 /* A step: loads what applying will load, so that it need not wait for the KV store and others with
@@ -424,17 +434,20 @@ static int reap_step(struct buckets *bs, uint64_t id)
 void bucket_reaper(void *arg)
 {
     struct buckets *bs = arg;
+    uint64_t failed = 0;
 
     while (!bs->stopping) {
-        struct bucket *b = bs->p->broken ? NULL : reap_next(bs);
+        struct bucket *b = bs->p->broken ? NULL : reap_next(bs, failed);
+        uint64_t id = b ? b->id : 0;
         int rc;
 
         if (!b) {
             fiber_cond_wait(&bs->reap_work);
             continue;
         }
-        rc = reap_step(bs, b->id);
+        rc = reap_step(bs, id);
         if (rc < 0 && rc != ERR_SHUTDOWN && !bs->p->broken) {
+            failed = id;
             log_warn("buckets", "a deleted bucket is not emptied yet, will try again error=%s",
                      err_name(rc));
             (void)fiber_cond_wait_until(bs->p->env, &bs->reap_work,

@@ -8,10 +8,10 @@
 
 /* ---- Applying ---- */
 
-void content_need(struct chunk_txn *txn, const struct recipe *r)
+void content_require(struct chunk_txn *txn, const struct recipe *r)
 {
     for (uint32_t i = 0; i < r->chunk_count; i++)
-        chunk_txn_need(txn, r->chunks[i].id);
+        chunk_txn_require(txn, r->chunks[i].id);
 }
 
 void content_ref(struct chunk_txn *txn, const struct recipe *r, int64_t delta)
@@ -20,19 +20,21 @@ void content_ref(struct chunk_txn *txn, const struct recipe *r, int64_t delta)
         chunk_txn_ref(txn, r->chunks[i].id, delta);
 }
 
-int content_load(struct kv *kv, struct kv_slice key, size_t skip, struct chunk_txn *txn,
-                 struct recipe *ret_recipe)
+int content_load_old(struct kv *kv, struct kv_slice key, size_t skip, struct chunk_txn *txn,
+                     struct recipe *ret_recipe)
 {
     MEM_AUTO void *value = NULL;
     size_t len;
     int rc = kv_get(kv, KV_RECIPE, key, &value, &len);
 
-    if (rc == ERR_NOENT || (rc == 0 && len < skip))
+    if (rc == ERR_NOENT)
+        return 0;
+    if (rc == 0 && len < skip)
         return ERR_FORMAT;
     if (rc == 0)
         rc = recipe_decode((const uint8_t *)value + skip, len - skip, ret_recipe);
-    if (rc == 0)
-        content_need(txn, ret_recipe);
+    for (uint32_t i = 0; rc == 0 && i < ret_recipe->chunk_count; i++)
+        chunk_txn_need(txn, ret_recipe->chunks[i].id);
     return rc;
 }
 

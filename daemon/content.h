@@ -3,7 +3,7 @@
  *
  *   in     struct content_put: bytes become chunks, chunks become stripes while the stream still
  *          arrives, and in the end there are a list of chunks and a recipe for a record
- *   apply  content_need, content_ref: a recipe's references within a record's transaction
+ *   apply  content_require, content_ref: a recipe's references within a record's transaction
  *   out    struct content: a recipe opened, its chunks pinned, ranges of it read
  *
  * Where chunks begin and end is the caller's choice: whoever knows the format of a stream cuts it
@@ -29,12 +29,13 @@ void contents_observe(struct contents *cs, struct metrics *m);
 
 /* ---- In ---- */
 
-/* Begins a stream of about `size_hint` bytes (0: unknown). Waits while the budget is taken.
- * ERR_NOSPC when the store is full, or could never take so much; ERR_OVERLOAD past the limit of
- * waiters. Suspends. */
+/* Begins a stream of about `size_hint` bytes (0: unknown). Waits while the budget is taken: small
+ * streams take little of it if their size is told. ERR_NOSPC when the store is full, or could never
+ * take so much; ERR_OVERLOAD after half a minute, or past the limit of waiters. Suspends. */
 int content_put_begin(struct contents *cs, uint64_t size_hint, struct content_put **ret_put);
 /* Keeps room for the next `len` bytes of the stream, and counts them: before they are put.
- * ERR_TOOBIG past `max` bytes in all, ERR_NOSPC. Suspends. */
+ * ERR_TOOBIG past `max` bytes in all, ERR_NOSPC; ERR_OVERLOAD when they are more than was announced
+ * and the budget is taken. Suspends. */
 int content_put_room(struct content_put *cp, size_t len, uint64_t max);
 
 enum content_flags {
@@ -66,13 +67,14 @@ void content_put_free(struct content_put *cp);
 
 /* ---- Applying ---- */
 
-/* Loads and decodes the recipe under a key of KV_RECIPE and tells the transaction of its chunks.
- * ERR_FORMAT when there is none: whoever asks has a row that says so. The recipe begins `skip`
- * bytes into the row. Suspends. */
-int content_load(struct kv *kv, struct kv_slice key, size_t skip, struct chunk_txn *txn,
-                 struct recipe *ret_recipe);
-/* Tells the transaction of the recipe's chunks. */
-void content_need(struct chunk_txn *txn, const struct recipe *r);
+/* Loads and decodes the recipe of content that is to go, from under a key of KV_RECIPE, and tells
+ * the transaction of its chunks. The recipe begins `skip` bytes into the row. Where there is none
+ * *ret_recipe stays clear: what is lost already can be deleted or replaced, and nobody refers to
+ * chunks on its behalf. ERR_FORMAT when it is there and cannot be read. Suspends. */
+int content_load_old(struct kv *kv, struct kv_slice key, size_t skip, struct chunk_txn *txn,
+                     struct recipe *ret_recipe);
+/* Tells the transaction of the chunks of a recipe that comes. */
+void content_require(struct chunk_txn *txn, const struct recipe *r);
 void content_ref(struct chunk_txn *txn, const struct recipe *r, int64_t delta);
 
 /* ---- Out ---- */

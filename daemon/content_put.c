@@ -7,7 +7,9 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-#define CONTENT_BUDGET      (8u << 20) /* taken from the budget of all by each put */
+#define CONTENT_BUDGET      (8u << 20)  /* a put takes as much of the budget of all at most */
+#define CONTENT_LEAST       (64u << 10) /* and no less */
+#define CONTENT_PATIENCE    (30 * ENV_NS_PER_S)
 #define CONTENT_IN_FLIGHT   (4u << 20)
 #define CONTENT_WAITERS     256u
 #define CONTENT_FIRST_PIECE 4096u
@@ -36,6 +38,7 @@ struct content_put {
     struct recipe_piece *pieces;
     uint32_t piece_count, piece_room;
     uint64_t size, in_flight, reserved;
+    uint64_t claim; /* its share of the budget */
     struct fiber_cond landed;
 };
 
@@ -64,34 +67,64 @@ void contents_observe(struct contents *cs, struct metrics *m)
                      NULL, &cs->wait);
 }
 
-int content_put_begin(struct contents *cs, uint64_t size_hint, struct content_put **ret_put)
+/* What a stream of so many bytes may have in memory: all of it, up to a limit. */
+static uint64_t content_share(uint64_t size_hint)
 {
-    struct content_put *cp;
-    uint64_t start;
-    int rc = cs->p->broken;
+    if (size_hint == 0 || size_hint > CONTENT_BUDGET)
+        return CONTENT_BUDGET;
+    return size_hint < CONTENT_LEAST ? CONTENT_LEAST : size_hint;
+}
 
-    if (rc == 0 && cs->waiting >= CONTENT_WAITERS)
-        rc = ERR_OVERLOAD;
-    if (rc < 0)
-        return rc;
-    rc = chunkstore_admit_ever(cs->p->chunks, size_hint);
-    if (rc < 0)
-        return rc;
-    start = env_now(cs->p->env);
+/* How long others keep their shares is up to their clients, and slow ones may keep all of them. So
+ * nobody waits for longer than a sender bears: it is told to come back, and does. */
+static int content_claim(struct contents *cs, uint64_t bytes)
+{
+    uint64_t start = env_now(cs->p->env);
+    bool taken;
+
+    if (cs->waiting >= CONTENT_WAITERS)
+        return ERR_OVERLOAD;
     cs->waiting++;
-    fiber_sem_take(&cs->budget, CONTENT_BUDGET);
+    taken = fiber_sem_take_until(cs->p->env, &cs->budget, bytes, start + CONTENT_PATIENCE);
     cs->waiting--;
     metric_record(&cs->wait, env_now(cs->p->env) - start);
+    return taken ? 0 : ERR_OVERLOAD;
+}
+
+/* More comes than was announced. The rest of a full share is claimed at once; those who wait for it
+ * hold a part each, and that they wait for each other ends when the first one's time is up. */
+static int content_claim_rest(struct content_put *cp)
+{
+    int rc = content_claim(cp->cs, CONTENT_BUDGET - cp->claim);
+
+    if (rc == 0)
+        cp->claim = CONTENT_BUDGET;
+    return rc;
+}
+
+int content_put_begin(struct contents *cs, uint64_t size_hint, struct content_put **ret_put)
+{
+    uint64_t claim = content_share(size_hint);
+    struct content_put *cp;
+    int rc = cs->p->broken;
+
+    if (rc == 0)
+        rc = chunkstore_admit_ever(cs->p->chunks, size_hint);
+    if (rc == 0)
+        rc = content_claim(cs, claim);
+    if (rc < 0)
+        return rc;
     /* Not for all that is announced: writes that come later wait behind it, and it may be long in
      * coming, or a part of it stored already. content_put_room sees to the rest. */
     rc = chunkstore_await_room(cs->p->chunks,
                                size_hint < CONTENT_BUDGET ? size_hint : CONTENT_BUDGET);
     if (rc < 0) {
-        fiber_sem_give(&cs->budget, CONTENT_BUDGET);
+        fiber_sem_give(&cs->budget, claim);
         return rc;
     }
     cp = mem_zalloc(sizeof(*cp));
     cp->cs = cs;
+    cp->claim = claim;
     cp->batch = chunk_batch_new(cs->p->chunks, SEGMENT_STUDIES);
     fiber_cond_init(&cp->landed);
     *ret_put = cp;
@@ -104,10 +137,14 @@ int content_put_room(struct content_put *cp, size_t len, uint64_t max)
 {
     struct chunkstore *chunks = cp->cs->p->chunks;
     uint64_t want;
-    int rc;
+    int rc = 0;
 
     if (len > max || cp->size > max - len)
         return ERR_TOOBIG;
+    if (cp->size + len > cp->claim && cp->claim < CONTENT_BUDGET)
+        rc = content_claim_rest(cp);
+    if (rc < 0)
+        return rc;
     want = cp->size + len < CONTENT_BUDGET ? cp->size + len : CONTENT_BUDGET;
     rc = want > cp->reserved ? chunkstore_reserve(chunks, want - cp->reserved)
                              : chunkstore_await_room(chunks, len);
@@ -292,6 +329,6 @@ void content_put_free(struct content_put *cp)
     mem_free(cp->chunks);
     mem_free(cp->pieces);
     chunkstore_unreserve(cp->cs->p->chunks, cp->reserved);
-    fiber_sem_give(&cp->cs->budget, CONTENT_BUDGET);
+    fiber_sem_give(&cp->cs->budget, cp->claim);
     mem_free(cp);
 }

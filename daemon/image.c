@@ -688,7 +688,7 @@ static int piece_take(struct image *im, const struct apply *a, bool add)
     if (rc == 0)
         rc = image_piece_decode(a->body + used, a->length - used, &piece);
     for (uint32_t i = 0; rc == 0 && i < piece.count; i++)
-        chunk_txn_need(t, piece.ids[i]);
+        (add ? chunk_txn_require : chunk_txn_need)(t, piece.ids[i]);
     if (rc == 0)
         rc = chunk_txn_load(t);
     if (rc < 0) {

@@ -266,6 +266,8 @@ int node_stop(struct node *n)
 
     if (!n)
         return 0;
+    for (unsigned i = 0; i < n->part_count; i++)
+        node_part_end_soon(&n->parts[i]);
     admin_server_stop(n->admin);
     dicomweb_stop(n->web);
     dimse_server_stop(n->dimse);

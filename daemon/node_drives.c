@@ -10,7 +10,8 @@
 #include "lib/base/log.h"
 
 /* The path is in the list before the drive is in the store: were it the other way round, a crash
- * between the two would leave a drive that counts and that nobody finds. */
+ * between the two would leave a drive that counts and that nobody finds. And it stays there,
+ * whoever writes the list meanwhile. */
 static int order_add(struct node_part *p, const struct admin_drive_order *o, struct strbuf *why,
                      uint32_t *index)
 {
@@ -19,15 +20,18 @@ static int order_add(struct node_part *p, const struct admin_drive_order *o, str
                              .class_ = o->nvme,
                              .force = o->force,
                              .replaces = o->verb == ADMIN_DRIVE_REPLACE ? o->index : MEMBER_NOBODY};
-    int rc = node_part_save_paths(p, o->path);
+    int rc;
 
-    if (rc < 0) {
+    p->adding = o->path;
+    rc = node_part_save_paths(p);
+    if (rc < 0)
         strbuf_adds(why, "the list of drives' paths in the data directory cannot be written");
-        return rc;
-    }
-    rc = o->verb == ADMIN_DRIVE_REPLACE ? partition_drive_replace(p->partition, &add, why, index)
-                                        : partition_drive_add(p->partition, &add, why, index);
-    if (node_part_save_paths(p, NULL) < 0)
+    else if (o->verb == ADMIN_DRIVE_REPLACE)
+        rc = partition_drive_replace(p->partition, &add, why, index);
+    else
+        rc = partition_drive_add(p->partition, &add, why, index);
+    p->adding = NULL;
+    if (node_part_save_paths(p) < 0)
         log_warn("node", "cannot write the list of drives' paths");
     return rc;
 }
@@ -64,7 +68,9 @@ static void order_fiber(void *arg)
 {
     struct ordering *o = arg;
 
+    fiber_mutex_lock(&o->part->orders_lock);
     o->rc = order_run(o->part, o->order, &o->why, &o->index);
+    fiber_mutex_unlock(&o->part->orders_lock);
 }
 
 int node_drive_order(struct admin_source *a, const struct admin_drive_order *order,

@@ -1,6 +1,7 @@
 /* A partition of the node and its loop; see node_part.h.
  *
- * DIR/formatting is there only while the store is being made: a crash then starts over.
+ * DIR/formatting is there only while the store is being made: a crash then starts over. With it
+ * drives are overwritten without being looked at, so no start goes past it where there is a store.
  */
 #include "daemon/node_part.h"
 
@@ -138,12 +139,28 @@ static int part_format(struct node_part *n)
     return rc;
 }
 
+/* A crash may have left the file behind a store that was made: were the metadata lost later, a
+ * start would take the drives for an unfinished store's. */
+static int part_unmark(struct node_part *n)
+{
+    MEM_AUTO char *marker = place_path(n->config, "formatting");
+    int rc = env_unlink(n->env, marker);
+
+    if (rc == 0 || rc == ERR_NOENT)
+        return 0;
+    log_error("node",
+              "a file is left from making the store, and would let a later start overwrite its "
+              "drives: remove it path=%s error=%s",
+              log_q(marker), err_name(rc));
+    return rc;
+}
+
 /* A drive has left, or was found elsewhere. */
 static void part_drives_changed(void *arg)
 {
     struct node_part *n = arg;
 
-    if (n->partition && node_part_save_paths(n, NULL) < 0) /* else it is about to be open */
+    if (n->partition && node_part_save_paths(n) < 0) /* else it is about to be open */
         log_warn("node", "cannot write the list of drives' paths dir=%s",
                  log_q(n->config->store.data));
 }
@@ -198,8 +215,8 @@ static int part_open_store(struct node_part *n)
 
     if (rc == 0)
         rc = partition_exists(n->kv, &exists);
-    if (rc == 0 && !exists)
-        rc = part_format(n);
+    if (rc == 0)
+        rc = exists ? part_unmark(n) : part_format(n);
     if (rc == 0)
         rc = part_open_partition(n);
     if (rc < 0)
@@ -312,6 +329,7 @@ int node_part_start(struct env *first, const struct config *config, unsigned ind
     config_for_partition(config, index, &p->settings);
     p->config = &p->settings;
     fiber_mutex_init(&p->paths_lock);
+    fiber_mutex_init(&p->orders_lock);
     place_init(&p->place, p->config);
     if (index == 0) {
         p->env = first;
@@ -325,6 +343,20 @@ int node_part_start(struct env *first, const struct config *config, unsigned ind
     else
         rc = node_part_call(p, part_open, p);
     return rc < 0 ? rc : p->rc;
+}
+
+static void part_end_soon(void *arg)
+{
+    struct node_part *p = arg;
+
+    if (p->partition)
+        partition_end_soon(p->partition);
+}
+
+void node_part_end_soon(struct node_part *p)
+{
+    if (p->env) /* else it never had a loop */
+        (void)node_part_call(p, part_end_soon, p);
 }
 
 int node_part_stop(struct node_part *p)
@@ -343,12 +375,12 @@ int node_part_stop(struct node_part *p)
     return rc;
 }
 
-int node_part_save_paths(struct node_part *p, const char *extra)
+int node_part_save_paths(struct node_part *p)
 {
     int rc;
 
     fiber_mutex_lock(&p->paths_lock);
-    rc = place_save_paths(p->env, p->config, partition_drives(p->partition), extra);
+    rc = place_save_paths(p->env, p->config, partition_drives(p->partition), p->adding);
     fiber_mutex_unlock(&p->paths_lock);
     return rc;
 }

@@ -22,8 +22,10 @@ struct node_part {
     struct place place;
     struct kv *kv;
     struct partition *partition;
-    struct fiber_mutex paths_lock; /* for who writes the list of drives' paths */
-    int rc;                        /* of the last call */
+    struct fiber_mutex paths_lock;  /* for who writes the list of drives' paths */
+    struct fiber_mutex orders_lock; /* orders about drives come one after the other */
+    const char *adding;             /* the path of a drive about to be added; NULL: none */
+    int rc;                         /* of the last call */
 
     /* Of a loop of its own. */
     struct fiber_cond stop, ended;
@@ -36,12 +38,15 @@ struct node_part {
 int node_part_start(struct env *first, const struct config *config, unsigned index,
                     struct node_part *p);
 
+/* partition_end_soon. Fine for one that is zeroed. Suspends. */
+void node_part_end_soon(struct node_part *p);
+
 /* Closes the store and ends the loop. Fine for one that is zeroed. Suspends. */
 int node_part_stop(struct node_part *p);
 
-/* Writes the list of where the partition's drives are, with `extra` (NULL: none), one about to be
- * added (place.h). On the partition's loop. Suspends. */
-int node_part_save_paths(struct node_part *p, const char *extra);
+/* Writes the list of where the partition's drives are, with the one that is about to be added
+ * (place.h). On the partition's loop. Suspends. */
+int node_part_save_paths(struct node_part *p);
 
 /* Runs fn(arg) in a fiber of the partition's loop, from one of the first loop's. Suspends. */
 int node_part_call(struct node_part *p, fiber_fn fn, void *arg);

@@ -20,8 +20,9 @@
 #define COMPACTOR_QUIET         8u /* records between two steps that count as other work */
 #define COMPACTOR_RETRY         (100 * ENV_NS_PER_MS)
 #define COMPACTOR_MOMENT        (5 * ENV_NS_PER_MS)
-#define COMPACTOR_PATIENCE      100u /* such moments */
-#define COMPACTOR_FAILURE       5u   /* moments that a round which failed counts for */
+#define COMPACTOR_STEP          (100 * ENV_NS_PER_MS) /* longer ones were waited for, not worked on */
+#define COMPACTOR_PATIENCE      100u                  /* such moments */
+#define COMPACTOR_FAILURE       5u /* moments that a round which failed counts for */
 #define PARTITION_SEGMENT_PAGE  4096u
 #define PARTITION_CACHE         (96u << 20)
 #define PARTITION_COPY_AT_ONCE  100000u
@@ -31,6 +32,8 @@
 static const struct kv_slice partition_lsn_key = {"lsn", 3};
 static const struct kv_slice partition_trim_key = {"trim", 4};
 static const struct kv_slice partition_store_key = {"store", 5};
+static const struct kv_slice partition_segments_key = {PARTITION_SEGMENTS_KEY,
+                                                       sizeof(PARTITION_SEGMENTS_KEY) - 1};
 
 /* ---- Submitting ---- */
 
@@ -190,7 +193,7 @@ static int apply_record(struct partition *p, const struct journal_record *r, voi
     return rc;
 }
 
-static void partition_break(struct partition *p, int error)
+void partition_break(struct partition *p, int error)
 {
     struct hmap_node *it, *next;
 
@@ -396,7 +399,8 @@ static void partition_copier(void *arg)
 /* ---- Compaction ---- */
 
 /* Between two steps: gives way to others, the more the less the space is needed. A tenth of the
- * time is for compaction while there is other work, half when there is none. */
+ * time is for compaction while there is other work, half when there is none. A step in which a
+ * drive hung counts as a usual one: whoever wants to compact at once waits for this pause. */
 static bool compactor_pause(void *arg, uint64_t took)
 {
     struct partition *p = arg;
@@ -404,6 +408,8 @@ static bool compactor_pause(void *arg, uint64_t took)
     bool busy = p->processed_lsn > p->compactor_lsn + COMPACTOR_QUIET;
     unsigned factor = need == COMPACT_NOW ? 0 : need == COMPACT_IDLE && busy ? 9 : 1;
 
+    if (took > COMPACTOR_STEP)
+        took = COMPACTOR_STEP;
     p->compactor_lsn = p->processed_lsn;
     if (factor)
         chunkstore_wait_wanted(p->chunks, env_now(p->env) + factor * took);
@@ -571,7 +577,7 @@ int partition_mark(struct kv *kv, struct driveset *ds, uint64_t upto)
 
 /* ---- Opening ---- */
 
-static int load_lsn(struct partition *p, struct kv_slice key, uint64_t *lsn)
+static int load_number(struct partition *p, struct kv_slice key, uint64_t *number)
 {
     MEM_AUTO void *value = NULL;
     size_t len;
@@ -580,7 +586,7 @@ static int load_lsn(struct partition *p, struct kv_slice key, uint64_t *lsn)
     if (rc == ERR_NOENT)
         return 0;
     if (rc == 0 && len == 8)
-        *lsn = codec_get_le64(value);
+        *number = codec_get_le64(value);
     return rc;
 }
 
@@ -594,9 +600,9 @@ static int load_identity(struct partition *p)
         return rc == ERR_NOENT ? ERR_KV : rc;
     if (len != 16 || memcmp(value, p->ds->super.store_uuid, 16) != 0)
         return ERR_KV; /* the KV store belongs to other drives */
-    rc = load_lsn(p, partition_lsn_key, &p->applied_lsn);
+    rc = load_number(p, partition_lsn_key, &p->applied_lsn);
     if (rc == 0)
-        rc = load_lsn(p, partition_trim_key, &p->trim_lsn);
+        rc = load_number(p, partition_trim_key, &p->trim_lsn);
     return rc;
 }
 
@@ -648,6 +654,16 @@ static int load_segments(struct partition *p)
         if (rc < 0 || n == 0)
             return rc;
     }
+}
+
+/* Where rows of segments were lost, the audit has left word of which numbers they may have had. */
+static int load_segment_ids(struct partition *p)
+{
+    uint64_t next = 0;
+    int rc = load_number(p, partition_segments_key, &next);
+
+    segment_skip_ids(p->segments, next);
+    return rc;
 }
 
 static int replay_record(void *arg, const struct journal_record *r)
@@ -731,6 +747,8 @@ static int partition_load(struct partition *p, struct partition_start *start)
 
     if (rc == 0)
         rc = load_segments(p);
+    if (rc == 0)
+        rc = load_segment_ids(p);
     if (rc == 0)
         rc = chunkstore_load(p->chunks);
     if (rc == 0)
@@ -832,6 +850,11 @@ int partition_open(struct env *env, struct kv *kv, const char *const *drive_path
 }
 
 /* ---- Closing ---- */
+
+void partition_end_soon(struct partition *p)
+{
+    p->ending = true;
+}
 
 int partition_close(struct partition *p)
 {

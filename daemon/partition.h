@@ -33,6 +33,9 @@ struct volumes;
 struct studies;
 struct buckets;
 
+/* The row of KV_META that says from which number on segments get theirs, where one is written. */
+#define PARTITION_SEGMENTS_KEY "segments"
+
 enum partition_conflict { PARTITION_REFUSE, PARTITION_REPLACE };
 
 struct partition_options {
@@ -80,6 +83,9 @@ int partition_open(struct env *env, struct kv *kv, const char *const *drive_path
                    const struct partition_options *options, struct partition_start *ret_start,
                    struct partition **ret_partition);
 
+/* The end is near: requests that do many things one after the other end with ERR_SHUTDOWN after the
+ * one they are at. Before the front doors are stopped, which wait for them. Does not suspend. */
+void partition_end_soon(struct partition *p);
 /* Drains, checkpoints, marks the store clean, frees. No front door may be in a call. NULL is fine.
  * Returns the first error met; the partition is gone in any case. Suspends. */
 int partition_close(struct partition *p);

@@ -44,7 +44,7 @@ struct partition {
     struct fiber_group fibers;
     struct fiber_mutex checkpoint_lock;
     struct fiber_mutex applying; /* held while a record is applied */
-    bool stopping, apply_stop;
+    bool ending, stopping, apply_stop;
 
     struct partition_start start; /* how the last start went */
     struct slow_log *slow;        /* NULL: none */
@@ -65,6 +65,9 @@ struct apply {
 /* ---- partition.c ---- */
 /* Makes the state durable and lets go of the journal before it. Suspends. */
 int partition_checkpoint(struct partition *p);
+/* Stops all writes, for whoever finds that no record about something could be applied any more:
+ * better than to let it be journaled, or to try for ever while others wait. Does not suspend. */
+void partition_break(struct partition *p, int error);
 /* Fits the overlay and the space kept for internal writes to the drives there are. */
 void partition_fit_space(struct partition *p);
 

@@ -6,8 +6,9 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-#define STUDY_LOOK_TRIES 32u             /* looks at an instance that is replaced again and again */
-#define STUDY_LOOK_PAUSE (100 * 1000ull) /* ns; grows with every look */
+#define STUDY_LOOK_TRIES  32u /* looks at an instance that is replaced again and again */
+#define STUDY_REMOVE_PAGE 256u
+#define STUDY_LOOK_PAUSE  (100 * 1000ull) /* ns; grows with every look */
 
 static const struct kv_slice study_totals_key = {CATALOG_TOTALS_KEY,
                                                  sizeof(CATALOG_TOTALS_KEY) - 1};
@@ -59,7 +60,7 @@ int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids
 
     for (unsigned i = 0; rc == ERR_AGAIN && i < STUDY_LOOK_TRIES; i++)
         rc = study_find_once(ss, instance_uid, ret_uids, ret_instance, ret_value);
-    return rc == ERR_AGAIN ? ERR_FORMAT : rc; /* an index without its row is damage */
+    return rc == ERR_AGAIN ? ERR_LOST : rc; /* an index without its row is damage */
 }
 
 static void study_close(struct object *o)
@@ -228,20 +229,19 @@ static const struct object_row *study_row(struct object *o)
 
 /* ---- Deleting ---- */
 
-static int study_delete_one(struct studies *ss, const struct object_row *row,
+static int study_delete_one(struct studies *ss, const struct catalog_uids *uids,
                             struct object_delete_result *result)
 {
-    const char *uids[] = {row->study_uid, row->series_uid, row->instance_uid};
     STRBUF_AUTO struct strbuf body = STRBUF_INIT;
     struct study_apply_result applied = {0};
     struct iovec iov;
     int rc;
 
     for (unsigned i = 0; i < 3; i++) {
-        strbuf_addc(&body, (char)strlen(uids[i]));
-        strbuf_adds(&body, uids[i]);
+        strbuf_addc(&body, (char)strlen(uids->part[i]));
+        strbuf_adds(&body, uids->part[i]);
     }
-    rc = study_warm(ss, row->instance_uid);
+    rc = study_warm_delete(ss, uids);
     if (rc < 0)
         return rc;
     iov = (struct iovec){body.data, body.len};
@@ -255,37 +255,77 @@ static int study_delete_one(struct studies *ss, const struct object_row *row,
     return rc;
 }
 
+/* The keys of the instances that are to go. */
+struct study_removal {
+    struct catalog_key from, to;
+    struct object_delete_result result;
+};
+
+static int study_remove_rows(struct studies *ss, struct study_removal *r,
+                             const struct kv_rows *rows)
+{
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < rows->count; i++) {
+        struct kv_slice key = rows->rows[i].key;
+        struct catalog_uids uids;
+
+        if (ss->p->ending)
+            return ERR_SHUTDOWN;
+        rc = catalog_uids_split((struct kv_slice){(const char *)key.data + 1, key.len - 1}, 3,
+                                &uids);
+        for (unsigned k = 0; rc == 0 && k < 3; k++)
+            if (strlen(uids.part[k]) > OBJECT_UID_MAX)
+                rc = ERR_FORMAT;
+        if (rc == 0)
+            rc = study_delete_one(ss, &uids, &r->result);
+    }
+    return rc;
+}
+
+/* Page by page, each from the beginning: what comes meanwhile goes too. Instances are found by
+ * their keys alone, since rows above them, which a query joins, may have been lost. */
+static int study_remove_all(struct studies *ss, struct study_removal *r)
+{
+    size_t n = 1;
+    int rc = 0;
+
+    while (rc == 0 && n) {
+        struct kv_rows *rows;
+
+        rc = kv_scan(ss->p->kv, KV_CATALOG, catalog_key_slice(&r->from), catalog_key_slice(&r->to),
+                     STUDY_REMOVE_PAGE, 1u << 20, 0, &rows);
+        if (rc < 0)
+            break;
+        n = rows->count;
+        rc = study_remove_rows(ss, r, rows);
+        kv_rows_free(rows);
+    }
+    return rc;
+}
+
 static int study_remove(struct object_store *os, const char *study_uid, const char *series_uid,
                         const char *instance_uid, struct object_delete_result *ret_result)
 {
-    struct studies *ss = (struct studies *)os;
-    struct object_delete_result result = {0};
-    struct object_query q = {.level = OBJECT_INSTANCE,
-                             .study_uid = study_uid,
-                             .series_uid = series_uid,
-                             .instance_uid = instance_uid,
-                             .limit = 1000};
-    int rc = 0;
+    const char *uids[] = {study_uid, series_uid, instance_uid};
+    struct study_removal r = {0};
+    int rc;
 
-    for (;;) {
-        struct object_rows *rows;
-        size_t n;
-
-        rc = study_query(os, &q, &rows);
-        if (rc < 0)
-            return rc;
-        n = rows->count;
-        for (size_t i = 0; rc == 0 && i < n; i++)
-            rc = study_delete_one(ss, &rows->rows[i], &result);
-        mem_free(rows);
-        if (rc < 0)
-            return rc;
-        if (n == 0)
-            break;
-    }
-    if (result.instances == 0)
+    for (unsigned i = 0; i < 3; i++)
+        if (uids[i] && strlen(uids[i]) > OBJECT_UID_MAX)
+            return ERR_NOENT;
+    catalog_key_make(&r.from, 'I', study_uid, series_uid, instance_uid);
+    r.to = r.from;
+    if (instance_uid)
+        r.to.bytes[r.to.len++] = 0; /* this key and no longer one */
+    else
+        catalog_key_after(&r.to);
+    rc = study_remove_all((struct studies *)os, &r);
+    if (rc < 0)
+        return rc;
+    if (r.result.instances == 0)
         return ERR_NOENT;
-    *ret_result = result;
+    *ret_result = r.result;
     return 0;
 }
 

@@ -159,18 +159,25 @@ static void upper_add(struct upper *u, const struct put_apply *p)
     u->study.stored_ns = u->series.stored_ns = p->instance.stored_ns;
 }
 
+/* Metadata that was lost may have taken rows with it, or changes of them: what is not counted
+ * cannot be taken out of a count. */
+static uint64_t upper_less(uint64_t count, uint64_t part)
+{
+    return count > part ? count - part : 0;
+}
+
 static void upper_remove(struct studies *ss, struct upper *u, uint64_t bytes)
 {
-    CHECK(u->study_exists && u->series_exists && u->study.instances && u->series.instances);
-    u->study.instances--;
-    u->series.instances--;
-    u->study.bytes -= bytes;
-    u->series.bytes -= bytes;
-    if (u->series.instances == 0) {
+    u->study.instances = upper_less(u->study.instances, 1);
+    u->series.instances = upper_less(u->series.instances, 1);
+    u->study.bytes = upper_less(u->study.bytes, bytes);
+    u->series.bytes = upper_less(u->series.bytes, bytes);
+    if (u->series_exists && u->series.instances == 0) {
         catalog_modality_count(&u->study, &u->series, -1);
-        u->study.series--;
+        u->study.series = upper_less(u->study.series, 1);
     }
-    ss->studies -= u->study.instances == 0;
+    if (u->study_exists && u->study.instances == 0)
+        ss->studies = upper_less(ss->studies, 1);
 }
 
 static void upper_put(struct upper *u, const char *study, const char *series,
@@ -207,27 +214,34 @@ static int old_recipe(struct studies *ss, const char *instance, struct chunk_txn
     struct catalog_key k;
 
     catalog_key_make(&k, 'R', instance, NULL, NULL);
-    return content_load(ss->p->kv, catalog_key_slice(&k), 0, txn, ret_recipe);
+    return content_load_old(ss->p->kv, catalog_key_slice(&k), 0, txn, ret_recipe);
 }
 
-static void rows_delete(struct studies *ss, const struct catalog_uids *home, const char *instance,
-                        uint64_t bytes, struct kv_batch *batch)
+static void row_delete(struct studies *ss, const struct catalog_uids *home, const char *instance,
+                       uint64_t bytes, struct kv_batch *batch)
 {
     struct catalog_key k;
 
     catalog_key_make(&k, 'I', home->part[0], home->part[1], instance);
     kv_batch_delete(batch, KV_CATALOG, catalog_key_slice(&k));
+    ss->instances = upper_less(ss->instances, 1);
+    ss->bytes = upper_less(ss->bytes, bytes);
+}
+
+static void content_delete(const char *instance, struct kv_batch *batch)
+{
+    struct catalog_key k;
+
     catalog_key_make(&k, 'R', instance, NULL, NULL);
     kv_batch_delete(batch, KV_RECIPE, catalog_key_slice(&k));
     catalog_key_make(&k, 'U', instance, NULL, NULL);
     kv_batch_delete(batch, KV_INDEX, catalog_key_slice(&k));
-    ss->instances--;
-    ss->bytes -= bytes;
 }
 
 /* An instance that is to be removed. */
 struct old_instance {
     struct catalog_uids home; /* study, series */
+    bool stray; /* a row that the index does not lead to: recipe and index are another one's */
     struct catalog_instance row;
     struct recipe recipe;
     struct upper upper;
@@ -246,7 +260,12 @@ static void old_free(struct old_instance *old)
 /* Will the study go with this instance? */
 static bool old_is_last(const struct old_instance *old)
 {
-    return old->upper.study_exists && old->upper.study.instances == 1;
+    return old->upper.study_exists && old->upper.study.instances <= 1;
+}
+
+static bool old_was_last(const struct old_instance *old)
+{
+    return old->upper.study_exists && old->upper.study.instances == 0;
 }
 
 /* Its rows in the levels above, and its recipe; see old_recipe. */
@@ -256,8 +275,8 @@ static int old_load(struct studies *ss, const char *instance, struct chunk_txn *
     int rc = upper_load(ss, old->home.part[0], old->home.part[1], &old->upper);
 
     if (rc == 0 && old_is_last(old))
-        rc = study_patient_load(ss, &old->upper.study.attrs, true, &old->patient);
-    return rc < 0 ? rc : old_recipe(ss, instance, txn, &old->recipe);
+        rc = study_patient_load(ss, &old->upper.study.attrs, &old->patient);
+    return rc < 0 || old->stray ? rc : old_recipe(ss, instance, txn, &old->recipe);
 }
 
 /* Takes the instance out of all rows. */
@@ -266,9 +285,11 @@ static void old_remove(struct studies *ss, const char *instance, struct old_inst
 {
     upper_remove(ss, &old->upper, old->row.bytes);
     upper_put(&old->upper, old->home.part[0], old->home.part[1], batch);
-    if (old->upper.study.instances == 0)
+    if (old_was_last(old))
         study_patient_remove(&old->patient, &old->upper.study.attrs, old->home.part[0], batch);
-    rows_delete(ss, &old->home, instance, old->row.bytes, batch);
+    row_delete(ss, &old->home, instance, old->row.bytes, batch);
+    if (!old->stray)
+        content_delete(instance, batch);
 }
 
 /* ---- PUT ---- */
@@ -325,8 +346,8 @@ static int put_change(struct put_apply *p, struct old_instance *old)
     if (rc == 0 && old)
         rc = old_load(p->ss, p->instance_uid, p->txn, old);
     if (rc == 0 && (!u->study_exists || (old && old_is_last(old)))) /* a study may come */
-        rc = study_patient_load(p->ss, &p->study_attrs, false, &p->patient);
-    content_need(p->txn, &p->recipe);
+        rc = study_patient_load(p->ss, &p->study_attrs, &p->patient);
+    content_require(p->txn, &p->recipe);
     if (rc == 0)
         rc = chunk_txn_load(p->txn);
     if (rc == 0) {
@@ -353,7 +374,7 @@ static int put_decide(struct put_apply *p)
     void *value = NULL;
     int rc = study_find(p->ss, p->instance_uid, &old->home, &old->row, &value);
 
-    if (rc == ERR_NOENT) {
+    if (rc == ERR_NOENT || rc == ERR_LOST) {
         rc = put_change(p, NULL);
     } else if (rc == 0) {
         /* The same: another sender was first, or what is stored cannot be read. */
@@ -396,8 +417,13 @@ static int apply_put(struct studies *ss, const struct apply *a)
 /* ---- Before submitting ----
  *
  * Records are applied one at a time: what applying reads is read beforehand, so that it is at hand
- * then. Answers other than errors of the KV store may be out of date by then; applying finds out.
+ * then. What is there or not may have changed by then; applying finds out. Rows that cannot be read
+ * stay so, and would stop applying for good: they are refused here.
  */
+static int warm_result(int rc)
+{
+    return rc == ERR_KV || rc == ERR_FORMAT ? rc : 0;
+}
 
 int study_warm_upper(struct studies *ss, const char *study, const char *series)
 {
@@ -405,7 +431,7 @@ int study_warm_upper(struct studies *ss, const char *study, const char *series)
     int rc = upper_load(ss, study, series, u);
 
     upper_free(u);
-    return rc == ERR_KV ? rc : 0;
+    return warm_result(rc);
 }
 
 int study_warm(struct studies *ss, const char *instance)
@@ -422,22 +448,62 @@ int study_warm(struct studies *ss, const char *instance)
     chunk_txn_abort(txn);
     old_free(old);
     mem_free(value);
-    return rc == ERR_KV ? rc : 0;
+    return warm_result(rc);
+}
+
+/* Finds the instance that a record or a row says is there. Where the index leads elsewhere or
+ * nowhere it has gone or moved; or its row is still there, which is damage, and goes too: it could
+ * be got rid of in no other way. ERR_NOENT. Suspends. */
+static int old_find(struct studies *ss, const char *study, const char *series, const char *instance,
+                    struct old_instance *old, void **ret_value)
+{
+    int rc = study_find(ss, instance, &old->home, &old->row, ret_value);
+    bool known = rc == 0;
+    struct catalog_key k;
+    size_t len;
+
+    if (known && strcmp(old->home.part[0], study) == 0 && strcmp(old->home.part[1], series) == 0)
+        return 0;
+    if (rc < 0 && rc != ERR_NOENT && rc != ERR_LOST)
+        return rc;
+    mem_free(*ret_value);
+    *ret_value = NULL;
+    catalog_key_make(&k, 'I', study, series, instance);
+    rc = kv_get(ss->p->kv, KV_CATALOG, catalog_key_slice(&k), ret_value, &len);
+    if (rc == 0)
+        rc = catalog_instance_decode((struct kv_slice){*ret_value, len}, &old->row);
+    if (rc == 0)
+        rc = catalog_uids_split((struct kv_slice){k.bytes + 1, k.len - 1}, 3, &old->home);
+    old->stray = known;
+    return rc;
+}
+
+int study_warm_delete(struct studies *ss, const struct catalog_uids *uids)
+{
+    struct old_instance *old = mem_zalloc(sizeof(*old));
+    struct chunk_txn *txn = chunk_txn_begin(ss->p->chunks);
+    void *value = NULL;
+    int rc = old_find(ss, uids->part[0], uids->part[1], uids->part[2], old, &value);
+
+    if (rc == 0)
+        rc = old_load(ss, uids->part[2], txn, old);
+    if (rc == 0)
+        rc = chunk_txn_load(txn);
+    chunk_txn_abort(txn);
+    old_free(old);
+    mem_free(value);
+    return warm_result(rc);
 }
 
 int study_look_for_lost(struct studies *ss, const char *instance)
 {
-    struct chunk_txn *txn;
+    struct chunk_txn *txn = chunk_txn_begin(ss->p->chunks);
     struct recipe recipe = {0};
-    int rc;
+    int rc = old_recipe(ss, instance, txn, &recipe);
 
-    if (!chunkstore_may_have_lost(ss->p->chunks))
-        return 0;
-    txn = chunk_txn_begin(ss->p->chunks);
-    rc = old_recipe(ss, instance, txn, &recipe);
     chunk_txn_abort(txn);
-    if (rc == 0)
-        rc = content_look_for_lost(ss->p, &recipe);
+    if (rc == 0) /* a recipe that is lost was left clear */
+        rc = recipe.chunk_count ? content_look_for_lost(ss->p, &recipe) : ERR_LOST;
     recipe_free(&recipe);
     return rc;
 }
@@ -472,9 +538,7 @@ static int apply_delete(struct studies *ss, const struct apply *a)
     int rc = ERR_FORMAT;
 
     if (get_uid(&r, study) == 0 && get_uid(&r, series) == 0 && get_uid(&r, instance) == 0)
-        rc = study_find(ss, instance, &old->home, &old->row, &value);
-    if (rc == 0 && (strcmp(old->home.part[0], study) || strcmp(old->home.part[1], series)))
-        rc = ERR_NOENT; /* it lives elsewhere by now */
+        rc = old_find(ss, study, series, instance, old, &value);
     if (rc == 0)
         rc = delete_change(ss, a, old, instance);
     if (rc == 0 && result)

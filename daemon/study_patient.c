@@ -7,11 +7,10 @@
  * all: catalog.h.
  */
 #include "daemon/study_priv.h"
-#include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-int study_patient_load(struct studies *ss, const struct catalog_attrs *study, bool counted,
+int study_patient_load(struct studies *ss, const struct catalog_attrs *study,
                        struct study_patient *ret_patient)
 {
     struct study_patient *sp = ret_patient;
@@ -24,11 +23,11 @@ int study_patient_load(struct studies *ss, const struct catalog_attrs *study, bo
         return 0;
     rc = kv_get(ss->p->kv, KV_CATALOG, catalog_key_slice(&sp->key), &sp->value, &len);
     if (rc == ERR_NOENT)
-        return counted ? ERR_FORMAT : 0;
+        return 0;
     if (rc == 0)
         rc = catalog_patient_decode((struct kv_slice){sp->value, len}, &sp->row);
     sp->exists = rc == 0;
-    return rc == 0 && counted && sp->row.studies == 0 ? ERR_FORMAT : rc;
+    return rc;
 }
 
 static void put_row(const struct study_patient *sp, struct kv_batch *batch)
@@ -74,9 +73,8 @@ void study_patient_remove(struct study_patient *sp, const struct catalog_attrs *
         catalog_id_key(&k, id, len, study);
         kv_batch_delete(batch, KV_INDEX, catalog_key_slice(&k));
     }
-    if (!sp->known)
-        return;
-    CHECK(sp->exists && sp->row.studies > 0);
+    if (!sp->exists || sp->row.studies == 0)
+        return; /* it has none, or metadata was lost */
     sp->row.studies--;
     sp->exists = sp->row.studies > 0;
     put_row(sp, batch);

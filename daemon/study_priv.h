@@ -35,9 +35,8 @@ struct study_patient {
     void *value; /* bytes that the row points into; mem_free */
 };
 
-/* Loads the patient that a study with these attributes belongs to. `counted`: the study is there,
- * so the patient must be (ERR_FORMAT). Suspends. */
-int study_patient_load(struct studies *ss, const struct catalog_attrs *study, bool counted,
+/* Loads the patient that a study with these attributes belongs to. Suspends. */
+int study_patient_load(struct studies *ss, const struct catalog_attrs *study,
                        struct study_patient *ret_patient);
 /* A study comes into being, or ceases to be: the patient's row and the index follow in the batch.
  * The attributes must live as long as `sp` is used. */
@@ -69,7 +68,7 @@ struct study_apply_result {
 };
 
 /* The row of an instance by its UID alone. `ret_value` holds the bytes the row points into
- * (mem_free). ERR_NOENT. Suspends. */
+ * (mem_free). ERR_NOENT; ERR_LOST when the index knows of it and the row is gone. Suspends. */
 int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids *ret_uids,
                struct catalog_instance *ret_instance, void **ret_value);
 
@@ -77,9 +76,11 @@ int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids
 int study_look_for_lost(struct studies *ss, const char *instance);
 
 /* Brings what applying a record that stores an instance there, or one that removes (or replaces)
- * this instance, will read into the caches. Only an error of the KV store is one. Suspends. */
+ * this instance, will read into the caches. Only rows that cannot be read are an error (ERR_KV,
+ * ERR_FORMAT): such a record must not be submitted. Suspends. */
 int study_warm_upper(struct studies *ss, const char *study, const char *series);
 int study_warm(struct studies *ss, const char *instance);
+int study_warm_delete(struct studies *ss, const struct catalog_uids *uids);
 
 /* The totals' row changes with every record that changes the catalogue. */
 void studies_put_totals(const struct studies *ss, struct kv_batch *batch);

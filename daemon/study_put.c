@@ -188,8 +188,8 @@ static bool put_known(struct study_put *sp, struct study_put_record *rec, int *r
     bool answered = true;
     int found = study_find(ss, rec->instance_uid, &uids, known, &value);
 
-    if (found == ERR_NOENT) {
-        answered = false;
+    if (found == ERR_NOENT || found == ERR_LOST) {
+        answered = false; /* what was lost may be sent again */
     } else if (found < 0) {
         *rc = found;
     } else {

@@ -267,7 +267,7 @@ static int map_load(struct map_apply *m)
         if (LEAF_CHUNK(old))
             chunk_txn_need(m->txn, LEAF_CHUNK(old));
         if (mp->entry)
-            chunk_txn_need(m->txn, LEAF_CHUNK(mp->entry));
+            chunk_txn_require(m->txn, LEAF_CHUNK(mp->entry));
     }
     return rc == 0 ? chunk_txn_load(m->txn) : rc;
 }

@@ -165,6 +165,23 @@ static void drain_wait(struct volumes *vs)
     }
 }
 
+/* Lack of space, or of drives, may pass. But metadata that cannot be read is in the way of the same
+ * blocks each time, and those are the oldest: the overlay would fill up and all small writes hang,
+ * without anybody being told. */
+static void drain_failed(struct volumes *vs, int rc)
+{
+    if (vs->stopping || vs->p->broken)
+        return;
+    if (rc == ERR_KV || rc == ERR_FORMAT) {
+        log_error("volumes", "metadata that draining writes needs cannot be read error=%s",
+                  err_name(rc));
+        partition_break(vs->p, rc);
+        return;
+    }
+    log_error("volumes", "draining writes failed, will try again error=%s", err_name(rc));
+    env_sleep(vs->p->env, DRAIN_RETRY);
+}
+
 void volume_drainer(void *arg)
 {
     struct volumes *vs = arg;
@@ -188,10 +205,8 @@ void volume_drainer(void *arg)
         if (rc < 0)
             fiber_cond_broadcast(&vs->overlay_room); /* who waits may want to give up */
         fiber_cond_broadcast(&vs->reap_work);        /* maps wait for the last of theirs */
-        if (rc < 0 && !vs->stopping && !vs->p->broken) {
-            log_error("volumes", "draining writes failed, will try again error=%s", err_name(rc));
-            env_sleep(vs->p->env, DRAIN_RETRY);
-        }
+        if (rc < 0)
+            drain_failed(vs, rc);
     }
     fiber_group_done(&vs->fibers);
 }

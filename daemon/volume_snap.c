@@ -616,29 +616,41 @@ static int map_reap(struct volumes *vs, uint64_t id)
     return volume_submit_id(vs, RECORD_VOLUME_REAP, id, 0, 0);
 }
 
-/* A map that can be reaped; *ret_wait is set when some only have to be drained for that. */
-static struct volume_map *reap_next(const struct volumes *vs, bool *ret_wait)
+/* A map that can be reaped, of those behind the one that failed last if there are any: one that
+ * cannot be read keeps none of the others. *ret_wait is set when some only have to be drained. */
+static struct volume_map *reap_next(const struct volumes *vs, uint64_t failed, bool *ret_wait)
 {
+    struct volume_map *first = NULL;
+    bool behind = false;
+
     *ret_wait = false;
     list_for_each (it, &vs->all_maps) {
         struct volume_map *m = LIST_ENTRY(it, struct volume_map, link);
 
         if (m->holder || m->children > 1)
             continue;
-        if (m->overlay == 0 || PLANTED(MERGE_UNDRAINED))
+        if (m->overlay && !PLANTED(MERGE_UNDRAINED)) {
+            *ret_wait = true;
+            continue;
+        }
+        if (behind || failed == 0)
             return m;
-        *ret_wait = true;
+        if (!first)
+            first = m;
+        behind = m->id == failed;
     }
-    return NULL;
+    return first;
 }
 
 void volume_reaper(void *arg)
 {
     struct volumes *vs = arg;
+    uint64_t failed = 0;
 
     while (!vs->stopping) {
         bool wait;
-        struct volume_map *m = reap_next(vs, &wait);
+        struct volume_map *m = reap_next(vs, failed, &wait);
+        uint64_t id = m ? m->id : 0;
         int rc;
 
         if (!m) {
@@ -647,8 +659,9 @@ void volume_reaper(void *arg)
             fiber_cond_wait(&vs->reap_work);
             continue;
         }
-        rc = map_reap(vs, m->id);
+        rc = map_reap(vs, id);
         if (rc < 0 && !vs->stopping) {
+            failed = id;
             log_warn("volumes", "freeing what was deleted failed, will try again error=%s",
                      err_name(rc));
             (void)fiber_cond_wait_until(vs->p->env, &vs->reap_work,

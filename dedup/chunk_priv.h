@@ -24,7 +24,7 @@ struct chunk_row {
     uint8_t codec, fp_algorithm;
     bool registered; /* in the chunk table (a new chunk is not, until its record is applied) */
     bool gone;       /* was in it: stays for those who pin it, and for loads that bring old news */
-    bool holding;    /* holds its segment, while pinned */
+    bool holding;    /* holds its segment, while pinned: unless that is not there (damage) */
     /* Where it lay before it was moved, held too while pinned: whoever pinned it then may have
      * written the old place into a record that is on its way. */
     struct chunk_former *former;
@@ -76,9 +76,12 @@ struct chunk_row *chunk_row_cached(struct chunkstore *cs, uint64_t id);
 /* One that can be read or, with `lost_too`, renewed. */
 struct chunk_row *chunk_row_by_fp(struct chunkstore *cs, const uint8_t fp[FINGERPRINT_SIZE],
                                   bool lost_too);
-/* Loads and pins rows; NULL where there is none, and everywhere on failure. Suspends when one is
- * not cached. */
+/* Loads and pins rows; NULL where there is none, and everywhere on failure. A row that lies in a
+ * segment that is not there is as good as none: nobody can read it, and nobody may find it in place
+ * of the same bytes stored anew. Suspends when one is not cached. */
 int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct chunk_row **rows);
+/* These too: for records, which count references to it as to any, so that it goes with the last. */
+int chunk_rows_all(struct chunkstore *cs, const uint64_t *ids, size_t n, struct chunk_row **rows);
 void chunk_row_pin(struct chunkstore *cs, struct chunk_row *r);
 void chunk_row_unpin(struct chunkstore *cs, struct chunk_row *r); /* NULL is fine */
 /* A new, pinned, unregistered row under a fresh id. */

@@ -110,8 +110,6 @@ int chunkstore_warm(struct chunkstore *cs, const uint64_t *ids, size_t n);
 /* Lost chunks (renew.c). Whoever finds out that a chunk can be had from no columns says so. Does
  * not suspend. */
 void chunkstore_note_lost(struct chunkstore *cs, uint64_t id);
-/* May anything be lost at all, as far as is known? Does not suspend. */
-bool chunkstore_may_have_lost(const struct chunkstore *cs);
 /* ERR_LOST when one of these is known to be lost, or is not in the table. Reads rows only.
  * Suspends. */
 int chunkstore_look_for_lost(struct chunkstore *cs, const uint64_t *ids, size_t n);
@@ -137,11 +135,15 @@ struct chunk_txn *chunk_txn_begin(struct chunkstore *cs);
 int chunk_txn_take(struct chunk_txn *t, const uint8_t *body, size_t len, size_t *ret_used);
 /* Only the length of that list. ERR_FORMAT. */
 int chunk_list_length(const uint8_t *body, size_t len, size_t *ret_used);
-/* The row of this id will be changed. Does not suspend. */
+/* The row of this id will be changed: references to it go. Does not suspend. */
 void chunk_txn_need(struct chunk_txn *t, uint64_t id);
-/* Loads what is needed. ERR_FORMAT when a chunk neither exists nor is listed. Suspends. */
+/* References to it come, so there must be one. Does not suspend. */
+void chunk_txn_require(struct chunk_txn *t, uint64_t id);
+/* Loads what is needed. ERR_FORMAT when a required chunk neither exists nor is listed. Suspends. */
 int chunk_txn_load(struct chunk_txn *t);
-/* Changes the references of a needed or listed chunk. Does not suspend. */
+/* Changes the references of a needed or listed chunk. A reference to what is not in the table, or
+ * one more than its row knows of, goes without a trace: metadata was lost, and who refers to it can
+ * be deleted or overwritten all the same. Does not suspend. */
 void chunk_txn_ref(struct chunk_txn *t, uint64_t id, int64_t delta);
 /* Puts all changes into the batch and ends the transaction: chunks without references are gone,
  * listed ones that got none never came to be. Does not suspend. */
@@ -225,6 +227,7 @@ struct chunkstore_stats {
     uint64_t compacted, moved_bytes;          /* segments emptied, bytes moved, since start */
     uint64_t renewed;                         /* chunks that were lost, and came again */
     uint64_t rehomed_bytes; /* of these, to restore parity, to empty drives, to make them even */
+    uint64_t stray_refs;    /* that went without a trace, since start: metadata was lost */
 };
 /* Keeps so many bytes from users, beside the options' space_kept. */
 void chunkstore_keep(struct chunkstore *cs, uint64_t bytes);

@@ -16,6 +16,7 @@
 #include "lib/base/check.h"
 #include "lib/base/codec.h"
 #include "lib/base/err.h"
+#include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
@@ -186,6 +187,7 @@ struct chunk_row *chunk_row_by_fp(struct chunkstore *cs, const uint8_t fp[FINGER
         struct chunk_row *r = HMAP_ENTRY(n, struct chunk_row, by_fp);
 
         if (memcmp(r->fp, fp, FINGERPRINT_SIZE) == 0 &&
+            segment_get(cs->segments, r->loc.stripe.segment) &&
             (lost_too ? !chunk_is_hopeless(cs, r->id) : !chunk_is_lost(cs, r)))
             return r;
     }
@@ -224,8 +226,7 @@ static void chunk_row_hold(struct chunkstore *cs, struct chunk_row *r)
 {
     if (r->holding || !r->registered || r->pins == 0)
         return;
-    r->holding = true;
-    segment_hold(cs->segments, r->loc.stripe.segment);
+    r->holding = segment_try_hold(cs->segments, r->loc.stripe.segment);
 }
 
 void chunk_row_pin(struct chunkstore *cs, struct chunk_row *r)
@@ -267,11 +268,12 @@ void chunk_row_relocate(struct chunkstore *cs, struct chunk_row *r, const struct
 
         *f = (struct chunk_former){r->former, r->loc.stripe.segment};
         r->former = f;
-        segment_hold(cs->segments, loc->stripe.segment);
+        r->holding = segment_try_hold(cs->segments, loc->stripe.segment);
     }
     /* Only what differs: a lane may be unpacking by this row. */
     r->loc.stripe = loc->stripe;
     r->loc.position = loc->position;
+    chunk_row_hold(cs, r);
 }
 
 static struct chunk_row *chunk_row_insert(struct chunkstore *cs, uint64_t id)
@@ -379,7 +381,7 @@ static int chunk_rows_load(struct chunkstore *cs, struct chunk_want *want, size_
     return rc;
 }
 
-int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct chunk_row **rows)
+int chunk_rows_all(struct chunkstore *cs, const uint64_t *ids, size_t n, struct chunk_row **rows)
 {
     struct chunk_want *want = mem_calloc(n, sizeof(*want));
     size_t count = 0;
@@ -400,6 +402,19 @@ int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct 
         rc = chunk_rows_load(cs, want, count, rows);
     mem_free(want);
     for (size_t i = 0; rc < 0 && i < n; i++) {
+        chunk_row_unpin(cs, rows[i]);
+        rows[i] = NULL;
+    }
+    return rc;
+}
+
+int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct chunk_row **rows)
+{
+    int rc = chunk_rows_all(cs, ids, n, rows);
+
+    for (size_t i = 0; i < n; i++) {
+        if (!rows[i] || rows[i]->holding)
+            continue;
         chunk_row_unpin(cs, rows[i]);
         rows[i] = NULL;
     }
@@ -486,6 +501,7 @@ struct chunk_touch {
     uint64_t id;
     uint64_t refs_before;
     bool is_new, brought; /* listed as new; brought into the table by this record */
+    bool required;
 };
 
 struct chunk_txn {
@@ -526,6 +542,11 @@ static struct chunk_touch *chunk_txn_touch(struct chunk_txn *t, uint64_t id)
 void chunk_txn_need(struct chunk_txn *t, uint64_t id)
 {
     (void)chunk_txn_touch(t, id);
+}
+
+void chunk_txn_require(struct chunk_txn *t, uint64_t id)
+{
+    chunk_txn_touch(t, id)->required = true;
 }
 
 void chunk_listed_encode(const struct chunk_row *r, uint32_t flags, uint8_t out[CHUNK_LISTED_SIZE])
@@ -621,14 +642,14 @@ int chunk_txn_load(struct chunk_txn *t)
         touches[count++] = c;
     }
     if (count)
-        rc = chunk_rows_get(t->cs, ids, count, rows);
+        rc = chunk_rows_all(t->cs, ids, count, rows);
     for (size_t i = 0; rc >= 0 && i < count; i++) {
         touches[i]->row = rows[i];
         if (rows[i])
             touches[i]->refs_before = rows[i]->refs;
     }
     for (size_t i = 0; rc >= 0 && i < count; i++)
-        if (!touches[i]->row && !touches[i]->listed)
+        if (touches[i]->required && !touches[i]->row && !touches[i]->listed)
             rc = ERR_FORMAT;
     mem_free(ids);
     mem_free(touches);
@@ -668,14 +689,27 @@ static void chunk_touch_bring(struct chunkstore *cs, struct chunk_touch *c)
     cs->stats.stored_bytes += r->loc.stored;
 }
 
+static void chunk_ref_stray(struct chunkstore *cs, uint64_t id)
+{
+    if (cs->stats.stray_refs++ == 0)
+        log_warn("chunks",
+                 "something was deleted or overwritten of which metadata had been lost: "
+                 "filmroom-fsck tells what else was lost chunk=%llu",
+                 (unsigned long long)id);
+}
+
 void chunk_txn_ref(struct chunk_txn *t, uint64_t id, int64_t delta)
 {
     struct chunk_touch *c = chunk_txn_find(t, id);
 
-    CHECK(c != NULL && (c->row || c->listed));
+    CHECK(c != NULL);
+    if (delta < 0 && (!c->row || c->row->refs < (uint64_t)-delta)) {
+        chunk_ref_stray(t->cs, id);
+        return;
+    }
+    CHECK(c->row || c->listed);
     if (!c->row)
         chunk_touch_bring(t->cs, c);
-    CHECK(delta >= 0 || c->row->refs >= (uint64_t)-delta);
     c->row->refs += (uint64_t)delta;
     t->cs->stats.referenced_bytes += (uint64_t)delta * c->row->raw;
 }

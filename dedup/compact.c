@@ -466,7 +466,7 @@ int chunkstore_apply_move(struct chunkstore *cs, const uint8_t *body, size_t len
     ids = mem_calloc(n, sizeof(*ids));
     for (size_t i = 0; i < n; i++)
         ids[i] = entries[i].id;
-    rc = chunk_rows_get(cs, ids, n, rows);
+    rc = chunk_rows_all(cs, ids, n, rows);
     if (rc == 0) {
         chunk_rows_writing(cs);
         for (size_t i = 0; i < n; i++)

@@ -149,8 +149,3 @@ int chunkstore_look_for_lost(struct chunkstore *cs, const uint64_t *ids, size_t 
     mem_free(rows);
     return rc == 0 && lost ? ERR_LOST : rc;
 }
-
-bool chunkstore_may_have_lost(const struct chunkstore *cs)
-{
-    return cs->lost.count > 0 || segments_may_be_out_of_reach(cs->segments);
-}

@@ -73,8 +73,8 @@ int env_file_size(struct env_file *f, uint64_t *ret_size); /* of a block device 
  * the WRITEs done on the others durable as well, where they went to space that had been written and
  * synced before. Does not suspend. */
 uint64_t env_file_cache(struct env_file *f);
-int env_mkdir(struct env *env, const char *path); /* mode 0700, durable; an existing one is fine */
-int env_unlink(struct env *env, const char *path);
+int env_mkdir(struct env *env, const char *path);  /* mode 0700, durable; an existing one is fine */
+int env_unlink(struct env *env, const char *path); /* durable. ERR_NOENT. Suspends */
 /* Gives a file another name, durable, in place of what has it: one or the other is always there.
  * Both in one file system. Suspends. */
 int env_rename(struct env *env, const char *from, const char *to);

@@ -156,16 +156,48 @@ bool fiber_sem_try(struct fiber_sem *s, uint64_t n)
     return true;
 }
 
-void fiber_sem_give(struct fiber_sem *s, uint64_t n)
+static void sem_serve(struct fiber_sem *s)
 {
     struct sync_waiter *w;
 
-    CHECK(n <= s->total - s->free);
-    s->free += n;
     while ((w = sync_first(&s->waiters)) != NULL && w->n <= s->free) {
         s->free -= w->n;
         sync_serve(w);
     }
+}
+
+void fiber_sem_give(struct fiber_sem *s, uint64_t n)
+{
+    CHECK(n <= s->total - s->free);
+    s->free += n;
+    sem_serve(s);
+}
+
+/* Who was served and did not run yet has what it waited for, late or not. */
+static void sem_time_is_up(void *arg)
+{
+    struct sync_waiter *w = arg;
+
+    if (w->served)
+        return;
+    w->result = ERR_TIMEDOUT;
+    sync_serve(w);
+}
+
+bool fiber_sem_take_until(struct env *env, struct fiber_sem *s, uint64_t n, uint64_t deadline)
+{
+    struct sync_waiter w = {.n = n};
+    struct env_timer t = {.fn = sem_time_is_up, .arg = &w};
+
+    CHECK(n <= s->total);
+    if (fiber_sem_try(s, n))
+        return true;
+    env_timer_arm(env, &t, deadline);
+    sync_wait(&s->waiters, &w, "semaphore");
+    env_timer_disarm(env, &t);
+    if (w.result < 0)
+        sem_serve(s); /* those behind may have waited for this one only */
+    return w.result == 0;
 }
 
 /* ---- Group --------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ struct fiber_sem {
 };
 void fiber_sem_init(struct fiber_sem *s, uint64_t total);
 void fiber_sem_take(struct fiber_sem *s, uint64_t n);
+/* False: the time was up first, and nothing was taken. */
+bool fiber_sem_take_until(struct env *env, struct fiber_sem *s, uint64_t n, uint64_t deadline);
 bool fiber_sem_try(struct fiber_sem *s, uint64_t n);
 void fiber_sem_give(struct fiber_sem *s, uint64_t n);
 

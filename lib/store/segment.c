@@ -557,8 +557,10 @@ int segment_apply_free(struct segments *ss, const uint8_t *body, size_t len,
         uint64_t id = codec_read_le64(&r);
         struct segment *s = segment_find(ss, id);
 
-        if (!codec_reader_ok(&r) || !s || s->chunks || s->state != SEGMENT_SEALED)
+        if (!codec_reader_ok(&r) || (s && (s->chunks || s->state != SEGMENT_SEALED)))
             return ERR_FORMAT;
+        if (!s)
+            continue; /* its row was lost before the record came to be applied */
         segment_drop(ss, s);
         gone(arg, id);
     }
@@ -570,7 +572,8 @@ void segment_account(struct segments *ss, const struct segment_loc *loc, bool ad
     struct segment *s = segment_find(ss, loc->stripe.segment);
     uint32_t end = loc->stripe.offset + loc->stripe.width;
 
-    CHECK(s != NULL);
+    if (!s)
+        return;
     if (add) {
         s->live += loc->stored;
         s->chunks++;
@@ -675,6 +678,12 @@ int segment_load(struct segments *ss, uint64_t segment, const void *value, size_
     if (s->state == SEGMENT_OPEN)
         ss->open[s->stream] = s;
     return 0;
+}
+
+void segment_skip_ids(struct segments *ss, uint64_t next)
+{
+    if (next > ss->next_id)
+        ss->next_id = next;
 }
 
 /* ---- Opening and freeing ---- */

@@ -112,6 +112,9 @@ int segment_write(struct segments *ss, enum segment_stream stream, struct segmen
                   size_t n, struct segment_stripe *ret_stripe);
 /* Keeps a segment from being freed, until as many segment_release. Does not suspend. */
 void segment_hold(struct segments *ss, uint64_t segment);
+/* As segment_hold, for who only has a row's word that it is there. False: it is not, or not any
+ * more, and nothing is held. */
+bool segment_try_hold(struct segments *ss, uint64_t segment);
 void segment_release(struct segments *ss, uint64_t segment);
 
 /* ---- Reading ---- */
@@ -127,10 +130,9 @@ struct segment_read {
  * error. The segments are protected from being freed from the call on. Suspends. */
 int segment_read(struct segments *ss, struct segment_read *reads, size_t n);
 
-/* Are fewer of a segment's drives there than it takes to read it? Not for those that are only late.
- * And: may there be such segments at all? Neither suspends. */
+/* Are fewer of a segment's drives there than it takes to read it? Not counting as gone those that
+ * are only late. Does not suspend. */
 bool segment_is_out_of_reach(const struct segments *ss, uint64_t segment);
-bool segments_may_be_out_of_reach(const struct segments *ss);
 
 /* What a stripe says of itself: one entry per chunk that was written into it. */
 struct segment_entry {
@@ -163,7 +165,8 @@ int segment_apply_open(struct segments *ss, const uint8_t *body, size_t len, voi
 int segment_apply_free(struct segments *ss, const uint8_t *body, size_t len,
                        void (*gone)(void *arg, uint64_t segment), void *arg);
 
-/* A chunk of `stored` bytes at `loc` appeared in or left the chunk table. */
+/* A chunk of `stored` bytes at `loc` appeared in or left the chunk table. Of a segment whose row is
+ * lost there is nothing to count. */
 void segment_account(struct segments *ss, const struct segment_loc *loc, bool add);
 
 /* Walks the rows that changed since the last call, for the KV batch. */
@@ -172,6 +175,9 @@ void segment_take_dirty(struct segments *ss,
                         void *arg);
 /* Takes a row as segment_take_dirty gave it, at start. */
 int segment_load(struct segments *ss, uint64_t segment, const void *value, size_t len);
+/* New segments get numbers from `next` on: those before may be what rows of lost segments' chunks
+ * refer to. */
+void segment_skip_ids(struct segments *ss, uint64_t next);
 
 /* The row of a segment as KV_SEGMENT has it, and back; decoding fills the part that is not only in
  * memory. ERR_FORMAT. */

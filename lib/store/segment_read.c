@@ -448,15 +448,6 @@ bool segment_is_out_of_reach(const struct segments *ss, uint64_t segment)
     return s && there < s->k;
 }
 
-bool segments_may_be_out_of_reach(const struct segments *ss)
-{
-    unsigned gone = 0;
-
-    for (unsigned i = 0; i < ss->ds->count; i++)
-        gone += ss->ds->drives[i].state != DRIVE_NONE && !ss->ds->drives[i].file;
-    return gone > 0;
-}
-
 int segment_read_careful(struct segments *ss, struct segment *s, const struct segment_loc *loc,
                          bool (*fits)(const struct segment_loc *loc, const uint8_t *bytes),
                          struct buf **ret_buf)

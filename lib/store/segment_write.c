@@ -274,6 +274,15 @@ void segment_hold(struct segments *ss, uint64_t segment)
     s->holds++;
 }
 
+bool segment_try_hold(struct segments *ss, uint64_t segment)
+{
+    struct segment *s = segment_find(ss, segment);
+
+    if (s)
+        s->holds++;
+    return s != NULL;
+}
+
 void segment_release(struct segments *ss, uint64_t segment)
 {
     struct segment *s = segment_find(ss, segment);

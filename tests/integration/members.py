@@ -9,6 +9,7 @@ import argparse
 import os
 import random
 import sys
+import threading
 import time
 
 import nbd
@@ -198,6 +199,36 @@ class Members:
         self.verify()
 
 
+    def at_once(self):
+        """Of several orders at once none takes another one's path out of the list."""
+        added, over, gone = [self.new_path() for _ in range(6)], threading.Event(), set()
+        size, paths = str(self.rows()[0]["size"]), os.path.join(self.data, "drive-paths")
+
+        def look():
+            seen = set()
+            while not over.is_set():
+                with open(paths, encoding="utf-8") as f:
+                    text = f.read()
+                now = {p for p in added if f" {p}\n" in text}
+                gone.update(seen - now)
+                seen |= now
+
+        looker = threading.Thread(target=look)
+        looker.start()
+        orders = [threading.Thread(target=self.daemon.cli,
+                                   args=("drive", "add", path, "--size", size)) for path in added]
+        for order in orders:
+            order.start()
+        for order in orders:
+            order.join()
+        over.set()
+        looker.join()
+        check(not gone, "paths that were out of the list for a moment:", gone)
+        there = {r["path"] for r in self.rows().values()}
+        check(there >= set(added), "not all were added:", there)
+        self.verify()
+
+
 def main():
     parser = argparse.ArgumentParser(description="drives come and go")
     parser.add_argument("--kills", type=int, default=1 if SHORT else 2)
@@ -212,7 +243,8 @@ def main():
                                ("a drive is removed, and two more may go", members.remove),
                                ("a dead drive is replaced under its path", members.replace),
                                ("a drive moves to another path", members.moved),
-                               ("the list of paths is lost", members.list_lost)):
+                               ("the list of paths is lost", members.list_lost),
+                               ("drives are added at once", members.at_once)):
                 with suite.case(name):
                     case()
             with suite.case("the daemon stops cleanly"):

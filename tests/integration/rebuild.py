@@ -119,6 +119,7 @@ class Store:
         """Without metadata the daemon says what to do; with it a rebuild is refused."""
         self.fill()
         self.daemon.stop()
+        self.marked()
         done = run(FSCK, "--data", self.data, "--config", self.config, "--rebuild",
                    ok=False)
         check(done.returncode == 8 and "move that directory away" in done.stderr,
@@ -129,6 +130,22 @@ class Store:
         self.daemon.start(expect_ready=False)
         self.daemon.kill()
         check("--rebuild" in self.daemon.log_text(), "the daemon said", self.daemon.log_tail())
+
+    def marked(self):
+        """As a crash leaves it that came between making the store and saying so: the drives are
+        not to be taken for an unfinished store's once the metadata is lost."""
+        marker = os.path.join(self.data, "formatting")
+        os.mkdir(marker)  # cannot be removed as a file
+        self.daemon.start(expect_ready=False)
+        self.daemon.kill()
+        check("remove it" in self.daemon.log_text(), "the daemon said", self.daemon.log_tail())
+        os.rmdir(marker)
+        with open(marker, "w") as f:
+            for i in range(6):
+                f.write(os.path.join(self.data, "drives", f"drive-{i}") + "\n")
+        self.daemon.start()
+        self.daemon.stop()
+        check(not os.path.exists(marker), "the mark is still there")
 
     def stopped(self):
         """After a clean stop."""

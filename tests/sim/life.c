@@ -197,6 +197,9 @@ static void life_close(struct run *r)
     may_lack = client_space_failed(r, ERR_NOSPC);
     r->compacted += status.chunks.compacted;
     r->moved += status.chunks.moved_bytes;
+    if (status.chunks.stray_refs)
+        run_fail(r, "%llu references went that nobody had counted",
+                 (unsigned long long)status.chunks.stray_refs);
     r->phase = "closing";
     rc = partition_close(r->p);
     r->p = NULL;

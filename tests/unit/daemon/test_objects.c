@@ -794,7 +794,7 @@ static void begin_fiber(void *arg)
     (void)arg;
     assert_int_equal(object_put_begin(pc.os, &none, &p), 0);
     begun++;
-    env_sleep(pc.c.env, ENV_NS_PER_S);
+    env_sleep(pc.c.env, ENV_NS_PER_S / 10);
     object_put_abort(p);
     fiber_group_done(&senders);
 }
@@ -824,6 +824,80 @@ static void test_budget(void **state)
 {
     (void)state;
     sim_case_run(&pc.c, budget_main, NULL);
+}
+
+/* Streams of known size take as much of the budget as they may need, and nobody waits for ever. */
+#define SMALL      (512u << 10)
+#define AT_ONCE    64u /* of 32 MiB */
+#define PATIENCE_S 30u
+
+static struct object_put *begin_of(uint64_t size, int want)
+{
+    struct object_put_info info = {.size_hint = size};
+    struct object_put *p = NULL;
+
+    assert_int_equal(object_put_begin(pc.os, &info, &p), want);
+    return p;
+}
+
+static uint64_t seconds(void)
+{
+    return env_now(pc.c.env) / ENV_NS_PER_S;
+}
+
+/* Wants little, but stands behind one who wants much. */
+static void behind_fiber(void *arg)
+{
+    (void)arg;
+    env_sleep(pc.c.env, ENV_NS_PER_S);
+    object_put_abort(begin_of(SMALL, 0));
+    fiber_group_done(&senders);
+}
+
+static void share_main(void *arg)
+{
+    struct object_put *p[AT_ONCE];
+    struct sample m = usual;
+    struct stream s;
+    uint64_t start;
+
+    (void)arg;
+    partition_case_open(&pc);
+    start = seconds();
+    for (unsigned i = 0; i < AT_ONCE; i++)
+        p[i] = begin_of(SMALL, 0);
+    assert_int_equal(seconds(), start); /* nobody has waited */
+    (void)begin_of(1, ERR_OVERLOAD);
+    assert_int_equal(seconds(), start + PATIENCE_S);
+    object_put_abort(p[0]);
+    fiber_group_init(&senders);
+    fiber_group_add(&senders, 1);
+    fiber_spawn(pc.c.env, "behind", behind_fiber, NULL);
+    (void)begin_of(0, ERR_OVERLOAD);
+    fiber_group_wait(&senders);
+    assert_int_equal(seconds(), start + 2 * PATIENCE_S);
+    m.frames = 40;
+    m.pixels = 30000;
+    s = make(&m);
+    assert_true(s.n > SMALL);
+    assert_int_equal(object_put_append(p[1], s.p, s.n), ERR_OVERLOAD); /* more than announced */
+    for (unsigned i = 1; i < AT_ONCE; i++)
+        object_put_abort(p[i]);
+    p[0] = begin_of(SMALL, 0);
+    assert_int_equal(object_put_append(p[0], s.p, s.n), 0);
+    object_put_abort(p[0]);
+    p[0] = begin_of(1, 0);
+    p[1] = begin_of(32u << 20, 0);
+    object_put_abort(p[0]);
+    object_put_abort(p[1]);
+    mem_free(s.p);
+    close_ok();
+}
+
+static void test_share(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, share_main, NULL);
 }
 
 /* ---- Deleting ---- */
@@ -1075,9 +1149,6 @@ static void test_full(void **state)
     sim_case_run(&pc.c, full_main, NULL);
 }
 
-/* Killed at any moment: what was acknowledged is there, whole; the rest is there, whole, or not. */
-static unsigned acknowledged;
-
 static struct sample numbered(unsigned i, char uid[20])
 {
     struct sample m = usual;
@@ -1088,6 +1159,49 @@ static struct sample numbered(unsigned i, char uid[20])
     m.frames = i % 3;
     return m;
 }
+
+/* The end of the daemon does not wait for a large study to be deleted; the rest goes later. */
+static void ending_fiber(void *arg)
+{
+    uint64_t all = *(uint64_t *)arg;
+
+    while (partition_case_status(&pc).studies.instances > all - 5)
+        env_sleep(pc.c.env, 10000);
+    partition_end_soon(pc.p);
+}
+
+static void ending_main(void *arg)
+{
+    struct object_delete_result result = {0};
+    uint64_t n = 0, left;
+    char uid[20];
+
+    (void)arg;
+    partition_case_open(&pc);
+    for (; n < 40; n++) {
+        struct sample m = numbered((unsigned)n, uid);
+
+        assert_int_equal(store(&m), OBJECT_STORED);
+    }
+    fiber_spawn(pc.c.env, "ending", ending_fiber, &n);
+    assert_int_equal(object_remove(pc.os, "1.1", NULL, NULL, &result), ERR_SHUTDOWN);
+    left = partition_case_status(&pc).studies.instances;
+    assert_true(left > 20 && left < n);
+    close_ok();
+    partition_case_open(&pc);
+    assert_int_equal(object_remove(pc.os, "1.1", NULL, NULL, &result), 0);
+    assert_int_equal(result.instances, left);
+    close_ok();
+}
+
+static void test_ending(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, ending_main, NULL);
+}
+
+/* Killed at any moment: what was acknowledged is there, whole; the rest is there, whole, or not. */
+static unsigned acknowledged;
 
 static void killer_fiber(void *arg)
 {
@@ -1283,11 +1397,13 @@ int main(void)
         CASE(test_malformed),
         CASE(test_expectations),
         CASE(test_budget),
+        CASE(test_share),
         CASE(test_delete),
         CASE(test_open_while_deleted),
         CASE(test_patients),
         CASE(test_patients_replaced),
         CASE(test_full),
+        CASE(test_ending),
         CASE(test_kill),
         CASE(test_damaged_medium),
         CASE(test_sent_again),

@@ -69,7 +69,7 @@ static void put_study(const char *uid, const char *name, const char *id, const c
     catalog_key_make(&k, 'T', uid, NULL, NULL);
     put_row(&k, &row);
     patient = (struct study_patient){0};
-    assert_int_equal(study_patient_load(&ss, &s->attrs, false, &patient), 0);
+    assert_int_equal(study_patient_load(&ss, &s->attrs, &patient), 0);
     study_patient_add(&patient, &s->attrs, uid, batch);
     mem_free(patient.value);
     mem_free(s);
@@ -473,7 +473,7 @@ static void put_study_of(const char *uid, const char *vr, const char *id, const 
     put_series(uid, series, "CT");
     put_instance(uid, series, instance, "1");
     patient = (struct study_patient){0};
-    assert_int_equal(study_patient_load(&ss, &s->attrs, false, &patient), 0);
+    assert_int_equal(study_patient_load(&ss, &s->attrs, &patient), 0);
     study_patient_add(&patient, &s->attrs, uid, batch);
     mem_free(patient.value);
     assert_int_equal(kv_write(p.kv, batch), 0);
@@ -687,19 +687,19 @@ static void damaged_patient_main(void *arg)
     q.level = OBJECT_STUDY;
     assert_int_equal(study_query(&ss.face, &q, &rows), ERR_FORMAT);
     attrs->attrs[attrs->count++] = attr(ID, "LO", "P1");
-    assert_int_equal(study_patient_load(&ss, attrs, true, &patient), 0);
+    assert_int_equal(study_patient_load(&ss, attrs, &patient), 0);
     mem_free(patient.value);
     assert_true(catalog_patient_key(&k, attrs));
     write_row(KV_CATALOG, &k, "damaged");
     patient = (struct study_patient){0};
-    assert_int_equal(study_patient_load(&ss, attrs, false, &patient), ERR_FORMAT);
+    assert_int_equal(study_patient_load(&ss, attrs, &patient), ERR_FORMAT);
     mem_free(patient.value);
     q.level = OBJECT_PATIENT;
     assert_int_equal(study_query(&ss.face, &q, &rows), ERR_FORMAT);
     write_row(KV_CATALOG, &k, NULL);
     patient = (struct study_patient){0};
-    assert_int_equal(study_patient_load(&ss, attrs, true, &patient), ERR_FORMAT); /* its study is */
-    assert_int_equal(study_patient_load(&ss, attrs, false, &patient), 0);
+    assert_int_equal(study_patient_load(&ss, attrs, &patient), 0);
+    assert_false(patient.exists);
     mem_free(attrs);
 }
 

@@ -1,5 +1,5 @@
 /* Records that need rows which are not in memory: who submits one waits for the KV store, and
- * nobody else does. */
+ * nobody else does. Where rows cannot be read at all, nobody waits for ever. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "lib/base/check.h"
+#include "lib/base/codec.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "tests/sim/instances.h"
@@ -293,6 +294,52 @@ static void test_reaper_rests(void **state)
     assert_true(took > alone * 3 / 2 && took < alone * 5 / 2);
 }
 
+/* ---- Rows that cannot be read ---- */
+
+static void unreadable_main(void *arg)
+{
+    struct block_volume *v;
+    uint64_t *written = arg;
+    int rc = 0;
+
+    partition_case_open(&pc);
+    v = volume("w");
+    lag_kv_fail_reads(pc.kv, ERR_KV);
+    for (*written = 0; rc == 0; *written += rc == 0) {
+        codec_put_le64(bytes, *written + 1); /* each is new */
+        rc = block_write(v, *written % (MIB / 4096) * 4096, bytes, 4096, 0);
+    }
+    assert_int_equal(rc, ERR_KV);
+    assert_int_equal(partition_case_status(&pc).broken, ERR_KV);
+    block_close(v);
+    lag_kv_fail_reads(pc.kv, 0);
+    assert_int_equal(partition_case_close(&pc), ERR_KV);
+}
+
+static void readable_main(void *arg)
+{
+    uint64_t last = *(uint64_t *)arg;
+    struct block_volume *v;
+
+    assert_true(last > 0);
+    partition_case_open(&pc);
+    v = volume("w");
+    assert_int_equal(block_read(v, (last - 1) % (MIB / 4096) * 4096, bytes, 4096), 0);
+    assert_int_equal(codec_get_le64(bytes), last);
+    block_close(v);
+    CHECK_OK(partition_case_close(&pc));
+}
+
+static void test_unreadable(void **state)
+{
+    uint64_t written;
+
+    (void)state;
+    sim_case_run(&pc.c, fill_main, NULL);
+    sim_case_run(&pc.c, unreadable_main, &written);
+    sim_case_run(&pc.c, readable_main, &written);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -303,6 +350,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_supersede, setup, teardown),
         cmocka_unit_test_setup_teardown(test_merge, setup, teardown),
         cmocka_unit_test_setup_teardown(test_reaper_rests, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_unreadable, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -83,7 +83,7 @@ int apply(const struct strbuf *list, const struct change *changes, size_t n)
     if (list)
         rc = chunk_txn_take(txn, (const uint8_t *)list->data, list->len, &used);
     for (size_t i = 0; i < n; i++)
-        chunk_txn_need(txn, changes[i].id);
+        (changes[i].delta > 0 ? chunk_txn_require : chunk_txn_need)(txn, changes[i].id);
     if (rc == 0)
         rc = chunk_txn_load(txn);
     if (rc == 0) {
