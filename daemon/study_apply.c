@@ -495,16 +495,22 @@ int study_warm_delete(struct studies *ss, const struct catalog_uids *uids)
     return warm_result(rc);
 }
 
-int study_look_for_lost(struct studies *ss, const char *instance)
+int study_look_for_lost(struct studies *ss, const struct catalog_uids *home, const char *instance)
 {
     struct chunk_txn *txn = chunk_txn_begin(ss->p->chunks);
+    struct upper *u = mem_zalloc(sizeof(*u));
     struct recipe recipe = {0};
-    int rc = old_recipe(ss, instance, txn, &recipe);
+    int rc = upper_load(ss, home->part[0], home->part[1], u);
 
-    chunk_txn_abort(txn);
+    if (rc == 0 && !(u->study_exists && u->series_exists))
+        rc = ERR_LOST;
+    if (rc == 0)
+        rc = old_recipe(ss, instance, txn, &recipe);
     if (rc == 0) /* a recipe that is lost was left clear */
         rc = recipe.chunk_count ? content_look_for_lost(ss->p, &recipe) : ERR_LOST;
+    chunk_txn_abort(txn);
     recipe_free(&recipe);
+    upper_free(u);
     return rc;
 }
 

@@ -72,8 +72,9 @@ struct study_apply_result {
 int study_find(struct studies *ss, const char *instance_uid, struct catalog_uids *ret_uids,
                struct catalog_instance *ret_instance, void **ret_value);
 
-/* ERR_LOST when it is known of something in a stored instance that it cannot be read. Suspends. */
-int study_look_for_lost(struct studies *ss, const char *instance);
+/* ERR_LOST when it is known of a stored instance that it cannot be read, or not be found: rows of
+ * its study or series, its recipe, or chunks are lost. Suspends. */
+int study_look_for_lost(struct studies *ss, const struct catalog_uids *home, const char *instance);
 
 /* Brings what applying a record that stores an instance there, or one that removes (or replaces)
  * this instance, will read into the caches. Only rows that cannot be read are an error (ERR_KV,

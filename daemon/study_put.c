@@ -164,9 +164,10 @@ static int put_identify(const struct study_put *sp, const struct put_parse *pp,
 
 /* The same is stored. It is a success only if it can be read: else the new takes its place, and the
  * success is no cheap one. True: the answer is in *rc. */
-static bool put_known_same(struct study_put *sp, struct study_put_record *rec, int *rc)
+static bool put_known_same(struct study_put *sp, const struct catalog_uids *home,
+                           struct study_put_record *rec, int *rc)
 {
-    int lost = study_look_for_lost(sp->ss, rec->instance_uid);
+    int lost = study_look_for_lost(sp->ss, home, rec->instance_uid);
 
     *rc = lost == 0 ? (int)OBJECT_IDENTICAL : lost;
     if (lost != ERR_LOST)
@@ -197,7 +198,7 @@ static bool put_known(struct study_put *sp, struct study_put_record *rec, int *r
 
         mem_free(value);
         *rc = ERR_CONFLICT;
-        answered = same ? put_known_same(sp, rec, rc) : !rec->replace;
+        answered = same ? put_known_same(sp, &uids, rec, rc) : !rec->replace;
         if (!answered)
             *rc = study_warm(ss, rec->instance_uid); /* it will be taken out */
         answered |= *rc < 0;

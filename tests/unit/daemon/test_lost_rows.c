@@ -41,14 +41,23 @@ static void put_object(const char *name, const uint8_t *p)
 static void put_instance(unsigned index, int content)
 {
     STRBUF_AUTO struct strbuf s = STRBUF_INIT;
+    MEM_AUTO uint8_t *got = NULL;
     struct object_put_info info = {0};
     struct object_put_result result;
     struct object_put *put;
+    struct object *o;
+    size_t n = 0;
 
     instance_make(index, content, &s);
     assert_int_equal(object_put_begin(pc.os, &info, &put), 0);
     assert_int_equal(object_put_append(put, s.data, s.len), 0);
     assert_int_equal(object_put_commit(put, &result), 0);
+    /* Whatever was lost of it: what is acknowledged can be read. */
+    got = mem_alloc(s.len);
+    assert_int_equal(object_open(pc.os, NULL, NULL, result.instance_uid, &o), 0);
+    assert_int_equal(object_read(o, 0, got, s.len, &n), 0);
+    assert_int_equal(n, s.len);
+    object_close(o);
 }
 
 static void fill_main(void *arg)
