@@ -20,7 +20,7 @@
 #define COMPACTOR_QUIET         8u /* records between two steps that count as other work */
 #define COMPACTOR_RETRY         (100 * ENV_NS_PER_MS)
 #define COMPACTOR_MOMENT        (5 * ENV_NS_PER_MS)
-#define COMPACTOR_STEP          (100 * ENV_NS_PER_MS) /* longer ones were waited for, not worked on */
+#define COMPACTOR_STEP          (100 * ENV_NS_PER_MS) /* longer ones waited rather than worked */
 #define COMPACTOR_PATIENCE      100u                  /* such moments */
 #define COMPACTOR_FAILURE       5u /* moments that a round which failed counts for */
 #define PARTITION_SEGMENT_PAGE  4096u
