@@ -434,21 +434,29 @@ int study_warm_upper(struct studies *ss, const char *study, const char *series)
     return warm_result(rc);
 }
 
-int study_warm(struct studies *ss, const char *instance)
+/* Reads what goes with an instance that was found (`rc`). */
+static int old_warm(struct studies *ss, const char *instance, struct old_instance *old, int rc)
 {
-    struct old_instance *old = mem_zalloc(sizeof(*old));
     struct chunk_txn *txn = chunk_txn_begin(ss->p->chunks);
-    void *value = NULL;
-    int rc = study_find(ss, instance, &old->home, &old->row, &value);
 
     if (rc == 0)
         rc = old_load(ss, instance, txn, old);
     if (rc == 0)
         rc = chunk_txn_load(txn);
     chunk_txn_abort(txn);
+    return warm_result(rc);
+}
+
+int study_warm(struct studies *ss, const char *instance)
+{
+    struct old_instance *old = mem_zalloc(sizeof(*old));
+    void *value = NULL;
+    int rc = study_find(ss, instance, &old->home, &old->row, &value);
+
+    rc = old_warm(ss, instance, old, rc);
     old_free(old);
     mem_free(value);
-    return warm_result(rc);
+    return rc;
 }
 
 /* Finds the instance that a record or a row says is there. Where the index leads elsewhere or
@@ -481,18 +489,13 @@ static int old_find(struct studies *ss, const char *study, const char *series, c
 int study_warm_delete(struct studies *ss, const struct catalog_uids *uids)
 {
     struct old_instance *old = mem_zalloc(sizeof(*old));
-    struct chunk_txn *txn = chunk_txn_begin(ss->p->chunks);
     void *value = NULL;
     int rc = old_find(ss, uids->part[0], uids->part[1], uids->part[2], old, &value);
 
-    if (rc == 0)
-        rc = old_load(ss, uids->part[2], txn, old);
-    if (rc == 0)
-        rc = chunk_txn_load(txn);
-    chunk_txn_abort(txn);
+    rc = old_warm(ss, uids->part[2], old, rc);
     old_free(old);
     mem_free(value);
-    return warm_result(rc);
+    return rc;
 }
 
 int study_look_for_lost(struct studies *ss, const struct catalog_uids *home, const char *instance)

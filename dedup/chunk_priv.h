@@ -115,6 +115,8 @@ void chunk_lost_free(struct chunkstore *cs);
 /* compact.c: writes the stored bytes of a pinned row once more, and has them be there. Suspends. */
 int chunk_rewrite(struct chunkstore *cs, struct chunk_row *r, const uint8_t *stored);
 
+/* A row's stored bytes, as they are to be written: the same wherever they lie. */
+struct segment_chunk chunk_row_stored(const struct chunk_row *r, const uint8_t *stored);
 /* A registered, pinned row's bytes are at `loc` from now on (same stored bytes). */
 void chunk_row_relocate(struct chunkstore *cs, struct chunk_row *r, const struct segment_loc *loc);
 /* Puts a row that changed into the batch; it stays in the cache until that is written. */

@@ -329,18 +329,8 @@ static int batch_write_stripe(struct chunk_batch *b)
     struct segment_stripe where;
     int rc;
 
-    for (size_t i = 0; i < n; i++) {
-        const struct chunk_row *r = picked[i]->row;
-
-        chunks[i] = (struct segment_chunk){.data = picked[i]->stored,
-                                           .id = r->id,
-                                           .stored = r->loc.stored,
-                                           .raw = r->raw,
-                                           .crc = r->loc.crc,
-                                           .codec = r->codec,
-                                           .fingerprint_algorithm = r->fp_algorithm};
-        memcpy(chunks[i].fingerprint, r->fp, FINGERPRINT_SIZE);
-    }
+    for (size_t i = 0; i < n; i++)
+        chunks[i] = chunk_row_stored(picked[i]->row, picked[i]->stored);
     rc = segment_write(b->cs->segments, b->stream, chunks, n, &where);
     if (rc == 0)
         stripe_done(b, &where, chunks, picked, n);

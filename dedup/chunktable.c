@@ -134,6 +134,20 @@ void chunk_row_encode(const struct chunk_row *r, uint8_t out[CHUNK_ROW_SIZE])
     CHECK(codec_writer_ok(&w) && codec_written(&w) == CHUNK_ROW_SIZE);
 }
 
+struct segment_chunk chunk_row_stored(const struct chunk_row *r, const uint8_t *stored)
+{
+    struct segment_chunk c = {.data = stored,
+                              .id = r->id,
+                              .stored = r->loc.stored,
+                              .raw = r->raw,
+                              .crc = r->loc.crc,
+                              .codec = r->codec,
+                              .fingerprint_algorithm = r->fp_algorithm};
+
+    memcpy(c.fingerprint, r->fp, FINGERPRINT_SIZE);
+    return c;
+}
+
 /* Do the lengths of a row from a medium go together? Unpacking relies on it. */
 static bool chunk_row_sane(const struct chunk_row *r)
 {

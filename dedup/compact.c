@@ -132,21 +132,6 @@ static bool same_place(const struct segment_loc *a, const struct segment_loc *b)
            a->position == b->position;
 }
 
-/* A row's stored bytes, to be written. What is stored of a row is the same wherever it lies. */
-static struct segment_chunk step_chunk(const struct chunk_row *r, const uint8_t *stored)
-{
-    struct segment_chunk c = {.data = stored,
-                              .id = r->id,
-                              .stored = r->loc.stored,
-                              .raw = r->raw,
-                              .crc = r->loc.crc,
-                              .codec = r->codec,
-                              .fingerprint_algorithm = r->fp_algorithm};
-
-    memcpy(c.fingerprint, r->fp, FINGERPRINT_SIZE);
-    return c;
-}
-
 /* Reads what the step has gathered; what cannot be read is left out. Suspends. */
 static void step_read(struct compact_step *st)
 {
@@ -163,7 +148,7 @@ static void step_read(struct compact_step *st)
             chunk_row_unpin(st->cs, r);
             continue;
         }
-        st->chunks[good] = step_chunk(r, st->reads[i].data);
+        st->chunks[good] = chunk_row_stored(r, st->reads[i].data);
         st->rows[good] = r;
         st->from[good] = st->from[i];
         st->reads[good] = st->reads[i];
@@ -355,7 +340,7 @@ int chunk_rewrite(struct chunkstore *cs, struct chunk_row *r, const uint8_t *sto
     st->stream = survivors_of(s->stream);
     st->rows[0] = r;
     st->from[0] = r->loc;
-    st->chunks[0] = step_chunk(r, stored);
+    st->chunks[0] = chunk_row_stored(r, stored);
     st->count = 1;
     rc = step_write(st);
     mem_free(st);
