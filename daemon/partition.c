@@ -15,6 +15,7 @@
 
 #define PARTITION_TICK          (100 * ENV_NS_PER_MS) /* background work looks around this often */
 #define PARTITION_PRESSURE      40u /* percent of the journal used at which a checkpoint is made */
+#define PARTITION_TRIM_LEAST    6u  /* percent of the journal that one has to let go of */
 #define PARTITION_REBUILD_DELAY (600 * ENV_NS_PER_S)
 #define PARTITION_MADE_UP       (10 * ENV_NS_PER_S)
 #define COMPACTOR_QUIET         8u /* records between two steps that count as other work */
@@ -280,6 +281,14 @@ static int partition_copy(struct partition *p, uint64_t settled, uint64_t upto)
     return rc == ERR_SHUTDOWN ? rc : 0;
 }
 
+/* How much of the journal the state in memory needs no longer, once the KV store is flushed. */
+static uint64_t partition_settled(const struct partition *p)
+{
+    uint64_t oldest = volumes_oldest_lsn(p->volumes);
+
+    return oldest <= p->processed_lsn ? oldest : p->processed_lsn + 1;
+}
+
 /* Makes the state durable and lets go of the journal before it.
  *
  * How far is settled before the flush, the overlay's oldest write included. A write that is drained
@@ -293,7 +302,7 @@ static int partition_copy(struct partition *p, uint64_t settled, uint64_t upto)
 int partition_checkpoint(struct partition *p)
 {
     struct kv_batch *note = kv_batch_new();
-    uint64_t upto, settled, oldest, took, start = env_now(p->env);
+    uint64_t upto, settled, took, start = env_now(p->env);
     uint8_t value[8];
     int rc;
 
@@ -301,9 +310,8 @@ int partition_checkpoint(struct partition *p)
     image_prepare(p->image);
     fiber_mutex_lock(&p->applying);
     upto = p->processed_lsn + 1;
-    oldest = volumes_oldest_lsn(p->volumes);
-    if (oldest < upto && !PLANTED(TRIM_TOO_EARLY) && !PLANTED(TRIM_RACES_FLUSH))
-        upto = oldest;
+    if (!PLANTED(TRIM_TOO_EARLY) && !PLANTED(TRIM_RACES_FLUSH))
+        upto = partition_settled(p);
     image_freeze(p->image);
     settled = p->processed_lsn;
     fiber_mutex_unlock(&p->applying);
@@ -364,6 +372,16 @@ static void partition_watch_health(struct partition *p)
                 p->ds->made_up |= 1ull << i;
 }
 
+/* A checkpoint's own records are journaled. Where it lets go of less than that - the oldest write
+ * cannot be drained, for there is no room - one after the other would fill the journal up, and with
+ * what is kept for draining. */
+static bool partition_checkpoint_due(const struct partition *p)
+{
+    return image_due(p->image) ||
+           (journal_pressure(p->journal) >= PARTITION_PRESSURE &&
+            journal_trimmable(p->journal, partition_settled(p)) >= PARTITION_TRIM_LEAST);
+}
+
 static void partition_maintain(void *arg)
 {
     struct partition *p = arg;
@@ -376,10 +394,10 @@ static void partition_maintain(void *arg)
             continue;
         partition_watch_health(p);
         membership_watch(p);
-        if (journal_pressure(p->journal) >= PARTITION_PRESSURE || image_due(p->image)) {
+        if (journal_pressure(p->journal) >= PARTITION_PRESSURE)
             volumes_hurry(p->volumes, p->processed_lsn);
+        if (partition_checkpoint_due(p))
             rc = partition_checkpoint(p);
-        }
         if (rc == 0)
             rc = partition_reclaim(p);
         if (rc < 0 && rc != ERR_SHUTDOWN && !p->broken)

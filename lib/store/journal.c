@@ -785,3 +785,13 @@ unsigned journal_pressure(const struct journal *j)
 {
     return (unsigned)((journal_used(j) + j->pending_len + j->writing_len) * 100 / j->cap);
 }
+
+unsigned journal_trimmable(const struct journal *j, uint64_t lsn)
+{
+    struct journal_replay_point p = journal_point(j, lsn);
+    uint64_t kept = p.off < j->head_off ? j->head_off - p.off : j->cap - p.off + j->head_off;
+
+    if (p.seq == j->head_seq)
+        kept = 0;
+    return (unsigned)((journal_used(j) - kept) * 100 / j->cap);
+}

@@ -148,3 +148,6 @@ bool journal_has_room_for(const struct journal *j, size_t body, unsigned flags);
 
 /* The share of the ring that is used, 0..100: when to checkpoint. */
 unsigned journal_pressure(const struct journal *j);
+
+/* The share of the ring that journal_trim(j, lsn) would let go of, 0..100: whether to. */
+unsigned journal_trimmable(const struct journal *j, uint64_t lsn);

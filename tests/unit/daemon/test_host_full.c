@@ -10,6 +10,7 @@
 
 #include "lib/base/err.h"
 #include "lib/base/log.h"
+#include "daemon/partition_priv.h"
 #include "tests/unit/daemon/partition_case.h"
 
 #define MIB (1u << 20)
@@ -111,6 +112,48 @@ static void test_full_without_reserve(void **state)
     full(true);
 }
 
+/* The metadata's copy finds room in segments that are there already, draining does not: checkpoints
+ * that let nothing go would fill the journal, and draining could not go on any more. */
+static void long_main(void *arg)
+{
+    struct block_volume *v;
+    struct journal_stats before, after;
+    uint64_t n = 32;
+
+    (void)arg;
+    partition_case_open(&pc);
+    assert_int_equal(block_create(pc.bs, "v", 32 * MIB, BLOCK_EVERY_WRITE), 0);
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    assert_int_equal(partition_checkpoint(pc.p), 0);
+    host_full(true);
+    for (uint64_t i = 0; i < n; i++)
+        assert_int_equal(write_at(v, i * BLOCK_SIZE, BLOCK_SIZE, i), 0);
+    journal_get_stats(pc.p->journal, &before);
+    env_sleep(pc.c.env, 600 * ENV_NS_PER_S);
+    journal_get_stats(pc.p->journal, &after);
+    assert_true(after.used <= before.used + 16 * FORMAT_UNIT);
+    host_full(false);
+    assert_int_equal(partition_settle(pc.p), 0);
+    env_sleep(pc.c.env, 10 * ENV_NS_PER_S);
+    journal_get_stats(pc.p->journal, &after);
+    assert_true(after.used < before.used);
+    for (uint64_t i = 0; i < n; i++)
+        expect_at(v, i * BLOCK_SIZE, BLOCK_SIZE, i);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_full_for_long(void **state)
+{
+    (void)state;
+    no_reserve = false;
+    partition_case_init(&pc, 1);
+    pc.journal = FORMAT_JOURNAL_MIN;
+    log_set_level((enum log_level)(LOG_ERROR + 1));
+    sim_case_run(&pc.c, long_main, NULL);
+    partition_case_free(&pc);
+}
+
 /* One that is full as a store is made. */
 static void format_main(void *arg)
 {
@@ -142,6 +185,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_full),
         cmocka_unit_test(test_full_without_reserve),
+        cmocka_unit_test(test_full_for_long),
         cmocka_unit_test(test_format),
     };
 

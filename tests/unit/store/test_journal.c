@@ -205,8 +205,14 @@ static void batches(unsigned n, unsigned units)
 static void trim_to(unsigned record)
 {
     uint64_t lsn = record < t.durable.count ? t.durable.records[record].lsn : journal_next_lsn(t.j);
+    unsigned share = journal_trimmable(t.j, lsn);
+    struct journal_stats before, after;
 
+    journal_get_stats(t.j, &before);
     assert_int_equal(journal_trim(t.j, lsn), 0);
+    journal_get_stats(t.j, &after);
+    if (after.batches == before.batches)
+        assert_int_equal((before.used - after.used) * 100 / before.size, share);
 }
 
 /* The sequence number at an offset of a mirror's area; 0: no batch begins there. */
