@@ -25,7 +25,7 @@ struct node_part_metrics {
     struct node_gauges now;
     struct slow_log slow;
     struct env_watch watch;
-    struct slow_log watch_limit; /* of the watch's lines */
+    struct slow_limit watch_limit; /* of the watch's lines */
     struct metric_hist steps;
 };
 

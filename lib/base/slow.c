@@ -3,27 +3,38 @@
 
 #include <inttypes.h>
 #include <stdarg.h>
+#include <string.h>
 
 #include "lib/base/log.h"
 #include "lib/base/strbuf.h"
 
 #define SLOW_FIELDS_MAX 1024u
 
-bool slow_admit(struct slow_log *s, uint64_t now, uint64_t *ret_left_out)
+bool slow_admit(struct slow_limit *l, uint64_t now, uint64_t *ret_left_out)
 {
-    s->total++;
-    if (s->lines == 0 || now - s->window_start >= SLOW_WINDOW) {
-        s->window_start = now;
-        s->lines = 0;
+    l->total++;
+    if (l->lines == 0 || now - l->window_start >= SLOW_WINDOW) {
+        l->window_start = now;
+        l->lines = 0;
     }
-    if (s->lines >= SLOW_LINES) {
-        s->left_out++;
+    if (l->lines >= SLOW_LINES) {
+        l->left_out++;
         return false;
     }
-    s->lines++;
-    *ret_left_out = s->left_out;
-    s->left_out = 0;
+    l->lines++;
+    *ret_left_out = l->left_out;
+    l->left_out = 0;
     return true;
+}
+
+static struct slow_limit *slow_limit_of(struct slow_log *s, const char *op)
+{
+    unsigned i = 0;
+
+    while (i < SLOW_KINDS - 1 && s->kinds[i].op && strcmp(s->kinds[i].op, op) != 0)
+        i++;
+    s->kinds[i].op = op;
+    return &s->kinds[i].limit;
 }
 
 void slow_note(struct slow_log *s, uint64_t now, const char *op, uint64_t took_ns, const char *fmt,
@@ -33,7 +44,8 @@ void slow_note(struct slow_log *s, uint64_t now, const char *op, uint64_t took_n
     uint64_t left_out;
     va_list ap;
 
-    if (!slow_admit(s, now, &left_out))
+    s->total++;
+    if (!slow_admit(slow_limit_of(s, op), now, &left_out))
         return;
     va_start(ap, fmt);
     strbuf_addvf(&fields, fmt, ap);

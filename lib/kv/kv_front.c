@@ -22,7 +22,6 @@
  * begin while a scan is under way. One that has begun may go on: all it brings was copied. A scan
  * that comes while a push waits lets it go first, else busy readers could stop the writers.
  */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,7 +41,8 @@
  * set full: what is done in the sets costs hardly more than a look at the clock, and is part of
  * what the caller times. */
 enum front_op { FRONT_GET, FRONT_SCAN, FRONT_WRITE, FRONT_BEHIND, FRONT_FLUSH, FRONT_OPS };
-static const char *const front_op_names[] = {"get", "scan", "write", "write_behind", "flush"};
+static const char *const front_op_names[] = {"kv.get", "kv.scan", "kv.write", "kv.write_behind",
+                                             "kv.flush"};
 
 struct kv_front {
     struct kv base;
@@ -73,12 +73,8 @@ static void front_measure(struct kv_front *f, enum front_op op, uint64_t start, 
     uint64_t now = env_now(f->env);
 
     metric_record(&f->op_time[op], now - start);
-    if (slow_is(f->slow, now - start)) {
-        char name[32];
-
-        (void)snprintf(name, sizeof(name), "kv.%s", front_op_names[op]);
-        slow_note(f->slow, now, name, now - start, "rows=%zu", rows);
-    }
+    if (slow_is(f->slow, now - start))
+        slow_note(f->slow, now, front_op_names[op], now - start, "rows=%zu", rows);
 }
 
 /* ---- Handing on ----------------------------------------------------------------------------- */
@@ -570,7 +566,7 @@ void kv_front_observe(struct kv *kv, struct metrics *m, struct slow_log *slow)
             "Time of calls on the metadata that were more than a look into memory: get "
             "and scan, writes that found memory full, batches written behind to "
             "RocksDB, flushes",
-            METRIC_LABELS("op", front_op_names[i]), &f->op_time[i]);
+            METRIC_LABELS("op", front_op_names[i] + strlen("kv.")), &f->op_time[i]);
     metrics_add_counter(m, "filmroom_kv_hits_total",
                         "Rows of metadata found among those not yet written behind", NULL,
                         &f->hits);

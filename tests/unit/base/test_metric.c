@@ -289,6 +289,7 @@ static void test_visit(void **state)
 static void test_slow(void **state)
 {
     struct slow_log s = {.threshold_ns = 1000};
+    struct slow_limit l = {0};
     uint64_t left_out = 99, now = 5;
 
     (void)state;
@@ -296,22 +297,42 @@ static void test_slow(void **state)
     assert_false(slow_is(&s, 999));
     assert_true(slow_is(&s, 1000));
     for (unsigned i = 0; i < SLOW_LINES; i++) {
-        assert_true(slow_admit(&s, now++, &left_out));
+        assert_true(slow_admit(&l, now++, &left_out));
         assert_int_equal(left_out, 0);
     }
     for (unsigned i = 0; i < 7; i++)
-        assert_false(slow_admit(&s, now++, &left_out));
-    assert_false(slow_admit(&s, 5 + SLOW_WINDOW - 1, &left_out));
-    assert_true(slow_admit(&s, 5 + SLOW_WINDOW, &left_out));
+        assert_false(slow_admit(&l, now++, &left_out));
+    assert_false(slow_admit(&l, 5 + SLOW_WINDOW - 1, &left_out));
+    assert_true(slow_admit(&l, 5 + SLOW_WINDOW, &left_out));
     assert_int_equal(left_out, 8); /* told once */
-    assert_true(slow_admit(&s, 5 + SLOW_WINDOW + 1, &left_out));
+    assert_true(slow_admit(&l, 5 + SLOW_WINDOW + 1, &left_out));
     assert_int_equal(left_out, 0);
-    assert_int_equal(s.total, SLOW_LINES + 10);
+    assert_int_equal(l.total, SLOW_LINES + 10);
     s.threshold_ns = 0;
     assert_false(slow_is(&s, UINT64_MAX));
+}
+
+/* Each kind has its own limit; those for which there is no place share the last. */
+static void test_slow_kinds(void **state)
+{
+    static char names[SLOW_KINDS + 3][8];
+    struct slow_log s = {.threshold_ns = 1000};
+
+    (void)state;
     log_set_level((enum log_level)(LOG_ERROR + 1));
-    slow_note(&s, 1, "x", 5000, "volume=%s", "v");
-    assert_int_equal(s.total, SLOW_LINES + 11);
+    for (unsigned i = 0; i < 2 * SLOW_LINES; i++)
+        slow_note(&s, 1, "often", 5000, "rows=%u", i);
+    slow_note(&s, 1, "once", 5000, "volume=%s", "v");
+    assert_int_equal(s.total, 2 * SLOW_LINES + 1);
+    assert_int_equal(s.kinds[0].limit.left_out, SLOW_LINES);
+    assert_string_equal(s.kinds[1].op, "once");
+    assert_int_equal(s.kinds[1].limit.lines, 1);
+    for (unsigned i = 0; i < SLOW_KINDS + 3; i++) {
+        (void)snprintf(names[i], sizeof(names[i]), "k%u", i);
+        slow_note(&s, 1, names[i], 5000, "n=%u", i);
+    }
+    assert_int_equal(s.kinds[SLOW_KINDS - 2].limit.total, 1);
+    assert_int_equal(s.kinds[SLOW_KINDS - 1].limit.total, 6);
 }
 
 int main(void)
@@ -322,6 +343,7 @@ int main(void)
         cmocka_unit_test(test_merge),          cmocka_unit_test(test_text),
         cmocka_unit_test(test_text_histogram), cmocka_unit_test(test_owner),
         cmocka_unit_test(test_visit),          cmocka_unit_test(test_slow),
+        cmocka_unit_test(test_slow_kinds),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
