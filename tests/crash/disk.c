@@ -11,6 +11,8 @@
 #include "lib/base/mem.h"
 #include "lib/rt/env_sim.h"
 
+#define PAGES_AT_ONCE 256u
+
 /* ---- Images ---- */
 
 static uint64_t page_digest(const uint8_t *page, size_t i)
@@ -22,8 +24,44 @@ static uint64_t page_digest(const uint8_t *page, size_t i)
     return hmap_mix(hmap_hash_bytes(page, CRASH_PAGE) + i);
 }
 
+static const uint8_t *image_look(const struct crash_image *img, size_t i)
+{
+    return i < img->page_count && img->pages[i] ? img->pages[i]->bytes : NULL;
+}
+
+static struct crash_page *free_pages; /* of the program's whole life */
+
+static struct crash_page *page_new(const uint8_t *bytes)
+{
+    struct crash_page *page;
+
+    if (!free_pages) {
+        page = mem_calloc(PAGES_AT_ONCE, sizeof(*page));
+        for (unsigned i = 0; i < PAGES_AT_ONCE - 1; i++)
+            page[i].next = &page[i + 1];
+        free_pages = page;
+    }
+    page = free_pages;
+    free_pages = page->next;
+    page->images = 1;
+    page->bytes = bytes ? mem_memdup(bytes, CRASH_PAGE) : mem_zalloc(CRASH_PAGE);
+    return page;
+}
+
+static void page_drop(struct crash_page *page)
+{
+    if (!page || --page->images)
+        return;
+    mem_free(page->bytes);
+    page->next = free_pages;
+    free_pages = page;
+}
+
+/* A page to write to, which is this image's alone. */
 static uint8_t *image_page(struct crash_image *img, size_t i)
 {
+    struct crash_page *page;
+
     if (i >= img->page_count) {
         size_t n = 2 * i + 16;
 
@@ -31,9 +69,12 @@ static uint8_t *image_page(struct crash_image *img, size_t i)
         memset(img->pages + img->page_count, 0, (n - img->page_count) * sizeof(img->pages[0]));
         img->page_count = n;
     }
-    if (!img->pages[i])
-        img->pages[i] = mem_zalloc(CRASH_PAGE);
-    return img->pages[i];
+    page = img->pages[i];
+    if (!page || page->images > 1) {
+        img->pages[i] = page_new(page ? page->bytes : NULL);
+        page_drop(page);
+    }
+    return img->pages[i]->bytes;
 }
 
 /* Zeroes where data is NULL. */
@@ -43,7 +84,7 @@ static void image_put(struct crash_image *img, const uint8_t *data, uint64_t len
         size_t i = (size_t)(off / CRASH_PAGE), in = (size_t)(off % CRASH_PAGE);
         size_t n = len < CRASH_PAGE - in ? (size_t)len : CRASH_PAGE - in;
 
-        if (data || (i < img->page_count && img->pages[i])) {
+        if (data || image_look(img, i)) {
             uint8_t *page = image_page(img, i);
 
             img->digest -= page_digest(page, i);
@@ -64,9 +105,10 @@ static void image_read(const struct crash_image *img, uint8_t *buf, size_t len, 
     while (len) {
         size_t i = (size_t)(off / CRASH_PAGE), in = (size_t)(off % CRASH_PAGE);
         size_t n = len < CRASH_PAGE - in ? len : CRASH_PAGE - in;
+        const uint8_t *page = image_look(img, i);
 
-        if (i < img->page_count && img->pages[i])
-            memcpy(buf, img->pages[i] + in, n);
+        if (page)
+            memcpy(buf, page + in, n);
         else
             memset(buf, 0, n);
         buf += n;
@@ -85,21 +127,25 @@ static void image_resize(struct crash_image *img, uint64_t size)
 static void image_free(struct crash_image *img)
 {
     for (size_t i = 0; i < img->page_count; i++)
-        mem_free(img->pages[i]);
+        page_drop(img->pages[i]);
     mem_free(img->pages);
     *img = (struct crash_image){0};
 }
 
-static void image_copy(struct crash_image *to, const struct crash_image *from)
+/* `leave`: what was there is left as it is, for the process ends soon. */
+static void image_copy(struct crash_image *to, const struct crash_image *from, bool leave)
 {
-    image_free(to);
-    to->size = from->size;
-    to->digest = from->digest;
-    to->page_count = from->page_count;
-    to->pages = mem_calloc(from->page_count, sizeof(to->pages[0]));
-    for (size_t i = 0; i < from->page_count; i++)
-        if (from->pages[i])
-            to->pages[i] = mem_memdup(from->pages[i], CRASH_PAGE);
+    struct crash_page **pages = mem_calloc(from->page_count, sizeof(pages[0]));
+
+    for (size_t i = 0; i < from->page_count; i++) {
+        pages[i] = from->pages[i];
+        if (pages[i])
+            pages[i]->images++;
+    }
+    if (!leave)
+        image_free(to);
+    *to = *from;
+    to->pages = pages;
 }
 
 /* ---- Changes ---- */
@@ -451,10 +497,8 @@ static void digest_part(struct crash_image *scratch, const struct crash_image *i
         return;
     }
     for (size_t i = (size_t)(off / CRASH_PAGE); i * (uint64_t)CRASH_PAGE < end; i++)
-        if (i < img->page_count && img->pages[i] &&
-            !(i < scratch->page_count && scratch->pages[i])) {
-            memcpy(image_page(scratch, i), img->pages[i], CRASH_PAGE);
-        }
+        if (image_look(img, i) && !image_look(scratch, i))
+            memcpy(image_page(scratch, i), image_look(img, i), CRASH_PAGE);
     change_put(scratch, c, p->from, p->to);
 }
 
@@ -475,21 +519,27 @@ uint64_t crash_disks_digest(struct crash_disks *ds, const struct crash_part *par
     return sum;
 }
 
-void crash_disks_cut(struct crash_disks *ds)
+void crash_disks_cut(struct crash_disks *ds, bool in_child)
 {
     for (unsigned i = 0; i < ds->count; i++) {
-        disk_forget(&ds->disk[i]);
-        image_copy(&ds->disk[i].now, &ds->disk[i].durable);
+        struct crash_disk *d = &ds->disk[i];
+
+        if (in_child)
+            list_init(&d->changes);
+        else
+            disk_forget(d);
+        image_copy(&d->now, &d->durable, in_child);
     }
 }
 
 static void image_spoil(struct crash_image *img, uint64_t from, uint64_t to)
 {
     for (size_t i = (size_t)(from / CRASH_PAGE); i < img->page_count && i < to / CRASH_PAGE; i++) {
-        uint8_t *page = img->pages[i];
+        uint8_t *page;
 
-        if (!page)
+        if (!image_look(img, i))
             continue;
+        page = image_page(img, i);
         img->digest -= page_digest(page, i);
         page[i % CRASH_PAGE] ^= 0x10;
         img->digest += page_digest(page, i);

@@ -20,11 +20,19 @@
 #define CRASH_SECTOR     512u
 #define CRASH_PAGE       4096u
 
+/* A page, and how many images share it. Most of a recovery's time would go to pages that a child
+ * has to copy: so these lie close together, and counting does not touch the bytes. */
+struct crash_page {
+    unsigned images;
+    uint8_t *bytes;
+    struct crash_page *next; /* of those that are free */
+};
+
 /* The bytes of a drive: pages, NULL where all is zero. */
 struct crash_image {
     uint64_t size;
     size_t page_count;
-    uint8_t **pages;
+    struct crash_page **pages;
     uint64_t digest; /* of the bytes: a sum over pages */
 };
 
@@ -82,8 +90,9 @@ void crash_disks_keep(const struct crash_part *parts, size_t n);
 /* What the digest of all media would be after crash_disks_keep. */
 uint64_t crash_disks_digest(struct crash_disks *ds, const struct crash_part *parts, size_t n);
 
-/* The power was cut, or comes on: what is on the medium is all there is. */
-void crash_disks_cut(struct crash_disks *ds);
+/* The power was cut, or comes on: what is on the medium is all there is. In a child, which ends
+ * soon, what was else is left where it is. */
+void crash_disks_cut(struct crash_disks *ds, bool in_child);
 /* Flips a byte of each page of the range that anything is on. */
 void crash_disk_spoil(struct crash_disk *d, uint64_t from, uint64_t to);
 /* The process is gone and the power is not: what was in flight has happened, or not at all. */

@@ -24,6 +24,7 @@
 #include "lib/base/plant.h"
 #include "lib/dicom/dcm.h"
 #include "tests/sim/child.h"
+#include "tests/sim/tuned.h"
 #include "tests/sim/life.h"
 
 #define JOBS_MAX     64
@@ -47,18 +48,6 @@ static const char *const plant_names[] = {"none",
                                           PLANT_TABLE(PLANT_ROW_)
 #undef PLANT_ROW_
 };
-
-/* Most of a seed's time went to page faults: simulated drives are large, and processes short. So
- * memory is to come in large pages, which glibc can only be told before a program starts, many
- * at a time, and symbols are looked up once and not in each child. */
-static void start_with_tuned_memory(char **argv)
-{
-    if (getenv("GLIBC_TUNABLES"))
-        return;
-    (void)setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1:glibc.malloc.top_pad=67108864", 1);
-    (void)setenv("LD_BIND_NOW", "1", 1);
-    (void)execv("/proc/self/exe", argv); /* else it goes on as it is, slower */
-}
 
 static void silence(void)
 {
@@ -393,7 +382,7 @@ int main(int argc, char **argv)
     unsigned failed;
 
     parse(&s, argc, argv);
-    start_with_tuned_memory(argv);
+    tuned_start(argv);
     if (!s.run.trace)
         silence();
     if (dcm_init() < 0) {
