@@ -71,6 +71,15 @@ void partition_break(struct partition *p, int error);
 /* Fits the overlay and the space kept for internal writes to the drives there are. */
 void partition_fit_space(struct partition *p);
 
+/* Gives back segments until there are none to give. Suspends. */
+int partition_reclaim(struct partition *p);
+
+/* ---- compactor.c ---- */
+void compactor_main(void *arg); /* a fiber; `arg` is the partition */
+/* Compacts what can be gained at leisure; room that there was not may come by what is freed.
+ * Suspends. */
+int compactor_settle(struct partition *p);
+
 /* ---- volume.c, volume_apply.c ---- */
 void volumes_set_overlay(struct volumes *vs, uint64_t bytes); /* how much may be in memory */
 int volumes_new(struct partition *p, struct volumes **ret_volumes);
