@@ -29,6 +29,10 @@
  * A chunk that cannot be read stays where it is, and so does its segment, which is then left alone
  * until the next start: a drive that comes back may yet have it. So is, after a few tries, a
  * segment of which the metadata cannot be read.
+ *
+ * The directories may be those of older stripes, where a drive lost writes. When a run has left
+ * something, and there is no such reason for it, the next asks the whole chunk table what else
+ * lies there (gather.c).
  */
 #include <string.h>
 
@@ -253,6 +257,22 @@ static int run_step(struct compact_run *run)
     return rc;
 }
 
+/* Adds a chunk, whose row it takes over, to the step; moves what there was if that is enough.
+ * Suspends. */
+static int run_take(struct compact_run *run, struct chunk_row *r)
+{
+    struct compact_step *st = run->step;
+    int rc = 0;
+
+    if (st->count == COMPACT_CHUNKS_MAX ||
+        (st->count && st->bytes + r->loc.stored > segment_stripe_good(st->cs->segments)))
+        rc = run_step(run);
+    st->rows[st->count] = r;
+    st->from[st->count++] = r->loc;
+    st->bytes += r->loc.stored;
+    return rc;
+}
+
 /* Gathers what is alive of a stripe's chunks. Suspends. */
 static int run_stripe(struct compact_run *run, const struct segment_entry *entries, size_t n)
 {
@@ -273,12 +293,7 @@ static int run_stripe(struct compact_run *run, const struct segment_entry *entri
             rows[i] = NULL;
             continue;
         }
-        if (st->count == COMPACT_CHUNKS_MAX ||
-            (st->count && st->bytes + r->loc.stored > segment_stripe_good(st->cs->segments)))
-            rc = run_step(run);
-        st->rows[st->count] = r;
-        st->from[st->count++] = r->loc;
-        st->bytes += r->loc.stored;
+        rc = run_take(run, r);
         rows[i] = NULL;
     }
     for (size_t i = 0; rc < 0 && i < n; i++)
@@ -309,6 +324,54 @@ static int run_segment(struct compact_run *run, uint64_t segment)
         rc = 0;
     if (rc == 0 && !run->stopped)
         rc = run_step(run);
+    return rc;
+}
+
+static bool run_goes_on(void *arg)
+{
+    struct compact_run *run = arg;
+
+    run->stopped = run->stopped || (run->pause && !run->pause(run->arg, 0));
+    return !run->stopped;
+}
+
+/* What the directories did not tell of. Suspends. */
+static int run_rest(struct compact_run *run, uint64_t segment)
+{
+    struct chunkstore *cs = run->step->cs;
+    struct chunk_place *places;
+    size_t n;
+    int rc = chunkstore_gather(cs, segment, run_goes_on, run, &places, &n);
+
+    if (rc == ERR_CANCELED)
+        return 0;
+    run->sick = rc < 0;
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; rc == 0 && i < n && !run->stopped; i++) {
+        struct chunk_row *r = NULL;
+
+        rc = chunk_rows_get(cs, &places[i].id, 1, &r);
+        run->sick = rc < 0;
+        if (rc == 0 && r && same_place(&r->loc, &places[i].loc))
+            rc = run_take(run, r);
+        else
+            chunk_row_unpin(cs, r);
+    }
+    mem_free(places);
+    return rc == 0 && !run->stopped ? run_step(run) : rc;
+}
+
+/* All of it, and the second time really all. Suspends. */
+static int run_whole(struct compact_run *run, const struct segment *s)
+{
+    struct segments *ss = run->step->cs->segments;
+    bool again = s->tries > 0;
+    int rc = run_segment(run, s->id);
+
+    if (rc == 0 && again && s->chunks && !run->stopped && !run->step->lost &&
+        !segment_is_out_of_reach(ss, s->id))
+        rc = run_rest(run, s->id);
     return rc;
 }
 
@@ -352,6 +415,7 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
 {
     struct compact_run run = {.pause = pause, .arg = arg};
     uint64_t segment, left, moved = cs->stats.moved_bytes;
+    const struct segment *victim;
     enum compact_why why;
     int rc;
 
@@ -363,9 +427,10 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
     segment_hold(cs->segments, segment);
     run.step = mem_zalloc(sizeof(*run.step));
     run.step->cs = cs;
-    run.step->stream = survivors_of(segment_get(cs->segments, segment)->stream);
-    rc = run_segment(&run, segment);
-    left = segment_get(cs->segments, segment)->chunks; /* it is held */
+    victim = segment_get(cs->segments, segment); /* it is held */
+    run.step->stream = survivors_of(victim->stream);
+    rc = run_whole(&run, victim);
+    left = victim->chunks;
     /* What is left was unreadable; or it came, or came back, behind the run's back. An error of
      * where it was to go would meet any segment, and goes by; one of its own does not, and would
      * keep all others from being emptied. */
