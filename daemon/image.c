@@ -524,6 +524,8 @@ static int image_name(struct image *im, uint64_t settled, uint64_t upto)
                                                                                        : 0;
     mem_free(next.runs);
     im->naming = true;
+    if (rc == 0 && journal_is_tight(im->p->journal))
+        rc = ERR_AGAIN; /* see piece_await_room */
     if (rc == 0)
         rc = record_submit(&im->p->log, RECORD_IMAGE, &iov, 1, JOURNAL_LAST, NULL);
     if (rc == 0)

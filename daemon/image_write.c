@@ -120,15 +120,21 @@ static int piece_add_index(struct run_writer *w, struct chunk_batch *b, bool all
 }
 
 /* Waits until the journal takes so long a record. Not within the journal: a checkpoint that needs
- * this run gives it what is kept for checkpoints, or both would wait for each other. Suspends. */
-static unsigned piece_await_room(const struct run_writer *w, size_t body)
+ * this run gives it what is kept for checkpoints, or both would wait for each other. But not the
+ * very last of that, which is for draining: ERR_AGAIN. Suspends. */
+static int piece_await_room(const struct run_writer *w, size_t body, unsigned *ret_flags)
 {
     const struct image *im = w->im;
+    unsigned flags;
 
     while (!im->base_hurry && !im->p->stopping && !im->p->broken &&
            !journal_has_room_for(im->p->journal, body, w->flags))
         env_sleep(im->p->env, ENV_NS_PER_MS);
-    return im->base_hurry && w->run.base ? JOURNAL_LAST : w->flags;
+    flags = im->base_hurry && w->run.base ? JOURNAL_LAST : w->flags;
+    if (flags == JOURNAL_LAST && journal_is_tight(im->p->journal))
+        return ERR_AGAIN;
+    *ret_flags = flags;
+    return 0;
 }
 
 static int piece_submit(struct run_writer *w, const struct chunk_batch *b)
@@ -137,13 +143,15 @@ static int piece_submit(struct run_writer *w, const struct chunk_batch *b)
     struct image_piece piece = {
         .number = w->run.number, .piece = w->run.pieces, .count = w->id_count, .ids = w->ids};
     struct iovec iov;
+    unsigned flags;
     int rc;
 
     chunk_batch_encode(b, &body);
     image_piece_encode(&piece, &body);
     iov = (struct iovec){body.data, body.len};
-    rc = record_submit(&w->im->p->log, RECORD_IMAGE_PIECE, &iov, 1, piece_await_room(w, body.len),
-                       NULL);
+    rc = piece_await_room(w, body.len, &flags);
+    if (rc == 0)
+        rc = record_submit(&w->im->p->log, RECORD_IMAGE_PIECE, &iov, 1, flags, NULL);
     w->run.pieces += rc == 0;
     return rc;
 }

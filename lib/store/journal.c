@@ -130,6 +130,11 @@ bool journal_has_room_for(const struct journal *j, size_t body, unsigned flags)
     return journal_has_room(j, journal_record_span(body), flags);
 }
 
+bool journal_is_tight(const struct journal *j)
+{
+    return journal_used(j) + j->writing_len + j->pending_len > j->cap - j->batch_max;
+}
+
 static struct buf *journal_take_buf(struct journal *j, size_t need)
 {
     if (need <= JOURNAL_SOFT_BATCH) {

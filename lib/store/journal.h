@@ -146,6 +146,10 @@ void journal_observe(struct journal *j, struct metrics *m, struct slow_log *slow
 /* Would a record with a body of so many bytes be taken now, without waiting for room? */
 bool journal_has_room_for(const struct journal *j, size_t body, unsigned flags);
 
+/* Is less than the longest batch left of the reserve? Then what is not needed for draining has to
+ * be put off, even of those that may use all of it: a ring that is full can never be trimmed. */
+bool journal_is_tight(const struct journal *j);
+
 /* The share of the ring that is used, 0..100: when to checkpoint. */
 unsigned journal_pressure(const struct journal *j);
 
