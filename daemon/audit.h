@@ -49,6 +49,7 @@ struct audit_drive {
 struct audit_result {
     uint64_t segments, chunks, volumes, instances, studies, patients; /* looked at */
     uint64_t buckets, objects;
+    uint64_t known_lost;    /* chunks that readers or scrub found lost */
     uint64_t found, mended; /* findings: all, and those mended */
     uint64_t left;          /* findings that no repair mends */
     /* Deep: */

@@ -82,6 +82,8 @@ void compactor_main(void *arg)
             chunkstore_wait_wanted(p->chunks, env_now(p->env) + COMPACTOR_TICK);
         if (p->stopping)
             break;
+        if (!p->broken && chunkstore_lost_news(p->chunks))
+            (void)chunkstore_tell_lost(p->chunks); /* or the next time */
         if (!p->broken)
             rc = compactor_round(p);
         else

@@ -91,16 +91,16 @@ static void status_health(const struct looking *l, const struct partition_status
                    ps->thin_segments,
                    out ? ": bring drives back; what can be is written again to the others"
                        : "; they are being written again");
-    if (scrub.lost)
+    if (scrub.lost || ps->chunks.lost) /* the last pass may be of before they came again */
         add_reason(l, ADMIN_FAILED,
-                   "scrub found %" PRIu64 " chunks that no drives give any more: filmroom-fsck "
+                   "%" PRIu64 " chunks were found that no drives give any more: filmroom-fsck "
                    "--deep tells what they belong to",
-                   scrub.lost);
+                   scrub.lost > ps->chunks.lost ? scrub.lost : ps->chunks.lost);
     if (ps->moves.stuck)
-        add_reason(l, ADMIN_DEGRADED,
-                   "%" PRIu64 " segments cannot be read to be written again: bring drives back and "
-                   "restart the daemon",
-                   ps->moves.stuck);
+        add_reason(l, ADMIN_DEGRADED, "%" PRIu64 " segments cannot be read to be written again: %s",
+                   ps->moves.stuck,
+                   out ? "bring drives back and restart the daemon"
+                       : "filmroom-fsck --deep tells what is lost");
     if (ps->m == 0)
         add_reason(l, ADMIN_DEGRADED, "one drive, no redundancy: its loss is the loss of all data");
     if (ps->broken)

@@ -111,6 +111,8 @@ static int apply_dispatch(struct partition *p, uint16_t type, const struct apply
         return scrubber_apply(p->scrubber, a);
     case RECORD_CHUNK_MOVE:
         return a->kv ? chunkstore_apply_move(p->chunks, a->body, a->length, a->kv) : 0;
+    case RECORD_CHUNK_LOST:
+        return a->kv ? chunkstore_apply_lost(p->chunks, a->body, a->length, !a->context, a->kv) : 0;
     case RECORD_VOLUME_CREATE:
     case RECORD_VOLUME_RESIZE:
     case RECORD_VOLUME_DELETE:

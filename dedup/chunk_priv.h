@@ -55,7 +55,8 @@ struct chunkstore {
     uint64_t reserved; /* bytes of user writes under way */
     uint64_t kept;     /* chunkstore_keep */
     struct fiber_mutex compacting;
-    struct hmap lost;            /* by id: see renew.c */
+    struct hmap lost;            /* by id: see lost.c */
+    bool lost_changed;           /* there is something to be journaled of them */
     struct fiber_mutex renewing; /* one at a time */
     bool closing;
     uint64_t room_joined, room_left; /* bytes that ever began and ended to wait for room */
@@ -110,7 +111,16 @@ bool chunk_is_hopeless(const struct chunkstore *cs, uint64_t id);
 /* The bytes of a pinned row that is lost have come: makes it readable again, or hopeless. Errors of
  * writing; ERR_LOST when neither is possible. Suspends. */
 int chunk_renew(struct chunkstore *cs, struct chunk_row *r, const struct chunk_item *item);
-void chunk_lost_forget(struct chunkstore *cs, uint64_t id);
+
+/* lost.c. Is the chunk known to be lost? */
+bool chunk_lost_known(const struct chunkstore *cs, uint64_t id);
+/* It was read. */
+void chunk_lost_back(struct chunkstore *cs, uint64_t id);
+/* Its bytes came, in a form other than its own: it is hopeless. False: it cannot be remembered. */
+bool chunk_lost_give_up(struct chunkstore *cs, uint64_t id);
+/* It goes, or could be moved: what is known of it goes too, with its row. */
+void chunk_lost_drop(struct chunkstore *cs, uint64_t id, struct kv_batch *batch);
+int chunk_lost_load(struct chunkstore *cs); /* at start; suspends */
 void chunk_lost_free(struct chunkstore *cs);
 /* compact.c: writes the stored bytes of a pinned row once more, and has them be there. Suspends. */
 int chunk_rewrite(struct chunkstore *cs, struct chunk_row *r, const uint8_t *stored);

@@ -137,7 +137,7 @@ static size_t drop_failed(struct chunkstore *cs, struct unpack *units, size_t n)
 
     for (size_t i = 0; i < n; i++) {
         if (units[i].stored->result == 0) {
-            chunk_lost_forget(cs, units[i].row->id);
+            chunk_lost_back(cs, units[i].row->id);
             units[good++] = units[i];
             continue;
         }

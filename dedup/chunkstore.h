@@ -107,9 +107,21 @@ int chunkstore_read(struct chunkstore *cs, struct chunk_read *reads, size_t n);
  * there are no error. Suspends. */
 int chunkstore_warm(struct chunkstore *cs, const uint64_t *ids, size_t n);
 
-/* Lost chunks (renew.c). Whoever finds out that a chunk can be had from no columns says so. Does
- * not suspend. */
+/* Lost chunks (lost.c, renew.c). Whoever finds out that a chunk can be had from no columns says so.
+ * Does not suspend. */
 void chunkstore_note_lost(struct chunkstore *cs, uint64_t id);
+/* Is there something to be journaled of them? Then this journals some of it; errors of that, and of
+ * the KV store. Suspends. */
+bool chunkstore_lost_news(const struct chunkstore *cs);
+int chunkstore_tell_lost(struct chunkstore *cs);
+/* Applies RECORD_CHUNK_LOST. Suspends when rows are not cached. */
+int chunkstore_apply_lost(struct chunkstore *cs, const uint8_t *body, size_t len, bool replay,
+                          struct kv_batch *batch);
+/* The row of KV_META that says that a chunk is lost: they lie between those of ids 0 and
+ * UINT64_MAX.
+ */
+#define CHUNK_LOST_KEY 12u
+void chunk_lost_key(uint64_t id, uint8_t key[CHUNK_LOST_KEY]);
 /* ERR_LOST when one of these is known to be lost, or is not in the table. Reads rows only.
  * Suspends. */
 int chunkstore_look_for_lost(struct chunkstore *cs, const uint64_t *ids, size_t n);
@@ -226,6 +238,7 @@ struct chunkstore_stats {
     uint64_t cache_rows, found, missed;       /* fingerprint look-ups since start */
     uint64_t compacted, moved_bytes;          /* segments emptied, bytes moved, since start */
     uint64_t renewed;                         /* chunks that were lost, and came again */
+    uint64_t lost;                            /* that are known to be; no more are remembered */
     uint64_t rehomed_bytes; /* of these, to restore parity, to empty drives, to make them even */
     uint64_t stray_refs;    /* that went without a trace, since start: metadata was lost */
 };

@@ -490,6 +490,8 @@ int chunkstore_load(struct chunkstore *cs)
         return 0;
     if (rc == 0)
         rc = chunk_totals_decode(value, len, &t);
+    if (rc == 0)
+        rc = chunk_lost_load(cs);
     if (rc < 0)
         return rc;
     cs->next_id = t.next_id + CHUNK_ID_GAP;
@@ -741,7 +743,7 @@ static void chunk_touch_drop(struct chunkstore *cs, struct chunk_touch *c, struc
         kv_batch_delete(batch, KV_CHUNK, (struct kv_slice){key, 8});
         kv_batch_delete(batch, KV_FPRINT, (struct kv_slice){r->fp, CHUNK_FP_KEY});
     }
-    chunk_lost_forget(cs, r->id);
+    chunk_lost_drop(cs, r->id, batch);
     segment_account(cs->segments, &r->loc, false);
     cs->stats.chunks--;
     cs->stats.raw_bytes -= r->raw;

@@ -498,6 +498,7 @@ static void move_row(struct chunkstore *cs, struct chunk_row *r, const struct co
         segment_account(cs->segments, &r->loc, false);
     chunk_row_relocate(cs, r, &e->to);
     segment_account(cs->segments, &r->loc, true);
+    chunk_lost_drop(cs, r->id, batch); /* it could be read */
     chunk_row_put(cs, r, batch);
 }
 

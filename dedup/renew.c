@@ -11,8 +11,7 @@
  * too, for those who must not wait for the record that a move takes: see batch_renews.
  *
  * What is lost: a chunk in a segment of which not enough drives are there, and one that a reader
- * or scrub could not get from any columns. The latter are remembered here, so many of them, until
- * a restart: then they are found out anew, by whoever reads them.
+ * or scrub could not get from any columns (lost.c).
  */
 #include "dedup/chunkstore.h"
 
@@ -23,69 +22,10 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
-#define LOST_MAX 65536u
-
-struct lost_chunk {
-    struct hmap_node node;
-    bool hopeless;
-};
-
-static struct lost_chunk *lost_find(const struct chunkstore *cs, uint64_t id)
-{
-    /* The mix is one to one. */
-    struct hmap_node *n = cs->lost.count ? hmap_first(&cs->lost, hmap_mix(id)) : NULL;
-
-    return n ? HMAP_ENTRY(n, struct lost_chunk, node) : NULL;
-}
-
-static struct lost_chunk *lost_note(struct chunkstore *cs, uint64_t id)
-{
-    struct lost_chunk *l = lost_find(cs, id);
-
-    if (l || cs->lost.count >= LOST_MAX)
-        return l;
-    l = mem_zalloc(sizeof(*l));
-    hmap_insert(&cs->lost, &l->node, hmap_mix(id));
-    return l;
-}
-
-void chunkstore_note_lost(struct chunkstore *cs, uint64_t id)
-{
-    (void)lost_note(cs, id);
-}
-
-void chunk_lost_forget(struct chunkstore *cs, uint64_t id)
-{
-    struct lost_chunk *l = lost_find(cs, id);
-
-    if (!l)
-        return;
-    hmap_remove(&cs->lost, &l->node);
-    mem_free(l);
-}
-
-void chunk_lost_free(struct chunkstore *cs)
-{
-    struct hmap_node *it, *next;
-
-    for (it = hmap_walk(&cs->lost, NULL); it; it = next) {
-        next = hmap_walk(&cs->lost, it);
-        mem_free(HMAP_ENTRY(it, struct lost_chunk, node));
-    }
-    hmap_free(&cs->lost);
-}
-
 bool chunk_is_lost(const struct chunkstore *cs, const struct chunk_row *r)
 {
-    return r->registered &&
-           (lost_find(cs, r->id) || segment_is_out_of_reach(cs->segments, r->loc.stripe.segment));
-}
-
-bool chunk_is_hopeless(const struct chunkstore *cs, uint64_t id)
-{
-    const struct lost_chunk *l = lost_find(cs, id);
-
-    return l && l->hopeless;
+    return r->registered && (chunk_lost_known(cs, r->id) ||
+                             segment_is_out_of_reach(cs->segments, r->loc.stripe.segment));
 }
 
 struct renewal {
@@ -108,17 +48,13 @@ static bool same_form(const struct chunk_form *f, const struct chunk_row *r)
 static int renew(struct chunkstore *cs, struct chunk_row *r, const struct chunk_item *item)
 {
     struct renewal n = {.item = item};
-    struct lost_chunk *l;
     int rc = ERR_LOST;
 
     env_offload(cs->env, ENV_LANE_CPU, renewal_pack, &n);
     if (same_form(&n.form, r)) {
         rc = chunk_rewrite(cs, r, n.form.bytes);
         cs->stats.renewed += rc == 0;
-        if (rc == 0)
-            chunk_lost_forget(cs, r->id);
-    } else if ((l = lost_note(cs, r->id)) != NULL) {
-        l->hopeless = true;
+    } else if (chunk_lost_give_up(cs, r->id)) {
         rc = 0;
     }
     mem_free(n.form.bytes);

@@ -19,6 +19,8 @@ const char *dump_record_name(unsigned type)
         return "scrub";
     case RECORD_CHUNK_MOVE:
         return "chunk-move";
+    case RECORD_CHUNK_LOST:
+        return "chunk-lost";
     case RECORD_VOLUME_CREATE:
         return "volume-create";
     case RECORD_VOLUME_RESIZE:
@@ -329,6 +331,7 @@ void dump_record(const struct journal_record *rec, json_t *row)
         set_image_piece(r, row);
         break;
     case RECORD_CHUNK_MOVE:
+    case RECORD_CHUNK_LOST:
         break;
     }
 }

@@ -231,6 +231,16 @@ static int fsck_replay(struct fsck *f)
     return offline_open_drives(&f->o);
 }
 
+/* What readers and scrub had found: to look who has them takes reading everything. */
+static void tell_known_lost(struct fsck *f)
+{
+    STRBUF_AUTO struct strbuf text = STRBUF_INIT;
+
+    strbuf_addf(&text, "%llu chunks were found that no drives give: --deep tells whose they are",
+                (unsigned long long)f->result.known_lost);
+    tell_own(f, "lost", text.data, AUDIT_LEFT);
+}
+
 static void fsck_check(struct fsck *f)
 {
     /* A clean stop's metadata may be gone, what was made anew wants the journal. */
@@ -249,6 +259,8 @@ static void fsck_check(struct fsck *f)
     /* What was found on the way to a replay that was not made is known already. */
     if (f->clean || f->deep || !f->open)
         (void)fsck_audit(f, f->deep);
+    if (!f->deep && f->result.known_lost)
+        tell_known_lost(f);
     if (f->mended)
         f->code |= FSCK_MENDED;
     if (f->open)

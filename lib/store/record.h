@@ -13,6 +13,7 @@ enum record_type {
     RECORD_SEGMENT_FREE = 2,
     RECORD_SCRUB = 3,          /* daemon/scrubber.c */
     RECORD_CHUNK_MOVE = 10,    /* dedup/compact.c */
+    RECORD_CHUNK_LOST = 11,    /* dedup/lost.c */
     RECORD_VOLUME_CREATE = 20, /* daemon/volume*.c */
     RECORD_VOLUME_RESIZE = 21,
     RECORD_VOLUME_DELETE = 22,

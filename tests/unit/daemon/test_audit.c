@@ -465,6 +465,14 @@ static void d_scrub(void)
     put(KV_META, (struct kv_slice){"scrub", 5}, (struct kv_slice){"?", 1});
 }
 
+static void d_lost_stray(void)
+{
+    uint8_t key[CHUNK_LOST_KEY];
+
+    chunk_lost_key(123456, key);
+    put(KV_META, (struct kv_slice){key, sizeof(key)}, (struct kv_slice){"\1", 1});
+}
+
 /* What is done, what is to be said of it, and whether it is mended: all of it, so that nothing is
  * left to find. Where `whole`, the store works as before afterwards. */
 static const struct damage {
@@ -474,6 +482,7 @@ static const struct damage {
 } damages[] = {
     {d_refs, "chunk-refs", "its row says 77", true},
     {d_scrub, "scrub-row", "is broken", true},
+    {d_lost_stray, "lost-row", "is said to be lost", true},
     {d_orphan, "chunk-orphan", "chunk 999: nobody refers to it", true},
     {d_chunk_gone, "volume-data", "volume v: blocks ", false},
     {d_chunk_cut, "chunk-row", "is broken", false},

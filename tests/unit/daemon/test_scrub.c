@@ -249,12 +249,17 @@ static void lost_main(void *arg)
     assert_true(pass.lost > 0);
     assert_true(pass.found >= pass.mended);
     assert_int_equal(status().lost, pass.lost);
+    env_sleep(pc.c.env, ENV_NS_PER_S);
+    assert_int_equal(partition_case_close(&pc), 0);
+    partition_case_open(&pc); /* it is known afterwards, too */
+    assert_int_equal(partition_case_status(&pc).chunks.lost, pass.lost);
     assert_int_equal(block_remove(pc.bs, "v"), 0);
     env_sleep(pc.c.env, ENV_NS_PER_S);
     assert_int_equal(partition_settle(pc.p), 0);
     pass = scrub();
     assert_int_equal(pass.lost, 0);
     assert_int_equal(status().lost, 0);
+    assert_int_equal(partition_case_status(&pc).chunks.lost, 0);
     volume_bytes("w", 4, 1 * MIB, false);
     assert_int_equal(partition_case_close(&pc), 0);
 }

@@ -63,6 +63,8 @@ static int submit(struct record_log *log, enum record_type type, const struct io
         rc = segment_apply_open(t.ss, iov->iov_base, iov->iov_len, context);
     else if (type == RECORD_CHUNK_MOVE)
         rc = chunkstore_apply_move(t.cs, iov->iov_base, iov->iov_len, b);
+    else if (type == RECORD_CHUNK_LOST)
+        rc = chunkstore_apply_lost(t.cs, iov->iov_base, iov->iov_len, !context, b);
     else
         rc = segment_apply_free(t.ss, iov->iov_base, iov->iov_len, drop_row, b);
     assert_int_equal(write_batch(b), 0);

@@ -636,6 +636,77 @@ static void lost_main(void *arg)
     close_store();
 }
 
+static size_t lost_rows(void)
+{
+    uint8_t from[CHUNK_LOST_KEY], to[CHUNK_LOST_KEY];
+    struct kv_rows *rows;
+    size_t n;
+
+    chunk_lost_key(0, from);
+    chunk_lost_key(UINT64_MAX, to);
+    assert_int_equal(kv_scan(t.kv, KV_META, (struct kv_slice){from, sizeof(from)},
+                             (struct kv_slice){to, sizeof(to)}, 1000, 1 << 20, 0, &rows),
+                     0);
+    n = rows->count;
+    kv_rows_free(rows);
+    return n;
+}
+
+static void tell_lost(size_t lost)
+{
+    while (chunkstore_lost_news(t.cs))
+        assert_int_equal(chunkstore_tell_lost(t.cs), 0);
+    assert_int_equal(stats().lost, lost);
+    assert_int_equal(lost_rows(), lost);
+}
+
+/* What is lost is known after a restart; what is readable again, went, or was renewed is not. */
+static void remembered_main(void *arg)
+{
+    enum { N = 300 };
+    uint64_t ids[N];
+
+    (void)arg;
+    make_store(1, 1, 0, 8);
+    for (unsigned i = 0; i < N; i++)
+        ids[i] = store_one(2 + i, 5000);
+    for (unsigned i = 0; i < N; i++)
+        chunkstore_note_lost(t.cs, ids[i]);
+    chunkstore_note_lost(t.cs, 1u << 30); /* it went before it was noted */
+    tell_lost(N);
+    reopen_store();
+    assert_int_equal(stats().lost, N);
+    assert_false(chunkstore_lost_news(t.cs));
+    assert_int_equal(chunkstore_look_for_lost(t.cs, &ids[N - 1], 1), ERR_LOST);
+    assert_int_equal(read_chunk(ids[0], 2, 5000), 0);
+    assert_int_equal(stats().lost, N - 1);
+    assert_int_equal(lost_rows(), N); /* not yet */
+    tell_lost(N - 1);
+    ref(ids[1], -1);
+    tell_lost(N - 2);
+    assert_int_equal(store_one(4, 5000), ids[2]);
+    assert_int_equal(stats().renewed, 1);
+    tell_lost(N - 3);
+    assert_int_equal(read_chunk(ids[3], 5, 5000), 0);
+    chunkstore_note_lost(t.cs, ids[3]); /* and lost again, before that was told */
+    tell_lost(N - 3);
+    reopen_store();
+    assert_int_equal(stats().lost, N - 3);
+    assert_int_equal(chunkstore_look_for_lost(t.cs, ids, 1), 0);
+    assert_int_equal(chunkstore_look_for_lost(t.cs, &ids[2], 1), 0);
+    for (unsigned i = 0; i < N; i++)
+        if (i != 1)
+            ref(ids[i], i == 2 ? -2 : -1);
+    tell_lost(0);
+    close_store();
+}
+
+static void test_remembered(void **state)
+{
+    (void)state;
+    sim_case_run(&c, remembered_main, NULL);
+}
+
 static void test_lost(void **state)
 {
     (void)state;
@@ -974,15 +1045,34 @@ static void test_kv_error(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CASE(test_within_batch), CASE(test_across_batches), CASE(test_twins),
-        CASE(test_given_up),     CASE(test_opaque),         CASE(test_many_groups),
-        CASE(test_errors),       CASE(test_admit),          CASE(test_refs),
-        CASE(test_pins),         CASE(test_pinned_segment), CASE(test_revived),
-        CASE(test_ids),          CASE(test_ranges),         CASE(test_bad_reads),
-        CASE(test_ids),          CASE(test_ranges),         CASE(test_lost),
-        CASE(test_ids),          CASE(test_ranges),         CASE(test_unreachable),
-        CASE(test_small_cache),  CASE(test_slow_kv_write),  cmocka_unit_test(test_row_bytes),
-        CASE(test_lists),        CASE(test_damaged_row),    CASE(test_kv_error),
+        CASE(test_within_batch),
+        CASE(test_across_batches),
+        CASE(test_twins),
+        CASE(test_given_up),
+        CASE(test_opaque),
+        CASE(test_many_groups),
+        CASE(test_errors),
+        CASE(test_admit),
+        CASE(test_refs),
+        CASE(test_pins),
+        CASE(test_pinned_segment),
+        CASE(test_revived),
+        CASE(test_ids),
+        CASE(test_ranges),
+        CASE(test_bad_reads),
+        CASE(test_ids),
+        CASE(test_ranges),
+        CASE(test_lost),
+        CASE(test_ids),
+        CASE(test_ranges),
+        CASE(test_unreachable),
+        CASE(test_remembered),
+        CASE(test_small_cache),
+        CASE(test_slow_kv_write),
+        cmocka_unit_test(test_row_bytes),
+        CASE(test_lists),
+        CASE(test_damaged_row),
+        CASE(test_kv_error),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
