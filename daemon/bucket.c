@@ -68,7 +68,7 @@ static int bucket_store_create(struct bucket_store *face, const char *name)
     if (bs->count >= BUCKETS_MAX)
         return ERR_OVERLOAD;
     codec_put_le64(created, env_wallclock(bs->p->env));
-    return record_submit(&bs->p->log, RECORD_BUCKET_CREATE, iov, 2, 0, NULL);
+    return record_submit(&bs->p->log, RECORD_BUCKET_CREATE, iov, 2, JOURNAL_INTERNAL, NULL);
 }
 
 static int bucket_store_remove(struct bucket_store *face, const char *name, bool with_objects)

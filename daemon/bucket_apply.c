@@ -446,10 +446,11 @@ void bucket_reaper(void *arg)
             continue;
         }
         rc = reap_step(bs, id);
-        if (rc < 0 && rc != ERR_SHUTDOWN && !bs->p->broken) {
+        if (rc < 0 && !bs->p->broken) {
             failed = id;
-            log_warn("buckets", "a deleted bucket is not emptied yet, will try again error=%s",
-                     err_name(rc));
+            if (rc != ERR_SHUTDOWN)
+                log_warn("buckets", "a deleted bucket is not emptied yet, will try again error=%s",
+                         err_name(rc));
             (void)fiber_cond_wait_until(bs->p->env, &bs->reap_work,
                                         env_now(bs->p->env) + REAP_RETRY);
         }

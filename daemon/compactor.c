@@ -88,8 +88,8 @@ void compactor_main(void *arg)
             rc = compactor_round(p);
         else
             chunkstore_room_changed(p->chunks, false);
-        if ((rc < 0 && rc != ERR_SHUTDOWN) || p->broken) {
-            if (!p->broken)
+        if (rc < 0 || p->broken) {
+            if (!p->broken && rc != ERR_SHUTDOWN)
                 log_warn("partition", "compaction failed, will try again error=%s", err_name(rc));
             env_sleep(p->env, COMPACTOR_RETRY);
         }

@@ -645,7 +645,7 @@ static int form_take(struct image *im, const struct apply *a)
     next.lsn = a->lsn;
     if (next.count && next.runs[0].base && !image_form_find(&im->named, next.runs[0].number)) {
         im->lost = im->replaying && im->spoilt;
-        im->unmarked = false;
+        im->unmarked = im->lost && im->unmarked; /* what is lost still is to be marked */
         if (!im->lost)
             kv_batch_delete(a->kv, KV_IMAGE, image_mended_key);
     }

@@ -127,7 +127,7 @@ static int piece_await_room(const struct run_writer *w, size_t body, unsigned *r
     const struct image *im = w->im;
     unsigned flags;
 
-    while (!im->base_hurry && !im->p->stopping && !im->p->broken &&
+    while (w->flags != JOURNAL_LAST && !im->base_hurry && !im->p->stopping && !im->p->broken &&
            !journal_has_room_for(im->p->journal, body, w->flags))
         env_sleep(im->p->env, ENV_NS_PER_MS);
     flags = im->base_hurry && w->run.base ? JOURNAL_LAST : w->flags;

@@ -194,15 +194,19 @@ void partition_break(struct partition *p, int error)
 {
     struct hmap_node *it, *next;
 
-    if (!p->broken)
+    if (!p->broken && error != ERR_SHUTDOWN)
         log_error("partition",
                   "writes stopped, restart the daemon once the cause is mended error=%s",
                   err_name(error));
     p->broken = error;
     for (it = hmap_walk(&p->waiters, NULL); it; it = next) {
+        struct waiter *w = HMAP_ENTRY(it, struct waiter, node);
+
         next = hmap_walk(&p->waiters, it);
-        waiter_finish(p, HMAP_ENTRY(it, struct waiter, node), error);
+        if (w->lsn != p->applying_lsn) /* its context is in use: it is told when that has ended */
+            waiter_finish(p, w, error);
     }
+    journal_give_up(p->journal, error);
     volumes_hurry(p->volumes, p->processed_lsn); /* the drainer tells those who wait for it */
 }
 
@@ -230,9 +234,13 @@ static void apply_batch(struct partition *p, struct journal_batch *b)
         struct waiter *w = waiter_find(p, r.lsn);
         int rc;
 
+        p->applying_lsn = r.lsn;
         fiber_mutex_lock(&p->applying);
-        rc = apply_record(p, &r, w ? w->context : NULL, &fatal);
+        rc = p->broken; /* it may have broken while this waited */
+        if (rc == 0)
+            rc = apply_record(p, &r, w ? w->context : NULL, &fatal);
         fiber_mutex_unlock(&p->applying);
+        p->applying_lsn = 0;
         at = metric_lap(&p->apply_time, at, env_now(p->env));
         if (fatal)
             partition_break(p, fatal);
@@ -752,6 +760,8 @@ int partition_open(struct env *env, struct kv *kv, const char *const *drive_path
 void partition_end_soon(struct partition *p)
 {
     p->ending = true;
+    journal_refuse(p->journal, 0, ERR_SHUTDOWN);
+    journal_refuse(p->journal, JOURNAL_INTERNAL, ERR_SHUTDOWN);
 }
 
 int partition_close(struct partition *p)
@@ -760,6 +770,7 @@ int partition_close(struct partition *p)
 
     if (!p)
         return 0;
+    partition_end_soon(p);
     scrubber_stop(p->scrubber);
     rc = p->broken ? p->broken : volumes_drain_all(p->volumes);
     volumes_stop(p->volumes);

@@ -158,7 +158,7 @@ static int scrub_save(struct scrubber *s)
     scrub_state_encode(&s->state, &body);
     iov = (struct iovec){body.data, body.len};
     s->unsaved = 0;
-    rc = record_submit(&s->p->log, RECORD_SCRUB, &iov, 1, 0, s);
+    rc = record_submit(&s->p->log, RECORD_SCRUB, &iov, 1, JOURNAL_INTERNAL, s);
     fiber_mutex_unlock(&s->save_lock);
     return rc;
 }
@@ -455,8 +455,8 @@ static void scrubber_main(void *arg)
             rc = scrub_begin(s);
         else
             (void)fiber_cond_wait_until(s->p->env, &s->wake, s->due);
-        if (rc < 0 && rc != ERR_SHUTDOWN && !s->p->broken) {
-            if (!told)
+        if (rc < 0 && !s->p->broken) {
+            if (!told && rc != ERR_SHUTDOWN)
                 log_warn("scrub", "scrub cannot go on, will try again error=%s", err_name(rc));
             told = true;
             scrub_wait(s, env_now(s->p->env) + SCRUB_RETRY);

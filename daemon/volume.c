@@ -65,7 +65,7 @@ static int volume_create(struct block_store *bs, const char *name, uint64_t size
     codec_write_le32(&w, (uint32_t)durability);
     codec_write_le32(&w, (uint32_t)strlen(name));
     CHECK(codec_writer_ok(&w));
-    return record_submit(&vs->p->log, RECORD_VOLUME_CREATE, iov, 2, 0, NULL);
+    return record_submit(&vs->p->log, RECORD_VOLUME_CREATE, iov, 2, JOURNAL_INTERNAL, NULL);
 }
 
 static int info_compare(const void *a, const void *b)

@@ -71,7 +71,7 @@ static int drain_store(struct volumes *vs, const struct drain_block *blocks, siz
             if (next < count && items[next].data == blocks[i].data->bytes)
                 maps[i].entry = LEAF_ENTRY(items[next++].id, 0);
         }
-        rc = volume_submit_map(vs, b, maps, n, JOURNAL_LAST);
+        rc = volume_submit_map(vs, b, maps, n, JOURNAL_DRAIN);
     }
     chunk_batch_free(b);
     return rc;
@@ -201,6 +201,8 @@ void volume_drainer(void *arg)
         }
         rc = drain_round(vs);
         vs->drain_error = rc;
+        if (!vs->p->ending) /* see overlay_await_room */
+            journal_refuse(vs->p->journal, 0, rc == ERR_NOSPC ? ERR_NOSPC : 0);
         fiber_cond_broadcast(&vs->drained);
         if (rc < 0)
             fiber_cond_broadcast(&vs->overlay_room); /* who waits may want to give up */

@@ -210,7 +210,8 @@ static bool overlay_is_full(const struct volumes *vs, uint32_t blocks)
 
 /* Waits until the overlay has room for more blocks. ERR_NOSPC when it cannot be drained for lack of
  * space: not the store's, which keeps some for that, but that of the file systems which file-backed
- * drives are on. Their space may come back in an hour or never; nobody is to wait for it. */
+ * drives are on. Their space may come back in an hour or never; nobody is to wait for it, here or
+ * where the journal is full first, which cannot be trimmed then (volume_drainer). */
 static int overlay_await_room(struct volumes *vs, uint32_t blocks, struct io_watch *w)
 {
     uint64_t start = 0, took;

@@ -128,7 +128,7 @@ int volume_snapshot(struct block_store *bs, const char *const *names, size_t cou
     CHECK(codec_writer_ok(&w));
     iov[0] = (struct iovec){head, codec_written(&w)};
     iov[1] = (struct iovec){(void *)(uintptr_t)snapshot, strlen(snapshot)};
-    return record_submit(&vs->p->log, RECORD_VOLUME_SNAPSHOT, iov, 2, 0, NULL);
+    return record_submit(&vs->p->log, RECORD_VOLUME_SNAPSHOT, iov, 2, JOURNAL_INTERNAL, NULL);
 }
 
 static bool is_snapshot_of(const struct volume *v, uint64_t volume)
@@ -168,7 +168,7 @@ static int submit_closed(struct volumes *vs, struct volume *v, enum record_type 
     if (v->info.openers || v->closed)
         return ERR_BUSY;
     v->closed = true; /* applying the record must not depend on who opens it meanwhile */
-    rc = volume_submit_id(vs, type, id, value, 0);
+    rc = volume_submit_id(vs, type, id, value, JOURNAL_INTERNAL);
     v = volume_find(vs, id);
     if (v)
         v->closed = false;
@@ -211,7 +211,7 @@ int volume_clone(struct block_store *bs, const char *name, const char *snapshot,
     codec_write_le32(&w, (uint32_t)s->info.durability);
     codec_write_le32(&w, (uint32_t)strlen(new_name));
     CHECK(codec_writer_ok(&w));
-    return record_submit(&vs->p->log, RECORD_VOLUME_CLONE, iov, 2, 0, NULL);
+    return record_submit(&vs->p->log, RECORD_VOLUME_CLONE, iov, 2, JOURNAL_INTERNAL, NULL);
 }
 
 /* ---- Applying ---- */

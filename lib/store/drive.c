@@ -306,7 +306,7 @@ bool drive_mend(struct driveset *ds, struct drive *d, uint64_t off, struct buf *
     if (drive_readable(d)) {
         drive_io_prepare(d, &io, ENV_WRITE, b, bytes, len, off);
         drive_io_run(&io, 1);
-        if (io.result < 0)
+        if (io.result < 0 && io.result != ERR_NOSPC) /* that is no fault of the drive */
             driveset_put_out(ds, d->index, "repair by scrub failed");
     }
     if (io.result >= 0)

@@ -114,15 +114,25 @@ uint64_t journal_next_lsn(const struct journal *j)
     return j->next_lsn;
 }
 
-static bool journal_has_room(const struct journal *j, size_t span, unsigned flags)
+bool journal_is_tight(const struct journal *j)
+{
+    return journal_used(j) + j->writing_len + j->pending_len > j->cap - j->batch_max;
+}
+
+static bool ring_has_room(const struct journal *j, size_t span, unsigned flags)
 {
     uint64_t load = journal_used(j) + j->writing_len + j->pending_len + span;
 
-    if (j->pending && j->pending_len + span > j->batch_soft)
-        return false;
-    if ((flags & JOURNAL_LAST) == JOURNAL_LAST) /* few and small against the reserve */
+    if (flags == JOURNAL_DRAIN) /* few and small against what is kept for them */
         return true;
+    if (flags == JOURNAL_LAST)
+        return !journal_is_tight(j);
     return load <= j->cap - (flags & JOURNAL_INTERNAL ? 2 : 3) * j->batch_max;
+}
+
+static bool journal_has_room(const struct journal *j, size_t span, unsigned flags)
+{
+    return !(j->pending && j->pending_len + span > j->batch_soft) && ring_has_room(j, span, flags);
 }
 
 bool journal_has_room_for(const struct journal *j, size_t body, unsigned flags)
@@ -130,9 +140,28 @@ bool journal_has_room_for(const struct journal *j, size_t body, unsigned flags)
     return journal_has_room(j, journal_record_span(body), flags);
 }
 
-bool journal_is_tight(const struct journal *j)
+/* Why a record is not to wait for room that there is not; 0: it may. */
+static int journal_turns_away(const struct journal *j, size_t span, unsigned flags)
 {
-    return journal_used(j) + j->writing_len + j->pending_len > j->cap - j->batch_max;
+    if (j->given_up)
+        return j->given_up;
+    if (ring_has_room(j, span, flags))
+        return 0;
+    return flags == JOURNAL_LAST ? ERR_NOSPC : j->refused[flags & JOURNAL_INTERNAL];
+}
+
+void journal_refuse(struct journal *j, unsigned flags, int error)
+{
+    j->refused[flags & JOURNAL_INTERNAL] = error;
+    if (error)
+        fiber_cond_broadcast(&j->space);
+}
+
+void journal_give_up(struct journal *j, int error)
+{
+    j->given_up = error;
+    fiber_cond_broadcast(&j->space);
+    fiber_cond_broadcast(&j->work);
 }
 
 static struct buf *journal_take_buf(struct journal *j, size_t need)
@@ -180,8 +209,13 @@ int journal_append(struct journal *j, uint16_t type, uint16_t version, const str
         body += iov[i].iov_len;
     }
     span = journal_record_span(body);
-    while (!j->broken && !j->stopping && !journal_has_room(j, span, flags))
+    while (!j->broken && !j->stopping && !journal_has_room(j, span, flags)) {
+        int rc = journal_turns_away(j, span, flags);
+
+        if (rc < 0)
+            return rc;
         fiber_cond_wait(&j->space);
+    }
     if (j->broken)
         return j->broken;
     if (j->stopping)
@@ -541,9 +575,14 @@ static void journal_commit_pending(struct journal *j)
     uint64_t first, off, since = j->pending_since, start;
     int rc;
 
-    /* While it waits for room the batch goes on growing. */
-    while (!journal_place(j, journal_span(j->pending_len), &off))
+    /* While it waits for room the batch goes on growing. Nobody was told that it is durable. */
+    while (!journal_place(j, journal_span(j->pending_len), &off)) {
+        if (j->stopping || j->given_up) {
+            journal_break(j, j->given_up ? j->given_up : ERR_SHUTDOWN);
+            return;
+        }
         fiber_cond_wait(&j->space);
+    }
     b = j->pending;
     length = j->pending_len;
     records = j->pending_records;

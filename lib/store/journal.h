@@ -12,10 +12,15 @@
  * allocate.
  *
  * Space: batches stay until journal_trim; user appends wait while the ring is nearly full, internal
- * ones have a reserve. The last of that is for records that make trimming possible (draining, the
- * metadata's copy) or that whoever trims submits (segments opened and freed): clients can have
- * internal records written as fast as they like, deletions say, and if these filled the ring
- * nothing could ever be trimmed again.
+ * ones have a reserve. More of that is for what whoever trims submits (the metadata's copy,
+ * segments that are opened): clients can have internal records written as fast as they like,
+ * deletions say, and if these filled the ring nothing could ever be trimmed again. The very last,
+ * as long as the longest batch, is for draining alone, which is what makes trimming possible: the
+ * others do not wait for it, and are refused (ERR_NOSPC). A ring that is full to the end would stay
+ * so for ever.
+ *
+ * Who waits for room may wait for long, where nothing can be drained. Whoever knows of a reason not
+ * to wait says so: journal_refuse.
  */
 #pragma once
 
@@ -78,13 +83,15 @@ int journal_replay(struct journal *j, int (*apply)(void *arg, const struct journ
 int journal_start(struct journal *j);
 
 enum journal_append_flags {
-    JOURNAL_INTERNAL = 1, /* may use some of the reserve: for records that free space */
-    JOURNAL_LAST = 3,     /* may use all of it: for those without which nothing can be trimmed */
+    JOURNAL_INTERNAL = 1, /* may use some of the reserve: for what frees space, and small orders */
+    JOURNAL_LAST = 3,     /* may use most of it: for those that checkpoints submit */
+    JOURNAL_DRAIN = 7,    /* may use all of it: for those without which nothing can be drained */
 };
 
 /* Adds a record made of the n parts of iov. It has an LSN and its place in the order on return but
  * is not durable yet. Suspends while the ring or the pending batch is full. ERR_TOOBIG over
- * journal_record_max, ERR_SHUTDOWN, the error that broke the journal. */
+ * journal_record_max, ERR_SHUTDOWN, ERR_NOSPC (JOURNAL_LAST: too little is left), what
+ * journal_refuse said, the error that broke the journal. */
 int journal_append(struct journal *j, uint16_t type, uint16_t version, const struct iovec *iov,
                    unsigned n, unsigned flags, uint64_t *ret_lsn);
 
@@ -146,9 +153,15 @@ void journal_observe(struct journal *j, struct metrics *m, struct slow_log *slow
 /* Would a record with a body of so many bytes be taken now, without waiting for room? */
 bool journal_has_room_for(const struct journal *j, size_t body, unsigned flags);
 
-/* Is less than the longest batch left of the reserve? Then what is not needed for draining has to
- * be put off, even of those that may use all of it: a ring that is full can never be trimmed. */
+/* Is so little left that nothing but JOURNAL_DRAIN is taken? */
 bool journal_is_tight(const struct journal *j);
+
+/* From now on appends with these flags (0, JOURNAL_INTERNAL) get `error` where the ring has no room
+ * for them, also those that wait for it already; 0: they wait. Does not suspend. */
+void journal_refuse(struct journal *j, unsigned flags, int error);
+/* Nothing that becomes durable will be applied: all who wait for room, of whatever kind, get the
+ * error. What is pending is still written if there is room for it. Does not suspend. */
+void journal_give_up(struct journal *j, int error);
 
 /* The share of the ring that is used, 0..100: when to checkpoint. */
 unsigned journal_pressure(const struct journal *j);

@@ -42,6 +42,8 @@ struct journal {
     struct fiber_group writer;
     bool running, stopping;
     int broken;
+    int refused[2]; /* of those without flags, and of internal ones: see journal_refuse */
+    int given_up;
     struct buf *spare[JOURNAL_SPARE_BUFS];
 
     uint64_t stat_batches, stat_records, stat_bytes;

@@ -776,7 +776,8 @@ int segment_open_new(struct segments *ss, enum segment_stream stream, struct seg
         segment_encode_open(&s, &body);
         struct iovec iov = {body.data, body.len};
 
-        rc = record_submit(ss->log, RECORD_SEGMENT_OPEN, &iov, 1, JOURNAL_LAST, ss);
+        rc = record_submit(ss->log, RECORD_SEGMENT_OPEN, &iov, 1,
+                           stream == SEGMENT_VOLUMES ? JOURNAL_DRAIN : JOURNAL_LAST, ss);
     }
     if (rc < 0) {
         for (unsigned i = 0; i < k + m; i++)
@@ -857,7 +858,7 @@ int segment_sweep(struct segments *ss, unsigned *ret_freed)
     codec_put_le32(body, n);
     iov.iov_len = 4 + 8 * n;
     if (n)
-        rc = record_submit(ss->log, RECORD_SEGMENT_FREE, &iov, 1, JOURNAL_LAST, NULL);
+        rc = record_submit(ss->log, RECORD_SEGMENT_FREE, &iov, 1, JOURNAL_DRAIN, NULL);
     if (rc < 0) {
         for (unsigned i = 0; i < n; i++)
             picked[i]->freeing = false;

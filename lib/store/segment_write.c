@@ -239,6 +239,16 @@ static int stripe_write(struct segments *ss, const struct segment *s,
     return rc;
 }
 
+/* Gives the room of a stripe back that was not written for want of space: all I/O has ended, and
+ * nothing names it. What is tried again and again would else use up one segment after the other,
+ * and the journal with records of them. */
+static void stripe_unreserve(struct segments *ss, struct segment *s,
+                             const struct segment_stripe *where)
+{
+    if (ss->open[s->stream] == s && s->next == where->offset + where->width)
+        s->next = where->offset;
+}
+
 int segment_write(struct segments *ss, enum segment_stream stream, struct segment_chunk *chunks,
                   size_t n, struct segment_stripe *ret_stripe)
 {
@@ -255,6 +265,8 @@ int segment_write(struct segments *ss, enum segment_stream stream, struct segmen
                 *ret_stripe = where;
                 return 0;
             }
+            if (rc == ERR_NOSPC)
+                stripe_unreserve(ss, s, &where);
             segment_release(ss, where.segment);
         }
         if (rc != ERR_IO)

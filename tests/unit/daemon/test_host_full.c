@@ -161,6 +161,148 @@ static void test_full_for_long(void **state)
     partition_case_free(&pc);
 }
 
+/* The journal is full before the overlay is: small writes are refused then too, and a stop ends,
+ * though a pass of scrub is to note where it is. */
+static void journal_first_main(void *arg)
+{
+    struct block_volume *v;
+    struct journal_stats journal;
+    uint64_t n;
+
+    (void)arg;
+    partition_case_open(&pc);
+    assert_int_equal(block_create(pc.bs, "v", 32 * MIB, BLOCK_EVERY_WRITE), 0);
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    host_full(true);
+    n = write_until_refused(v);
+    journal_get_stats(pc.p->journal, &journal);
+    assert_true(journal.used > journal.size / 2);
+    assert_true(n > 16 && n < pc.options.overlay_bytes / BLOCK_SIZE);
+    (void)partition_scrub_start(pc.p);
+    env_sleep(pc.c.env, 100 * ENV_NS_PER_S);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), ERR_NOSPC);
+    host_full(false);
+
+    partition_case_open(&pc);
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    for (uint64_t i = 0; i < n; i++)
+        expect_at(v, MIB + i * BLOCK_SIZE, BLOCK_SIZE, 100 + i);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_journal_first(void **state)
+{
+    (void)state;
+    no_reserve = false;
+    partition_case_init(&pc, 1);
+    pc.journal = FORMAT_JOURNAL_MIN;
+    pc.options.overlay_bytes = 16 * MIB;
+    log_set_level((enum log_level)(LOG_ERROR + 1));
+    sim_case_run(&pc.c, journal_first_main, NULL);
+    partition_case_free(&pc);
+}
+
+/* No stripe can be written, but headers of segments can: trying again and again takes no journal,
+ * and no segments. */
+static bool no_stripes;
+
+static int deny_stripes(void *arg, const char *path, const struct env_io *io)
+{
+    const struct format_super *super = &pc.p->ds->super;
+
+    (void)arg;
+    (void)path;
+    if (!no_stripes || io->kind != ENV_WRITE || io->off < super->slots_off)
+        return 0;
+    return (io->off - super->slots_off) % super->slot_size ? ERR_NOSPC : 0;
+}
+
+static void no_stripes_main(void *arg)
+{
+    struct block_volume *v;
+    struct journal_stats before, after;
+
+    (void)arg;
+    partition_case_open(&pc);
+    assert_int_equal(block_create(pc.bs, "v", 32 * MIB, BLOCK_EVERY_WRITE), 0);
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    pc.c.hook = deny_stripes;
+    no_stripes = true;
+    for (uint64_t i = 0; i < 16; i++)
+        assert_int_equal(write_at(v, i * BLOCK_SIZE, BLOCK_SIZE, i), 0);
+    env_sleep(pc.c.env, 100 * ENV_NS_PER_S);
+    journal_get_stats(pc.p->journal, &before);
+    env_sleep(pc.c.env, 3 * 3600 * ENV_NS_PER_S);
+    journal_get_stats(pc.p->journal, &after);
+    assert_true(after.used <= before.used + 16 * FORMAT_UNIT);
+    no_stripes = false;
+    assert_int_equal(partition_settle(pc.p), 0);
+    for (uint64_t i = 0; i < 16; i++)
+        expect_at(v, i * BLOCK_SIZE, BLOCK_SIZE, i);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+    pc.c.hook = NULL;
+}
+
+static void test_no_stripes(void **state)
+{
+    (void)state;
+    partition_case_init(&pc, 1);
+    pc.journal = FORMAT_JOURNAL_MIN;
+    log_set_level((enum log_level)(LOG_ERROR + 1));
+    sim_case_run(&pc.c, no_stripes_main, NULL);
+    partition_case_free(&pc);
+}
+
+/* The partition breaks while writes wait for room in the journal: they are told, and a stop ends.
+ */
+static struct block_volume *broken_v;
+static unsigned broken_told;
+
+static void broken_writer(void *arg)
+{
+    assert_int_equal(write_at(broken_v, (uint64_t)(uintptr_t)arg * BLOCK_SIZE, BLOCK_SIZE, 1),
+                     ERR_KV);
+    broken_told++;
+}
+
+static void broken_main(void *arg)
+{
+    const uintptr_t writers = 100;
+
+    (void)arg;
+    broken_told = 0;
+    partition_case_open(&pc);
+    assert_int_equal(block_create(pc.bs, "v", 32 * MIB, BLOCK_EVERY_WRITE), 0);
+    assert_int_equal(block_open(pc.bs, "v", &broken_v), 0);
+    fiber_mutex_lock(&pc.p->applying); /* what is durable cannot be applied */
+    for (uintptr_t i = 0; i < writers; i++)
+        fiber_spawn(pc.c.env, "writer", broken_writer, (void *)i);
+    env_sleep(pc.c.env, 10 * ENV_NS_PER_S);
+    assert_int_equal(broken_told, 0);
+    assert_false(journal_has_room_for(pc.p->journal, BLOCK_SIZE, 0));
+    partition_break(pc.p, ERR_KV);
+    env_sleep(pc.c.env, ENV_NS_PER_S);
+    assert_int_equal(broken_told, writers - 1);
+    fiber_mutex_unlock(&pc.p->applying); /* the last one's record was about to be applied */
+    env_sleep(pc.c.env, ENV_NS_PER_S);
+    assert_int_equal(broken_told, writers);
+    block_close(broken_v);
+    assert_int_equal(partition_case_close(&pc), ERR_KV);
+}
+
+static void test_broken(void **state)
+{
+    (void)state;
+    partition_case_init(&pc, 1);
+    pc.journal = FORMAT_JOURNAL_MIN;
+    log_set_level((enum log_level)(LOG_ERROR + 1));
+    sim_case_run(&pc.c, broken_main, NULL);
+    partition_case_free(&pc);
+}
+
 /* One that is full as a store is made. */
 static void format_main(void *arg)
 {
@@ -190,9 +332,9 @@ static void test_format(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_full),
-        cmocka_unit_test(test_full_without_reserve),
-        cmocka_unit_test(test_full_for_long),
+        cmocka_unit_test(test_full),          cmocka_unit_test(test_full_without_reserve),
+        cmocka_unit_test(test_full_for_long), cmocka_unit_test(test_journal_first),
+        cmocka_unit_test(test_no_stripes),    cmocka_unit_test(test_broken),
         cmocka_unit_test(test_format),
     };
 

@@ -176,6 +176,7 @@ static int append(size_t length, unsigned flags)
     body_make(number, body, length);
     rc = journal_append(t.j, (uint16_t)(1 + number % 60000), 3, iov, 2, flags, &lsn);
     mem_free(body);
+    t.next -= rc < 0; /* it is no record */
     return rc;
 }
 
@@ -192,7 +193,7 @@ static void batch(unsigned units)
     size_t most =
         (size_t)units * FORMAT_UNIT - sizeof(struct format_batch) - sizeof(struct format_record);
 
-    assert_int_equal(append(most, JOURNAL_LAST), 0);
+    assert_int_equal(append(most, JOURNAL_DRAIN), 0);
     wait_durable(t.next);
 }
 
@@ -553,7 +554,7 @@ static void test_trim(void **state)
 
 /* ---- Backpressure ---- */
 
-static unsigned user_done, internal_done, last_done;
+static unsigned user_done, internal_done, last_done, drain_done;
 
 static void user_fiber(void *arg)
 {
@@ -571,11 +572,11 @@ static void internal_fiber(void *arg)
     }
 }
 
-static void last_fiber(void *arg)
+static void drain_fiber(void *arg)
 {
     for (unsigned i = 0; i < *(unsigned *)arg; i++) {
-        assert_int_equal(append(6000, JOURNAL_LAST), 0);
-        last_done++;
+        assert_int_equal(append(6000, JOURNAL_DRAIN), 0);
+        drain_done++;
     }
 }
 
@@ -586,11 +587,12 @@ static void settle(void)
 
 static void full_main(void *arg)
 {
-    unsigned users = 60, internals = 90, lasts = 90;
+    unsigned users = 60, internals = 90, drains = 90;
     struct journal_stats s;
+    int rc;
 
     (void)arg;
-    user_done = internal_done = last_done = 0;
+    user_done = internal_done = last_done = drain_done = 0;
     format_size(STORE_JOURNAL);
     start();
     fiber_spawn(c.env, "user", user_fiber, &users);
@@ -611,19 +613,26 @@ static void full_main(void *arg)
     assert_true(s.used <= STORE_JOURNAL - 2 * STORE_JOURNAL / 8);
     assert_int_equal(t.durable.count, user_done + 1 + internal_done);
 
-    /* That is for those that lead to a trim. Past it even they wait. */
-    fiber_spawn(c.env, "last", last_fiber, &lasts);
+    /* That is for checkpoints, which do not wait for what is left. */
+    while ((rc = append(6000, JOURNAL_LAST)) == 0)
+        last_done++;
+    assert_int_equal(rc, ERR_NOSPC);
+    assert_true(last_done >= 8 && journal_is_tight(t.j));
+    wait_durable(user_done + 1 + internal_done + last_done);
+
+    /* The rest is for draining. Past it even that waits. */
+    fiber_spawn(c.env, "drain", drain_fiber, &drains);
     settle();
-    assert_true(last_done >= 16 && last_done < lasts);
-    assert_true(t.durable.count < user_done + 1 + internal_done + last_done); /* a batch waits */
+    assert_true(drain_done >= 8 && drain_done < drains);
+    assert_true(t.durable.count < user_done + 1 + internal_done + last_done + drain_done);
 
     /* Room: now everything goes, in order, nothing is lost of the batch that waited. */
-    while (user_done < users || internal_done < internals || last_done < lasts) {
+    while (user_done < users || internal_done < internals || drain_done < drains) {
         trim_to(t.durable.count);
         settle();
     }
     settle();
-    assert_int_equal(t.durable.count, users + internals + lasts + 1);
+    assert_int_equal(t.durable.count, users + internals + drains + last_done + 1);
     assert_int_equal(t.next, t.durable.count);
     stop(false);
     expect_replay(0);
@@ -635,6 +644,57 @@ static void test_backpressure(void **state)
 {
     (void)state;
     sim_case_run(&c, full_main, NULL);
+}
+
+static int told[4];
+
+/* Appends with the flags until that is refused. */
+static void until_refused(void *arg)
+{
+    unsigned flags = *(unsigned *)arg;
+
+    while ((told[flags & 3] = append(6000, flags)) == 0)
+        ;
+}
+
+/* Who waits for room, and is told not to. */
+static void refused_main(void *arg)
+{
+    unsigned user = 0, internal = JOURNAL_INTERNAL, drain = JOURNAL_DRAIN;
+
+    (void)arg;
+    memset(told, 0, sizeof(told));
+    format_size(STORE_JOURNAL);
+    start();
+    journal_refuse(t.j, 0, ERR_NOSPC);
+    journal_refuse(t.j, 0, 0);
+    fiber_spawn(c.env, "user", until_refused, &user);
+    settle();
+    assert_int_equal(told[0], 0); /* waits */
+    journal_refuse(t.j, 0, ERR_NOSPC);
+    settle();
+    assert_int_equal(told[0], ERR_NOSPC);
+    assert_int_equal(append(6000, 0), ERR_NOSPC);
+    fiber_spawn(c.env, "internal", until_refused, &internal);
+    settle();
+    assert_int_equal(told[1], 0);
+    journal_refuse(t.j, JOURNAL_INTERNAL, ERR_SHUTDOWN);
+    settle();
+    assert_int_equal(told[1], ERR_SHUTDOWN);
+    fiber_spawn(c.env, "drain", until_refused, &drain);
+    settle();
+    assert_int_equal(told[3], 0); /* even the writer waits now */
+    journal_give_up(t.j, ERR_KV);
+    settle();
+    assert_int_equal(told[3], ERR_KV);
+    assert_int_equal(journal_stop(t.j, false), ERR_KV); /* and the stop does not */
+    drop();
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    sim_case_run(&c, refused_main, NULL);
 }
 
 /* ---- Damage at rest ---- */
@@ -1340,6 +1400,7 @@ int main(void)
         CASE(test_exact_end),
         CASE(test_trim),
         CASE(test_backpressure),
+        CASE(test_refused),
         CASE(test_hole_in_one_mirror),
         CASE(test_hole_in_all_mirrors),
         CASE(test_torn_end),
