@@ -64,13 +64,18 @@ static void cli_add_ratio(struct strbuf *s, const char *what, uint64_t a, uint64
         strbuf_addf(s, " (%s %.2fx)", what, (double)a / (double)b);
 }
 
-static void cli_print_amount(const char *name, uint64_t bytes, const char *what, uint64_t before)
+/* The capacity is one of bytes as they are stored: `of` it, where it is not 0. */
+static void cli_print_amount(const char *name, uint64_t bytes, const char *what, uint64_t before,
+                             uint64_t of)
 {
     char text[SIZE_TEXT_MAX];
     struct strbuf s = STRBUF_INIT;
 
     strbuf_adds(&s, size_format(bytes, text));
     cli_add_ratio(&s, what, before, bytes);
+    if (of)
+        strbuf_addf(&s, ", %.1f%% of %s", 100.0 * (double)bytes / (double)of,
+                    size_format(of, text));
     cli_print_field(name, s.data);
     strbuf_free(&s);
 }
@@ -93,9 +98,9 @@ static void cli_print_capacity(const json_t *status)
     uint64_t logical = cli_number(c, "logical"), deduped = cli_number(c, "deduped"),
              stored = cli_number(c, "stored");
 
-    cli_print_share("Used", logical, cli_number(c, "limit"));
-    cli_print_amount("Deduplicated", deduped, "dedup", logical);
-    cli_print_amount("Compressed", stored, "compression", deduped);
+    cli_print_size("Used", logical);
+    cli_print_amount("Deduplicated", deduped, "dedup", logical, 0);
+    cli_print_amount("Compressed", stored, "compression", deduped, cli_number(c, "limit"));
     cli_print_size("With parity", cli_number(c, "physical"));
     cli_print_size("Reclaimable", cli_number(c, "reclaimable"));
     cli_print_size("Drives free", cli_number(c, "free"));

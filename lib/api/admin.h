@@ -111,7 +111,7 @@ struct admin_listener {
 
 /* Bytes, from what clients see down to what drives hold. */
 struct admin_capacity {
-    uint64_t limit;       /* of logical bytes */
+    uint64_t limit;       /* of stored bytes: the capacity */
     uint64_t logical;     /* as clients wrote them: mapped blocks, instances, objects */
     uint64_t deduped;     /* of distinct chunks */
     uint64_t stored;      /* after compression */
