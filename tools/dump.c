@@ -331,7 +331,7 @@ int main(int argc, char **argv)
     if (!offline_run(&d->o, dump_main, &c)) {
         d->code = DUMP_FAILED;
     }
-    if (d->out && d->code == DUMP_OK) {
+    if (d->out && (d->anyway || d->code == DUMP_OK)) {
         if (d->json) {
             (void)json_dumpf(d->out, stdout, JSON_INDENT(2));
             putchar('\n');

@@ -5,10 +5,11 @@ done, 1 failed, 2 wrong command line), and that what it says on errors tells a p
 import json
 import os
 import sys
+import time
 
 import dicom
 import nbd
-from harness import (CLI, MIB, Daemon, Suite, built, check, need, phantom, run, scratch,
+from harness import (CLI, DUMP, MIB, Daemon, Suite, built, check, need, phantom, run, scratch,
                      store_with_dcmsend)
 
 
@@ -38,6 +39,15 @@ def without_daemon(folder):
         text = run(CLI, *command.split(), "--help").stdout
         check(f"filmroom [--data DIR] [--json] {command}" in text, "no help for", command)
     check(run(CLI, "--version").stdout.strip(), "no version")
+
+
+def dump_of_nothing(folder):
+    """Where no drive is one, that is a failure, and what was looked at is told all the same."""
+    for data in (os.path.join(folder, "nothing"), folder):
+        done = run(DUMP, "--data", data, "superblock", ok=False)
+        check(done.returncode == 1 and "valid superblock" in done.stderr, "dump of", data, "gave",
+              done.returncode, done.stderr)
+        check("drives: 6" in done.stdout and data in done.stdout, "dump told:", done.stdout)
 
 
 def status(daemon):
@@ -202,6 +212,9 @@ def main():
         with suite.case("wrong command lines, help, no daemon"):
             built(CLI)
             without_daemon(folder)
+        with suite.case("a dump of what is no store"):
+            built(DUMP)
+            dump_of_nothing(folder)
         daemons = []
         with suite.case("a daemon starts"):
             daemons.append(Daemon(os.path.join(folder, "data")))
