@@ -194,6 +194,23 @@ def identical_and_other(daemon, folder):
     check(one.uid in daemon.log_text(), "the log does not name the instance")
 
 
+def drive_comes_and_goes(daemon, folder):
+    """A drive that has left is not told to be out: nothing is to be replaced."""
+    path = os.path.join(folder, "extra")
+    for _ in range(2):
+        daemon.cli("drive", "add", path, "--size", "256M", "--force")
+        daemon.cli("drive", "remove", path)
+        end = time.monotonic() + 60
+        while len(daemon.cli_json("drive", "list")["drives"]) > 6:
+            check(time.monotonic() < end, "the drive does not leave")
+            time.sleep(0.2)
+    time.sleep(0.5)  # the standing of drives is looked at ten times a second
+    text = daemon.log_text()
+    check("drive has left" in text, "the log does not tell that it left")
+    for words in ("is out", "is trusted again"):
+        check(words not in text, f"the log says '{words}':", text)
+
+
 def second_daemon(daemon):
     """Two daemons on one store: the second refuses, the first goes on."""
     other = Daemon(daemon.data, ready_timeout=20)
@@ -229,6 +246,7 @@ def main():
                         ("patients: list, show", lambda: patients(d, folder)),
                         ("identical and conflicting instances are counted and logged",
                          lambda: identical_and_other(d, folder)),
+                        ("a drive comes and goes", lambda: drive_comes_and_goes(d, folder)),
                         ("a second daemon on the same store is refused", lambda: second_daemon(d)),
                         ("a clean stop", d.stop)):
                     with suite.case(name):
