@@ -684,6 +684,25 @@ static void config_place_all_drives(struct config *c, struct strbuf *message)
         config_place_drives(&c->partitions[i].store, here, message);
 }
 
+/* Were it left to the start, the drive's own lock would be taken for another daemon's. */
+static void config_check_drives(struct config *c, struct strbuf *message)
+{
+    const char *seen[CONFIG_PARTITIONS_MAX * CONFIG_DRIVES_MAX];
+    unsigned n = 0;
+
+    for (unsigned part = 0; part <= c->partition_count; part++) {
+        const struct config_store *s = config_store_of(c, part);
+
+        for (unsigned i = 0; s->paths && i < s->drives; i++)
+            seen[n++] = s->paths[i];
+    }
+    for (unsigned i = 1; i < n && !message->len; i++)
+        for (unsigned j = 0; j < i && !message->len; j++)
+            if (strcmp(seen[i], seen[j]) == 0)
+                strbuf_addf(message, "drive = %.100s is given twice: each drive has its own path",
+                            seen[i]);
+}
+
 int config_load(int argc, char *const argv[], struct config *ret_config, struct strbuf *message)
 {
     struct config_args a = {.argc = argc, .argv = argv};
@@ -709,6 +728,8 @@ int config_load(int argc, char *const argv[], struct config *ret_config, struct 
         config_place_partitions(c, message);
     if (!message->len)
         config_place_all_drives(c, message);
+    if (!message->len)
+        config_check_drives(c, message);
     if (!message->len)
         return CONFIG_RUN;
     config_free(c);

@@ -376,6 +376,25 @@ static void test_relative_drives(void **state)
     unlink(path);
 }
 
+static void test_drive_twice(void **state)
+{
+    static const char *const texts[] = {"[store]\ndrive = /a\ndrive = /b\ndrive = /a\n",
+                                        "[store]\ndrive = /a\n[partition p]\ndrive = /a\n"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        char path[] = "/tmp/filmroom-config-XXXXXX", line[200];
+        int fd = mkstemp(path);
+
+        assert_true(fd >= 0);
+        assert_int_equal(write(fd, texts[i], strlen(texts[i])), strlen(texts[i]));
+        close(fd);
+        snprintf(line, sizeof(line), "--data /d --config %s", path);
+        load_bad(line, "drive = /a is given twice");
+        unlink(path);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -384,6 +403,7 @@ int main(void)
         cmocka_unit_test_setup(test_drive_paths, test_reset),
         cmocka_unit_test_setup(test_most_drives, test_reset),
         cmocka_unit_test_setup(test_relative_drives, test_reset),
+        cmocka_unit_test_setup(test_drive_twice, test_reset),
         cmocka_unit_test_setup(test_partitions, test_reset),
         cmocka_unit_test_setup(test_bad_files, test_reset),
         cmocka_unit_test_setup(test_zero_byte, test_reset),
