@@ -9,8 +9,8 @@ import time
 
 import dicom
 import nbd
-from harness import (CLI, DUMP, MIB, Daemon, Suite, built, check, need, phantom, run, scratch,
-                     store_with_dcmsend)
+from harness import (CLI, DAEMON, DUMP, MIB, Daemon, Suite, built, check, need, phantom, run,
+                     scratch, store_with_dcmsend)
 
 
 def fails(done, code, *words):
@@ -211,6 +211,30 @@ def drive_comes_and_goes(daemon, folder):
         check(words not in text, f"the log says '{words}':", text)
 
 
+def daemon_refuses(folder):
+    """What is wrong with the command line or the data directory is said by name, in a line."""
+    path = os.path.join(folder, "file")
+    with open(path, "w", encoding="ascii"):
+        pass
+    for argv, code, words in ((["--nonsense"], 2, "filmroomd: --nonsense: no such option"),
+                              (["--data", path, "--nbd-port", "x"], 2, "filmroomd: --nbd-port:"),
+                              (["--data", path], 1, "not a directory"),
+                              (["--data", path + "-no/sub"], 1, "make that first")):
+        done = run(DAEMON, *argv, ok=False)
+        check(done.returncode == code and words in done.stderr, argv[0], "gave",
+              done.returncode, done.stderr)
+        check(done.stderr.endswith("\n") and done.stderr.count("\n") == 1, "lines:", done.stderr)
+
+
+def without_metadata(daemon):
+    """Where the metadata is gone, the start says which directory that is."""
+    kv = os.path.join(daemon.data, "kv")
+    os.rename(kv, kv + ".away")
+    done = run(DAEMON, "--data", daemon.data, ok=False)
+    check(done.returncode == 1 and f"directory {kv} is gone" in done.stderr, "it should name it:",
+          done.stderr)
+
+
 def second_daemon(daemon):
     """Two daemons on one store: the second refuses, the first goes on."""
     other = Daemon(daemon.data, ready_timeout=20)
@@ -218,8 +242,9 @@ def second_daemon(daemon):
     check(not other.start(expect_ready=False), "a second daemon started on the same store")
     code = other.process.wait(10)
     check(code not in (0, -6, -11), f"the second daemon ended with {code}")
-    check("another" in other.log_text() or "use" in other.log_text(), "it should say why:",
+    check("another daemon uses this store" in other.log_text(), "it should say why:",
           other.log_text())
+    check(other.log_text().count("\n") == 1, "it should say so once:", other.log_text())
     check(daemon.status()["state"] == "ok", "the first daemon suffers")
 
 
@@ -229,6 +254,8 @@ def main():
         with suite.case("wrong command lines, help, no daemon"):
             built(CLI)
             without_daemon(folder)
+        with suite.case("a daemon refuses"):
+            daemon_refuses(folder)
         with suite.case("a dump of what is no store"):
             built(DUMP)
             dump_of_nothing(folder)
@@ -248,7 +275,8 @@ def main():
                          lambda: identical_and_other(d, folder)),
                         ("a drive comes and goes", lambda: drive_comes_and_goes(d, folder)),
                         ("a second daemon on the same store is refused", lambda: second_daemon(d)),
-                        ("a clean stop", d.stop)):
+                        ("a clean stop", d.stop),
+                        ("a start without metadata", lambda: without_metadata(d))):
                     with suite.case(name):
                         step()
             finally:
