@@ -56,6 +56,8 @@ def status(daemon):
         check(word in text, f"'{word}' is not in the status:", text)
     row = daemon.status()
     check(row["state"] == "ok" and row["drives"] == 6 and row["drives_ok"] == 6, "status:", row)
+    check(daemon.log_text().count("listening") == len(row["listeners"]) == 4,
+          "listeners in the log:", daemon.log_text())
     check(row["profile"] == "4+2" and row["reasons"] == [], "status:", row)
     for name in ("limit", "logical", "deduped", "stored", "physical", "reclaimable", "free"):
         check(isinstance(row["capacity"][name], int), "capacity lacks", name)
@@ -89,7 +91,7 @@ def volumes(daemon):
 def resize_and_delete(daemon):
     daemon.cli("volume", "resize", "vm1", "128M")
     check(daemon.cli_json("volume", "show", "vm1")["size"] == 128 * MIB, "not grown")
-    fails(daemon.cli("volume", "resize", "vm1", "32M", ok=False), 1)
+    fails(daemon.cli("volume", "resize", "vm1", "32M", ok=False), 1, "--shrink")
     daemon.cli("volume", "resize", "vm1", "32M", "--shrink")
     with nbd.Nbd(daemon.nbd, "vm1") as client:
         check(client.size == 32 * MIB, "NBD sees another size:", client.size)
@@ -99,6 +101,16 @@ def resize_and_delete(daemon):
     # Nobody can be asked here: the command must not delete, nor wait.
     fails(daemon.cli("volume", "delete", "vm2", ok=False, timeout=10), 2, "--force")
     daemon.cli("volume", "delete", "vm2", "--force")
+    fails(daemon.cli("volume", "snapshot", "vm1,nosuch", "s1", ok=False), 1, '"nosuch"')
+    daemon.cli("volume", "snapshot", "vm1", "s1")
+    fails(daemon.cli("volume", "delete", "vm1@s1", "--force", ok=False), 1, "snapshot-delete")
+    fails(daemon.cli("volume", "resize", "vm1@s1", "64M", ok=False), 1, "is a snapshot")
+    try:
+        nbd.Nbd(daemon.nbd, "vm1@nope").close()
+        check(False, "a snapshot that is not there was opened")
+    except nbd.NbdError as e:
+        check("no snapshot" in str(e), "NBD says:", str(e))
+    daemon.cli("volume", "snapshot-delete", "vm1", "s1", "--force")
     daemon.cli("volume", "delete", "vm1", "--force")
     check(daemon.cli_json("volume", "list")["volumes"] == [], "volumes are left")
     fails(daemon.cli("volume", "delete", "vm1", "--force", ok=False), 1, "no volume")
@@ -196,6 +208,9 @@ def identical_and_other(daemon, folder):
 
 def drive_comes_and_goes(daemon, folder):
     """A drive that has left is not told to be out: nothing is to be replaced."""
+    fails(daemon.cli("drive", "add", os.path.join(folder, "no/x"), "--size", "256M", ok=False), 1,
+          "directory that", "no/x")
+    fails(daemon.cli("drive", "add", folder, ok=False), 1, "block device or a file")
     path = os.path.join(folder, "extra")
     for _ in range(2):
         daemon.cli("drive", "add", path, "--size", "256M", "--force")
