@@ -107,6 +107,28 @@ static void cli_print_capacity(const json_t *status)
     cli_print_share("Journal", cli_number(j, "used"), cli_number(j, "size"));
 }
 
+/* Where there are several: how full each is, since a volume lies in one of them. */
+static void cli_print_partitions(const json_t *status)
+{
+    const json_t *partitions = json_object_get(status, "partitions"), *p;
+    struct strbuf s = STRBUF_INIT;
+    char text[SIZE_TEXT_MAX];
+    size_t i;
+
+    json_array_foreach((json_t *)(uintptr_t)partitions, i, p)
+    {
+        if (json_array_size(partitions) == 1)
+            break;
+        strbuf_reset(&s);
+        strbuf_addf(&s, "%s: %s", cli_partition(p, "name"),
+                    size_format(cli_number(p, "stored"), text));
+        strbuf_addf(&s, " of %s,", size_format(cli_number(p, "limit"), text));
+        strbuf_addf(&s, " %s free", size_format(cli_number(p, "free"), text));
+        cli_print_field(i ? "" : "Partitions", s.data);
+    }
+    strbuf_free(&s);
+}
+
 /* How many bytes went to the drives for each that clients wrote, since the start. */
 static void cli_print_amplification(const json_t *counters)
 {
@@ -206,6 +228,7 @@ int cli_status(struct cli *cli)
                 (unsigned long long)cli_number(status, "objects"));
     cli_print_field("Holds", contents.data);
     cli_print_capacity(status);
+    cli_print_partitions(status);
     cli_print_work(status);
     cli_print_counters(status);
     strbuf_free(&contents);

@@ -76,6 +76,8 @@ def volumes(daemon):
     check([r["name"] for r in rows] == ["vm1", "vm2"], "volumes:", rows)
     check([r["durability"] for r in rows] == ["every-write", "on-flush"], "durability:", rows)
     row = daemon.cli_json("volume", "show", "vm1")
+    check("partition" not in row and "PARTITION" not in daemon.cli("volume", "list").stdout,
+          "there is one partition only:", row)
     check(row["size"] == 64 * MIB and not row["readonly"], "volume:", row)
     text = daemon.cli("volume", "show", "vm1").stdout
     check("vm1" in text and "64" in text, "volume show:", text)
