@@ -298,6 +298,75 @@ static void config_file_error(struct config_file *f, const char *what, const cha
         strbuf_addf(f->message, " \"%.100s\"", text);
 }
 
+static bool config_section_known(const char *section)
+{
+    for (size_t i = 0; i < CONFIG_SETTINGS; i++)
+        if (strcmp(config_settings[i].section, section) == 0)
+            return true;
+    return false;
+}
+
+static bool config_partition_name_fits(const char *name)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789-_";
+    size_t n = strlen(name);
+
+    return n > 0 && n <= CONFIG_PARTITION_NAME_MAX && name[0] != '-' && strspn(name, letters) == n;
+}
+
+/* The index of [partition NAME], which is begun when it is new; 0 when it will not do. */
+static unsigned config_partition(struct config_file *f, const char *name)
+{
+    struct config *c = f->config;
+    struct config_partition *p;
+
+    for (unsigned i = 0; i < c->partition_count; i++)
+        if (strcmp(c->partitions[i].name, name) == 0)
+            return i + 1;
+    if (!config_partition_name_fits(name)) {
+        config_file_error(f, "a partition's name has 1 to 32 of a-z, 0-9, '-', '_', not", name);
+        return 0;
+    }
+    if (c->partition_count + 1 == CONFIG_PARTITIONS_MAX) {
+        config_file_error(f, "too many partitions, at most 8 with [store]", NULL);
+        return 0;
+    }
+    c->partitions = mem_realloc(c->partitions, (c->partition_count + 1) * sizeof(*c->partitions));
+    p = &c->partitions[c->partition_count++];
+    memset(p, 0, sizeof(*p));
+    memcpy(p->name, name, strlen(name) + 1);
+    config_store_defaults(&p->store);
+    return c->partition_count;
+}
+
+static const char config_partition_word[] = "partition ";
+
+/* The name of the partition that the section is for; NULL: it is another section. */
+static const char *config_partition_of(const char *section)
+{
+    size_t n = sizeof(config_partition_word) - 1;
+
+    return strncmp(section, config_partition_word, n) == 0 ? section + n : NULL;
+}
+
+/* inih tells of a section with its first setting only; one without any counts too. A partition's
+ * is begun, with the defaults. */
+static void config_look_at_section(struct config_file *f, const char *line)
+{
+    STRBUF_AUTO struct strbuf name = STRBUF_INIT;
+    const char *end = *line == '[' ? strchr(line, ']') : NULL, *partition;
+
+    if (!end) /* inih will say what it is */
+        return;
+    strbuf_add(&name, line + 1, (size_t)(end - line - 1));
+    strbuf_adds(&name, "");
+    partition = config_partition_of(name.data);
+    if (partition)
+        (void)config_partition(f, partition);
+    else if (!config_section_known(name.data))
+        config_file_error(f, "no such section:", name.data);
+}
+
 /* inih asks for the next line, as fgets would. After an error there are no more lines. */
 static char *config_next_line(char *str, int num, void *stream)
 {
@@ -311,6 +380,8 @@ static char *config_next_line(char *str, int num, void *stream)
     eol = memchr(f->p, '\n', (size_t)(f->end - f->p));
     if (!eol)
         eol = f->end;
+    if (f->line == 1 && eol - f->p >= 3 && memcmp(f->p, "\xef\xbb\xbf", 3) == 0)
+        f->p += 3; /* a byte order mark */
     while (f->p < eol && (*f->p == ' ' || *f->p == '\t'))
         f->p++;
     n = (size_t)(eol - f->p);
@@ -326,7 +397,8 @@ static char *config_next_line(char *str, int num, void *stream)
     str[n] = '\n';
     str[n + 1] = 0;
     f->p = eol < f->end ? eol + 1 : eol;
-    return str;
+    config_look_at_section(f, str);
+    return f->message->len ? NULL : str;
 }
 
 static struct config_store *config_store_of(struct config *c, unsigned part)
@@ -371,47 +443,6 @@ static void config_file_setting(struct config_file *f, unsigned part, size_t i, 
     config_set(s, field, value, where, f->message);
 }
 
-static bool config_section_known(const char *section)
-{
-    for (size_t i = 0; i < CONFIG_SETTINGS; i++)
-        if (strcmp(config_settings[i].section, section) == 0)
-            return true;
-    return false;
-}
-
-static bool config_partition_name_fits(const char *name)
-{
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789-_";
-    size_t n = strlen(name);
-
-    return n > 0 && n <= CONFIG_PARTITION_NAME_MAX && name[0] != '-' && strspn(name, letters) == n;
-}
-
-/* The index of [partition NAME], which is begun when it is new; 0 when it will not do. */
-static unsigned config_partition(struct config_file *f, const char *name)
-{
-    struct config *c = f->config;
-    struct config_partition *p;
-
-    for (unsigned i = 0; i < c->partition_count; i++)
-        if (strcmp(c->partitions[i].name, name) == 0)
-            return i + 1;
-    if (!config_partition_name_fits(name)) {
-        config_file_error(f, "a partition's name has 1 to 32 of a-z, 0-9, '-', '_', not", name);
-        return 0;
-    }
-    if (c->partition_count + 1 == CONFIG_PARTITIONS_MAX) {
-        config_file_error(f, "too many partitions, at most 8 with [store]", NULL);
-        return 0;
-    }
-    c->partitions = mem_realloc(c->partitions, (c->partition_count + 1) * sizeof(*c->partitions));
-    p = &c->partitions[c->partition_count++];
-    memset(p, 0, sizeof(*p));
-    memcpy(p->name, name, strlen(name) + 1);
-    config_store_defaults(&p->store);
-    return c->partition_count;
-}
-
 /* Sets what the section's setting of that name is; false when there is none. `data` is where all
  * partitions lie. */
 static bool config_take(struct config_file *f, unsigned part, const char *section, const char *name,
@@ -433,17 +464,14 @@ static bool config_take(struct config_file *f, unsigned part, const char *sectio
 /* Zero ends the parsing. */
 static int config_handler(void *user, const char *section, const char *name, const char *value)
 {
-    static const char partition[] = "partition ";
+    const char *partition = config_partition_of(section);
     struct config_file *f = user;
-    bool other = strncmp(section, partition, sizeof(partition) - 1) == 0;
-    unsigned part = other ? config_partition(f, section + sizeof(partition) - 1) : 0;
+    unsigned part = partition ? config_partition(f, partition) : 0;
 
-    if (f->message->len || config_take(f, part, other ? "store" : section, name, value))
+    if (f->message->len || config_take(f, part, partition ? "store" : section, name, value))
         return !f->message->len;
     if (!*section)
         config_file_error(f, "a setting before the first [section]:", name);
-    else if (!other && !config_section_known(section))
-        config_file_error(f, "no such section:", section);
     else
         strbuf_addf(f->message, "%s:%u: [%s] has no setting \"%.100s\"", f->name, f->line, section,
                     name);
@@ -684,6 +712,25 @@ static void config_place_all_drives(struct config *c, struct strbuf *message)
         config_place_drives(&c->partitions[i].store, here, message);
 }
 
+/* Were it left to the start, the drive's own lock would be taken for another daemon's. */
+static void config_check_drives(struct config *c, struct strbuf *message)
+{
+    const char *seen[CONFIG_PARTITIONS_MAX * CONFIG_DRIVES_MAX];
+    unsigned n = 0;
+
+    for (unsigned part = 0; part <= c->partition_count; part++) {
+        const struct config_store *s = config_store_of(c, part);
+
+        for (unsigned i = 0; s->paths && i < s->drives; i++)
+            seen[n++] = s->paths[i];
+    }
+    for (unsigned i = 1; i < n && !message->len; i++)
+        for (unsigned j = 0; j < i && !message->len; j++)
+            if (strcmp(seen[i], seen[j]) == 0)
+                strbuf_addf(message, "drive = %.100s is given twice: each drive has its own path",
+                            seen[i]);
+}
+
 int config_load(int argc, char *const argv[], struct config *ret_config, struct strbuf *message)
 {
     struct config_args a = {.argc = argc, .argv = argv};
@@ -709,6 +756,8 @@ int config_load(int argc, char *const argv[], struct config *ret_config, struct 
         config_place_partitions(c, message);
     if (!message->len)
         config_place_all_drives(c, message);
+    if (!message->len)
+        config_check_drives(c, message);
     if (!message->len)
         return CONFIG_RUN;
     config_free(c);

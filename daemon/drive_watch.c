@@ -44,16 +44,20 @@ static void tell(const struct drive *d)
         log_info("drive", "is trusted again drive=%u path=%s", d->index, log_q(d->path));
 }
 
+/* A drive that has left its place, and a sound one that is new in it, are told by who did that. */
 void drive_watch_tell(struct drive_watch *w, const struct driveset *ds)
 {
     for (unsigned i = 0; i < ds->count; i++) {
         const struct drive *d = &ds->drives[i];
+        bool came;
 
         if (w->told[i].state == d->state &&
             (!drive_usable(d) ||
              (w->told[i].health == d->health.state && w->told[i].kept == d->health.kept)))
             continue;
+        came = w->told[i].state == DRIVE_NONE && drive_usable(d) && !drive_watch_suspect(d);
         note(w, d);
-        tell(d);
+        if (d->state != DRIVE_NONE && !came)
+            tell(d);
     }
 }

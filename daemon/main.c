@@ -67,7 +67,10 @@ int main(int argc, char **argv)
     int verdict = config_load(argc, argv, &config, &message), rc;
 
     if (verdict != CONFIG_RUN) {
-        fprintf(verdict == CONFIG_TELL ? stdout : stderr, "%s", message.data);
+        if (verdict == CONFIG_TELL)
+            fputs(message.data, stdout);
+        else
+            fprintf(stderr, "filmroomd: %s\n", message.data);
         strbuf_free(&message);
         return verdict == CONFIG_TELL ? 0 : 2;
     }

@@ -94,7 +94,8 @@ static int node_spread_volumes(struct node *n)
     if (n->part_count == 1)
         return 0;
     for (unsigned i = 0; i < n->part_count; i++)
-        parts[i] = (struct spread_part){n->parts[i].env, partition_blocks(n->parts[i].partition)};
+        parts[i] = (struct spread_part){n->parts[i].env, partition_blocks(n->parts[i].partition),
+                                        n->parts[i].name};
     rc = spread_new(n->env, parts, n->part_count, node_choose_part, n, clash, &n->spread);
     if (rc == 0)
         n->blocks = spread_blocks(n->spread);

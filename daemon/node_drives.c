@@ -55,6 +55,22 @@ static int order_run(struct node_part *p, const struct admin_drive_order *o, str
     return ERR_INVAL;
 }
 
+/* Where what lies below has said nothing: it knows no more of a path than that it did not open. */
+static void order_explain(const struct admin_drive_order *o, int rc, struct strbuf *why)
+{
+    bool takes_path = o->verb == ADMIN_DRIVE_ADD || o->verb == ADMIN_DRIVE_REPLACE;
+
+    if (!takes_path || why->len)
+        return;
+    if (rc == ERR_NOENT)
+        strbuf_addf(why, "the directory that %.500s is to lie in is not there", o->path);
+    else if (rc == ERR_IO)
+        strbuf_addf(why,
+                    "%.500s cannot be opened, read or written: give a block device or a file, no "
+                    "directory",
+                    o->path);
+}
+
 struct ordering {
     struct node_part *part;
     const struct admin_drive_order *order;
@@ -70,6 +86,7 @@ static void order_fiber(void *arg)
 
     fiber_mutex_lock(&o->part->orders_lock);
     o->rc = order_run(o->part, o->order, &o->why, &o->index);
+    order_explain(o->order, o->rc, &o->why);
     fiber_mutex_unlock(&o->part->orders_lock);
 }
 

@@ -208,6 +208,21 @@ static int part_open_partition(struct node_part *n)
     return rc;
 }
 
+/* place_open_kv would make it as well, but what fails then may be something else. */
+static int part_make_data(struct node_part *n)
+{
+    const char *dir = n->config->store.data;
+    int rc = env_mkdir(n->env, dir);
+
+    if (rc < 0)
+        log_error("node", "cannot make the data directory: %s error=%s dir=%s",
+                  rc == ERR_EXIST   ? "what is there is not a directory: give another one"
+                  : rc == ERR_NOENT ? "the directory it is to lie in is not there: make that first"
+                                    : err_text(rc),
+                  err_name(rc), log_q(dir));
+    return rc;
+}
+
 static int part_open_store(struct node_part *n)
 {
     bool exists = false;
@@ -219,9 +234,12 @@ static int part_open_store(struct node_part *n)
         rc = exists ? part_unmark(n) : part_format(n);
     if (rc == 0)
         rc = part_open_partition(n);
-    if (rc < 0)
-        log_error("node", "cannot open the store: %s error=%s dir=%s", place_advice(rc),
-                  err_name(rc), log_q(n->config->store.data));
+    if (rc < 0) {
+        MEM_AUTO char *advice = place_advice(&n->place, rc);
+
+        log_error("node", "cannot open the store: %s error=%s dir=%s", advice, err_name(rc),
+                  log_q(n->config->store.data));
+    }
     return rc;
 }
 
@@ -229,7 +247,9 @@ static void part_open(void *arg)
 {
     struct node_part *p = arg;
 
-    p->rc = part_open_store(p);
+    p->rc = part_make_data(p);
+    if (p->rc == 0)
+        p->rc = part_open_store(p);
 }
 
 static void part_close(void *arg)

@@ -123,6 +123,18 @@ static void status_work_add(struct admin_work *sum, const struct partition_work 
         sum->eta_s = w->eta_s;
 }
 
+_Static_assert(ADMIN_PARTITIONS_MAX >= CONFIG_PARTITIONS_MAX, "all partitions are told of");
+
+static void status_partition(const struct looking *l, const struct partition_status *ps)
+{
+    struct admin_partition *p = &l->st->partitions[l->st->partition_count++];
+
+    (void)snprintf(p->name, sizeof(p->name), "%s", l->part->name);
+    p->limit = ps->capacity;
+    p->stored = ps->stored;
+    p->free = ps->free;
+}
+
 /* Adds one partition to the sums. */
 static void status_add(void *arg)
 {
@@ -163,6 +175,7 @@ static void status_add(void *arg)
     st->start_ns += ps.start.total_ns; /* one after the other */
     st->replayed_records += ps.start.replay.records;
     st->replayed_bytes += ps.start.replay.bytes;
+    status_partition(l, &ps);
     status_health(l, &ps);
 }
 

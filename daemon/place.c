@@ -258,14 +258,20 @@ int place_save_paths(struct env *env, const struct config *config, const struct 
     return rc == 0 ? env_rename(env, fresh, path) : rc;
 }
 
-const char *place_advice(int error)
+static char *advice_on_kv(const char *before, const char *kv, const char *after)
+{
+    struct strbuf s = STRBUF_INIT;
+
+    strbuf_addf(&s, "%s%s%s: filmroom-fsck --rebuild, with the settings of the daemon", before, kv,
+                after);
+    return strbuf_take(&s);
+}
+
+static const char *advice_on(int error)
 {
     switch (error) {
     case ERR_LOCKED:
         return "another daemon uses this store: stop it first";
-    case ERR_EXIST:
-        return "the drives hold a store whose metadata directory DIR/kv is gone: bring it back, or "
-               "have it made anew: filmroom-fsck --data DIR --rebuild";
     case ERR_NOTEMPTY:
         return "a drive that the settings name is not blank: name another, or, if nothing on it is "
                "wanted, clear it (blkdiscard, or wipefs and zeroes at both ends)";
@@ -275,13 +281,22 @@ const char *place_advice(int error)
         return "all drives with the journal are missing or damaged: bring one of them back";
     case ERR_LOST:
         return "no drive of the store can be read: check the drives' paths";
-    case ERR_KV:
-        return "the metadata in DIR/kv does not belong to these drives, or is damaged or too old: "
-               "move DIR/kv away and have it made anew: filmroom-fsck --data DIR --rebuild";
     case ERR_CONFIG:
         return "the drives are of different stores, as many of one as of another: check their "
                "paths";
     default:
         return err_text(error);
     }
+}
+
+char *place_advice(const struct place *p, int error)
+{
+    if (error == ERR_EXIST)
+        return advice_on_kv("the drives hold a store whose metadata directory ", p->kv,
+                            " is gone: bring it back, or have it made anew");
+    if (error == ERR_KV)
+        return advice_on_kv("these drives are not those of the metadata in ", p->kv,
+                            ", or it is damaged or too old: move that directory away and have it "
+                            "made anew");
+    return mem_strdup(advice_on(error));
 }

@@ -57,8 +57,8 @@ enum place_use {
 int place_open_kv(struct env *env, const struct config *config, const struct place *p,
                   enum place_use use, struct kv **ret_kv);
 
-/* What a person should do about a failure to open the store. */
-const char *place_advice(int error);
+/* What a person should do about a failure to open the store; the caller frees. */
+char *place_advice(const struct place *p, int error);
 
 /* Calls attempt(arg) again while it says ERR_LOCKED, for up to five seconds: an earlier daemon, or
  * one that was killed, may still be ending. Suspends. */

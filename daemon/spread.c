@@ -81,6 +81,13 @@ static int spread_run(struct spread *s, unsigned part, struct spread_call *c)
     return rc < 0 ? rc : c->rc;
 }
 
+/* Says of what a part has told where it lies. */
+static void spread_place(const struct spread *s, unsigned part, struct block_info *infos, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        infos[i].partition = s->parts[part].name;
+}
+
 /* ---- Names ---- */
 
 static uint64_t name_hash(const char *name, size_t len)
@@ -218,7 +225,11 @@ static int spread_stat(struct block_store *bs, const char *name, struct block_in
     unsigned part;
     int rc = name_part(s, name, &part);
 
-    return rc == 0 ? spread_run(s, part, &c) : rc;
+    if (rc == 0)
+        rc = spread_run(s, part, &c);
+    if (rc == 0)
+        spread_place(s, part, ret_info, 1);
+    return rc;
 }
 
 static void run_resize(struct spread_call *c)
@@ -283,6 +294,7 @@ static int spread_gather(struct spread *s, void (*run)(struct spread_call *c),
         all = mem_realloc(all, (total + n + 1) * sizeof(*all));
         if (n)
             memcpy(all + total, infos, n * sizeof(*all));
+        spread_place(s, i, all + total, n);
         mem_free(infos);
         total += n;
     }
@@ -336,7 +348,11 @@ static int spread_snapshots(struct block_store *bs, const char *name, struct blo
     if (!name)
         return spread_gather(s, run_snapshots, ret_infos, ret_count);
     rc = name_part(s, name, &part);
-    return rc == 0 ? spread_run(s, part, &c) : rc;
+    if (rc == 0)
+        rc = spread_run(s, part, &c);
+    if (rc == 0)
+        spread_place(s, part, *ret_infos, *ret_count);
+    return rc;
 }
 
 static void run_snapshot_remove(struct spread_call *c)
@@ -393,6 +409,7 @@ static int spread_open(struct block_store *bs, const char *name, struct block_vo
         mem_free(v);
         return rc;
     }
+    spread_place(s, v->part, &v->info, 1);
     v->face.ops = s->face.ops;
     v->s = s;
     list_push_back(&s->open, &v->link);

@@ -19,6 +19,7 @@ struct spread;
 struct spread_part {
     struct env *env; /* the loop it lives on */
     struct block_store *store;
+    const char *name; /* outlives the spread */
 };
 
 /* `env` is the loop that calls come from. `choose` picks the part for a new volume: an index into

@@ -169,6 +169,8 @@ int cli_print_json(const json_t *json);
 /* ---- JSON fields: "" and 0 where they are missing ------------------------------------------- */
 
 const char *cli_text(const json_t *object, const char *name);
+/* The partition's name under `name`; the first one has none, and is "(first)". */
+const char *cli_partition(const json_t *object, const char *name);
 uint64_t cli_number(const json_t *object, const char *name);
 
 /* ---- Tables (cli_table.c) ------------------------------------------------------------------- */

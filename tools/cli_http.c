@@ -354,6 +354,13 @@ const char *cli_text(const json_t *object, const char *name)
     return text ? text : "";
 }
 
+const char *cli_partition(const json_t *object, const char *name)
+{
+    const char *text = cli_text(object, name);
+
+    return *text ? text : "(first)";
+}
+
 uint64_t cli_number(const json_t *object, const char *name)
 {
     return (uint64_t)json_integer_value(json_object_get(object, name));

@@ -88,29 +88,35 @@ static void print_status(const json_t *json)
     strbuf_free(&s);
 }
 
-static int cli_scrub_order(const struct cli *cli, const char *path, const char *said)
+/* The daemon is content with either, whatever was before; a person wants to know what that was. */
+static int cli_scrub_order(const struct cli *cli, const char *path, const char *if_ran,
+                           const char *if_not)
 {
     struct cli_request r = {.method = "POST", .path = path};
-    int verdict = cli_ask(cli, &r);
+    json_t *before = cli_get(cli, "/v1/scrub");
+    bool ran = strcmp(cli_text(before, "state"), "running") == 0;
+    int verdict = before ? cli_ask(cli, &r) : CLI_FAILED;
 
+    json_decref(before);
     if (verdict != CLI_OK)
         return verdict;
     if (cli_given(cli, CLI_JSON))
         cli_print_json(r.answer);
     else
-        puts(said);
+        puts(ran ? if_ran : if_not);
     json_decref(r.answer);
     return CLI_OK;
 }
 
 int cli_scrub_start(struct cli *cli)
 {
-    return cli_scrub_order(cli, "/v1/scrub/start", "scrub is running");
+    return cli_scrub_order(cli, "/v1/scrub/start", "scrub is running already", "scrub is running");
 }
 
 int cli_scrub_stop(struct cli *cli)
 {
-    return cli_scrub_order(cli, "/v1/scrub/stop", "scrub is not running");
+    return cli_scrub_order(cli, "/v1/scrub/stop", "scrub is stopped; start goes on from there",
+                           "scrub was not running");
 }
 
 int cli_scrub_status(struct cli *cli)

@@ -64,13 +64,18 @@ static void cli_add_ratio(struct strbuf *s, const char *what, uint64_t a, uint64
         strbuf_addf(s, " (%s %.2fx)", what, (double)a / (double)b);
 }
 
-static void cli_print_amount(const char *name, uint64_t bytes, const char *what, uint64_t before)
+/* The capacity is one of bytes as they are stored: `of` it, where it is not 0. */
+static void cli_print_amount(const char *name, uint64_t bytes, const char *what, uint64_t before,
+                             uint64_t of)
 {
     char text[SIZE_TEXT_MAX];
     struct strbuf s = STRBUF_INIT;
 
     strbuf_adds(&s, size_format(bytes, text));
     cli_add_ratio(&s, what, before, bytes);
+    if (of)
+        strbuf_addf(&s, ", %.1f%% of %s", 100.0 * (double)bytes / (double)of,
+                    size_format(of, text));
     cli_print_field(name, s.data);
     strbuf_free(&s);
 }
@@ -93,13 +98,35 @@ static void cli_print_capacity(const json_t *status)
     uint64_t logical = cli_number(c, "logical"), deduped = cli_number(c, "deduped"),
              stored = cli_number(c, "stored");
 
-    cli_print_share("Used", logical, cli_number(c, "limit"));
-    cli_print_amount("Deduplicated", deduped, "dedup", logical);
-    cli_print_amount("Compressed", stored, "compression", deduped);
+    cli_print_size("Used", logical);
+    cli_print_amount("Deduplicated", deduped, "dedup", logical, 0);
+    cli_print_amount("Compressed", stored, "compression", deduped, cli_number(c, "limit"));
     cli_print_size("With parity", cli_number(c, "physical"));
     cli_print_size("Reclaimable", cli_number(c, "reclaimable"));
     cli_print_size("Drives free", cli_number(c, "free"));
     cli_print_share("Journal", cli_number(j, "used"), cli_number(j, "size"));
+}
+
+/* Where there are several: how full each is, since a volume lies in one of them. */
+static void cli_print_partitions(const json_t *status)
+{
+    const json_t *partitions = json_object_get(status, "partitions"), *p;
+    struct strbuf s = STRBUF_INIT;
+    char text[SIZE_TEXT_MAX];
+    size_t i;
+
+    json_array_foreach((json_t *)(uintptr_t)partitions, i, p)
+    {
+        if (json_array_size(partitions) == 1)
+            break;
+        strbuf_reset(&s);
+        strbuf_addf(&s, "%s: %s", cli_partition(p, "name"),
+                    size_format(cli_number(p, "stored"), text));
+        strbuf_addf(&s, " of %s,", size_format(cli_number(p, "limit"), text));
+        strbuf_addf(&s, " %s free", size_format(cli_number(p, "free"), text));
+        cli_print_field(i ? "" : "Partitions", s.data);
+    }
+    strbuf_free(&s);
 }
 
 /* How many bytes went to the drives for each that clients wrote, since the start. */
@@ -201,6 +228,7 @@ int cli_status(struct cli *cli)
                 (unsigned long long)cli_number(status, "objects"));
     cli_print_field("Holds", contents.data);
     cli_print_capacity(status);
+    cli_print_partitions(status);
     cli_print_work(status);
     cli_print_counters(status);
     strbuf_free(&contents);

@@ -40,6 +40,8 @@ static void cli_print_volume(const json_t *v)
     cli_print_size("Mapped", cli_number(v, "mapped"));
     cli_print_field("Durability", cli_text(v, "durability"));
     cli_print_field("Clients", clients);
+    if (json_object_get(v, "partition"))
+        cli_print_field("Partition", cli_partition(v, "partition"));
     cli_print_field("Created (UTC)", cli_time(v, "created", buf));
     strbuf_free(&text);
 }
@@ -103,13 +105,16 @@ int cli_volume_resize(struct cli *cli)
 
 static void cli_print_volumes(const json_t *json)
 {
-    static const char *const headings[] = {"NAME",       ">SIZE",    ">MAPPED",
-                                           "DURABILITY", ">CLIENTS", "CREATED (UTC)"};
-    struct cli_table *t = cli_table_new(headings, sizeof(headings) / sizeof(headings[0]));
-    json_t *v;
+    static const char *const headings[] = {"NAME",     ">SIZE",         ">MAPPED",  "DURABILITY",
+                                           ">CLIENTS", "CREATED (UTC)", "PARTITION"};
+    json_t *volumes = json_object_get(json, "volumes"), *v;
+    /* Volumes name their partition where there are several. */
+    bool partitions = json_object_get(json_array_get(volumes, 0), "partition") != NULL;
+    struct cli_table *t =
+        cli_table_new(headings, sizeof(headings) / sizeof(headings[0]) - !partitions);
     size_t i;
 
-    json_array_foreach(json_object_get(json, "volumes"), i, v)
+    json_array_foreach(volumes, i, v)
     {
         char buf[20];
 
@@ -119,6 +124,8 @@ static void cli_print_volumes(const json_t *json)
         cli_table_cell(t, cli_text(v, "durability"));
         cli_table_number(t, cli_number(v, "openers"));
         cli_table_cell(t, cli_time(v, "created", buf));
+        if (partitions)
+            cli_table_cell(t, cli_partition(v, "partition"));
     }
     cli_table_print(t);
     cli_table_free(t);

@@ -260,25 +260,39 @@ static bool parse_range(const char *text, uint64_t *ret_from, uint64_t *ret_to)
            *ret_from < *ret_to;
 }
 
+/* What is wrong with the arguments; NULL: nothing. */
+static const char *wrong_args(struct dump_call *c, unsigned n)
+{
+    struct dump *d = &c->d;
+
+    if (n < c->sub->min)
+        return "an argument is missing";
+    if (n > c->sub->max)
+        return "too many arguments";
+    if (c->sub->number && n && !parse_number(d->args[0], &d->number))
+        return "the argument must be a number";
+    if (c->sub->run == dump_volume && n == 2 && !parse_range(d->args[1], &d->from, &d->to))
+        return "the range must be FROM-TO, two sizes as in 0-1M, the second one greater";
+    return NULL;
+}
+
 static bool take_args(struct dump_call *c, const char *name, unsigned n)
 {
+    const char *wrong;
     struct dump *d = &c->d;
 
     for (size_t i = 0; name && i < sizeof(subcommands) / sizeof(subcommands[0]); i++)
         if (strcmp(subcommands[i].name, name) == 0)
             c->sub = &subcommands[i];
     if (!c->sub) {
-        offline_say(&d->o, "%s: see filmroom-dump --help",
-                    name ? "no such subcommand" : "a subcommand is missing");
+        offline_say(&d->o, "%.100s%s: see filmroom-dump --help", name ? name : "",
+                    name ? ": no such subcommand" : "a subcommand is missing");
         return false;
     }
-    if (n < c->sub->min || n > c->sub->max ||
-        (c->sub->number && n && !parse_number(d->args[0], &d->number)) ||
-        (c->sub->run == dump_volume && n == 2 && !parse_range(d->args[1], &d->from, &d->to))) {
-        offline_say(&d->o, "%s: wrong arguments: see filmroom-dump --help", name);
-        return false;
-    }
-    return true;
+    wrong = wrong_args(c, n);
+    if (wrong)
+        offline_say(&d->o, "%s: %s: see filmroom-dump --help", name, wrong);
+    return !wrong;
 }
 
 /* Options and words; returns -1 to go on. */
@@ -331,7 +345,7 @@ int main(int argc, char **argv)
     if (!offline_run(&d->o, dump_main, &c)) {
         d->code = DUMP_FAILED;
     }
-    if (d->out && d->code == DUMP_OK) {
+    if (d->out && (d->anyway || d->code == DUMP_OK)) {
         if (d->json) {
             (void)json_dumpf(d->out, stdout, JSON_INDENT(2));
             putchar('\n');

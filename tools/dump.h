@@ -18,6 +18,7 @@ struct dump {
     uint64_t from, to;   /* LSNs from here on; a volume's range, bytes */
     bool json;
     json_t *out;
+    bool anyway; /* `out` is shown even if something failed */
     int code;
 };
 

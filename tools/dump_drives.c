@@ -67,7 +67,8 @@ static json_t *super_copy(const struct format_super *s, uint64_t off, const char
     return o;
 }
 
-static json_t *super_drive(struct dump *d, unsigned i)
+/* Counts copies that are valid. */
+static json_t *super_drive(struct dump *d, unsigned i, unsigned *valid)
 {
     static const uint64_t offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
     json_t *row = json_object(), *copies = json_array();
@@ -85,6 +86,7 @@ static json_t *super_drive(struct dump *d, unsigned i)
             rc = env_pread(file, b->data, FORMAT_UNIT, offs[c]);
         if (rc == 0)
             memcpy(&s, b->data, sizeof(s));
+        *valid += rc == 0 && drive_super_valid(&s);
         (void)json_array_append_new(copies, super_copy(&s, offs[c], rc < 0 ? err_name(rc) : ""));
     }
     (void)json_object_set_new(row, "copies", copies);
@@ -96,15 +98,21 @@ static json_t *super_drive(struct dump *d, unsigned i)
 void dump_superblock(struct dump *d)
 {
     json_t *rows = json_array();
+    unsigned valid = 0;
 
+    d->out = json_pack("{s:o}", "drives", rows);
     if (d->args[0] && d->number >= d->o.place.count) {
         offline_say(&d->o, "there are %u drives", d->o.place.count);
         d->code = DUMP_USAGE;
+        return;
     }
     for (unsigned i = 0; i < d->o.place.count; i++)
         if (!d->args[0] || d->number == i)
-            (void)json_array_append_new(rows, super_drive(d, i));
-    d->out = json_pack("{s:o}", "drives", rows);
+            (void)json_array_append_new(rows, super_drive(d, i, &valid));
+    d->anyway = true; /* what is wrong with each */
+    if (!valid)
+        dump_fail(d, "%s a valid superblock: check --data and the drives' paths",
+                  d->args[0] ? "the drive has no" : "no drive has");
 }
 
 /* ---- The journal ---- */

@@ -161,7 +161,7 @@ static void rebuild_failed(const struct fsck *f, int rc)
                     (unsigned long long)f->rebuilt.chunks_lost,
                     (unsigned long long)(f->rebuilt.chunks_lost + f->rebuilt.chunks));
     else
-        offline_say(o, "the metadata cannot be made anew: %s", place_advice(rc));
+        offline_advise(o, "cannot make the metadata anew in", o->place.kv, rc);
 }
 
 /* Makes the metadata anew. Suspends. */
@@ -199,7 +199,7 @@ static int fsck_open(struct fsck *f)
     if (rc == 0) {
         rc = partition_match(f->o.kv, f->o.drives);
         if (rc < 0)
-            offline_say(&f->o, "%s", place_advice(rc));
+            offline_advise(&f->o, "cannot check", f->o.config.store.data, rc);
     }
     if (rc < 0)
         f->code |= FSCK_FAILED;
@@ -225,7 +225,9 @@ static int fsck_replay(struct fsck *f)
     }
     f->was_replayed = rc == 0;
     if (rc < 0) {
-        strbuf_addf(&text, "the journal could not be replayed: %s", place_advice(rc));
+        MEM_AUTO char *advice = place_advice(&f->o.place, rc);
+
+        strbuf_addf(&text, "the journal could not be replayed: %s", advice);
         tell_own(f, "journal", text.data, AUDIT_LEFT);
     }
     return offline_open_drives(&f->o);

@@ -7,6 +7,7 @@
 
 #include "lib/base/err.h"
 #include "lib/base/log.h"
+#include "lib/base/mem.h"
 #include "lib/rt/env_uring.h"
 
 void offline_say(const struct offline *o, const char *fmt, ...)
@@ -131,10 +132,13 @@ void offline_free(struct offline *o)
     config_free(&o->loaded);
 }
 
-static const char *advice(int rc)
+void offline_advise(const struct offline *o, const char *what, const char *thing, int rc)
 {
-    return rc == ERR_LOCKED ? "the store is in use: stop the daemon (or other tool) first"
-                            : place_advice(rc);
+    MEM_AUTO char *advice = place_advice(&o->place, rc);
+
+    offline_say(o, "%s %s: %s", what, thing,
+                rc == ERR_LOCKED ? "the store is in use: stop the daemon (or other tool) first"
+                                 : advice);
 }
 
 static int open_drives_try(void *arg)
@@ -151,7 +155,7 @@ int offline_open_drives(struct offline *o)
 
     if (rc < 0) {
         o->drives = NULL;
-        offline_say(o, "cannot open the drives of %s: %s", o->config.store.data, advice(rc));
+        offline_advise(o, "cannot open the drives of", o->config.store.data, rc);
     }
     return rc;
 }
@@ -166,7 +170,7 @@ int offline_open_kv(struct offline *o)
                     "filmroom-fsck",
                     o->place.kv);
     else if (rc < 0)
-        offline_say(o, "cannot open the metadata in %s: %s", o->place.kv, advice(rc));
+        offline_advise(o, "cannot open the metadata in", o->place.kv, rc);
     if (rc < 0)
         o->kv = NULL;
     return rc;
@@ -180,6 +184,6 @@ int offline_close(struct offline *o)
     o->drives = NULL;
     o->kv = NULL;
     if (rc < 0)
-        offline_say(o, "cannot close the metadata in %s: %s", o->place.kv, place_advice(rc));
+        offline_advise(o, "cannot close the metadata in", o->place.kv, rc);
     return rc;
 }

@@ -41,6 +41,9 @@ void offline_free(struct offline *o);
 /* "TOOL: ..." on stderr. */
 void offline_say(const struct offline *o, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
+/* The same of what could not be done with the thing, "cannot open the drives of" and a path, and
+ * what to do about it. */
+void offline_advise(const struct offline *o, const char *what, const char *thing, int rc);
 
 /* Opens the drives (locked) or the KV store; says what is wrong. Suspends. */
 int offline_open_drives(struct offline *o);

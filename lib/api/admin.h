@@ -11,12 +11,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ADMIN_REASONS_MAX   16
-#define ADMIN_REASON_MAX    200 /* bytes with the NUL */
-#define ADMIN_LISTENERS_MAX 8
-#define ADMIN_PATH_MAX      4096 /* bytes with the NUL */
-#define ADMIN_PARTITION_MAX 33   /* bytes of a partition's name with the NUL */
-#define ADMIN_WHY_MAX       1024 /* bytes with the NUL */
+#define ADMIN_REASONS_MAX    16
+#define ADMIN_REASON_MAX     200 /* bytes with the NUL */
+#define ADMIN_LISTENERS_MAX  8
+#define ADMIN_PARTITIONS_MAX 8
+#define ADMIN_PATH_MAX       4096 /* bytes with the NUL */
+#define ADMIN_PARTITION_MAX  33   /* bytes of a partition's name with the NUL */
+#define ADMIN_WHY_MAX        1024 /* bytes with the NUL */
 
 enum admin_state {
     ADMIN_OK,       /* full redundancy */
@@ -111,13 +112,19 @@ struct admin_listener {
 
 /* Bytes, from what clients see down to what drives hold. */
 struct admin_capacity {
-    uint64_t limit;       /* of logical bytes */
+    uint64_t limit;       /* of stored bytes: the capacity */
     uint64_t logical;     /* as clients wrote them: mapped blocks, instances, objects */
     uint64_t deduped;     /* of distinct chunks */
     uint64_t stored;      /* after compression */
     uint64_t physical;    /* with parity */
     uint64_t reclaimable; /* of what is taken, before parity: holds nothing alive; compaction's */
     uint64_t free;        /* on the drives, before parity */
+};
+
+/* Of one partition, as in admin_capacity. */
+struct admin_partition {
+    char name[ADMIN_PARTITION_MAX]; /* "" for the first */
+    uint64_t limit, stored, free;
 };
 
 struct admin_status {
@@ -130,7 +137,9 @@ struct admin_status {
     unsigned drives, drives_ok;
     struct admin_listener listeners[ADMIN_LISTENERS_MAX];
     size_t listener_count;
-    struct admin_capacity capacity;
+    struct admin_capacity capacity; /* of all partitions */
+    struct admin_partition partitions[ADMIN_PARTITIONS_MAX];
+    size_t partition_count;
     uint64_t journal_size, journal_used;           /* bytes */
     struct admin_work rebuild, leaving, rebalance; /* in this order */
     uint64_t work_rate;                            /* bytes a second, of late */

@@ -37,6 +37,8 @@ struct block_info {
     enum block_durability durability;
     bool readonly;
     uint32_t openers;
+    const char *partition; /* where the node has several: its name, "" for the first; else NULL.
+                              Lives as long as the store */
 };
 
 enum block_write_flags {

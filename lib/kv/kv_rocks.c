@@ -101,7 +101,9 @@ static int kv_rocks_error(const struct kv_rocks *k, const char *what, char *text
         r = ERR_LOCKED;
     else
         r = ERR_KV;
-    if (r != ERR_AGAIN)
+    if (r == ERR_LOCKED) /* whoever opens it tries again, and tells in the end */
+        log_debug("kv", "locked path=%s text=%s", log_q(k->path), log_q(text));
+    else if (r != ERR_AGAIN)
         log_error("kv", "rocksdb failed path=%s op=%s text=%s", log_q(k->path), what, log_q(text));
     rocksdb_free(text);
     return r;

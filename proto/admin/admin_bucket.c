@@ -327,7 +327,9 @@ int admin_object_said(struct admin_call *c, int r)
             admin_call_fail(c, r, "no bucket \"%s\"", o->bucket);
         break;
     case ERR_NOTEMPTY:
-        admin_call_fail(c, r, "the bucket \"%s\" has objects: delete them first, or with it",
+        admin_call_fail(c, r,
+                        "the bucket \"%s\" has objects: delete them first, or with it (filmroom "
+                        "bucket delete --objects)",
                         o->bucket);
         break;
     case ERR_READONLY:

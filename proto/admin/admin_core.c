@@ -535,6 +535,17 @@ static int admin_no_volume(struct admin_call *c, int r)
     return r;
 }
 
+/* The same where a snapshot may have been named, which is deleted as one and never changes. */
+static int admin_no_snapshot(struct admin_call *c, int r)
+{
+    if (r == ERR_READONLY)
+        admin_call_fail(c, r,
+                        "\"%.200s\" is a snapshot: it keeps its size, and is deleted by filmroom "
+                        "volume snapshot-delete NAME SNAP",
+                        c->name);
+    return admin_no_volume(c, r);
+}
+
 static int admin_run_show(struct admin_call *c, struct block_store *bs)
 {
     c->volumes = mem_zalloc(sizeof(*c->volumes));
@@ -564,17 +575,18 @@ static int admin_run_resize(struct admin_call *c, struct block_store *bs)
         admin_call_fail(
             c, ERR_PERM,
             "the volume would shrink from %llu to %llu bytes and lose what lies beyond: "
-            "say \"allow_shrink\": true if that is meant",
+            "allow it if that is meant (filmroom volume resize --shrink, \"allow_shrink\" in the "
+            "API)",
             (unsigned long long)before.size, (unsigned long long)c->size);
         return c->error;
     }
-    r = admin_no_volume(c, block_resize(bs, c->name, c->size));
+    r = admin_no_snapshot(c, block_resize(bs, c->name, c->size));
     return r < 0 ? r : admin_run_show(c, bs);
 }
 
 static int admin_run_delete(struct admin_call *c, struct block_store *bs)
 {
-    int r = admin_no_volume(c, block_remove(bs, c->name));
+    int r = admin_no_snapshot(c, block_remove(bs, c->name));
 
     if (r == ERR_BUSY)
         admin_call_fail(c, r, "the volume \"%.200s\" is in use: disconnect its clients first",
@@ -593,6 +605,20 @@ static int admin_snapshot_said(struct admin_call *c, int r)
     return r;
 }
 
+/* Names the first volume of the group that is not there. */
+static void admin_no_member(struct admin_call *c, struct block_store *bs)
+{
+    struct block_info info;
+
+    for (size_t i = 0; i < c->group_count; i++)
+        if (block_stat(bs, c->group[i], &info) == ERR_NOENT) {
+            admin_call_fail(c, ERR_NOENT, "no volume \"%.200s\": no snapshot was taken",
+                            c->group[i]);
+            return;
+        }
+    admin_call_fail(c, ERR_NOENT, "not every one of these volumes existed: no snapshot was taken");
+}
+
 static int admin_run_snapshot_create(struct admin_call *c, struct block_store *bs)
 {
     const char *names[BLOCK_GROUP_MAX];
@@ -602,7 +628,7 @@ static int admin_run_snapshot_create(struct admin_call *c, struct block_store *b
         names[i] = c->group[i];
     r = block_snapshot(bs, names, c->group_count, c->snapshot);
     if (r == ERR_NOENT)
-        admin_call_fail(c, r, "not every one of these volumes exists: no snapshot was taken");
+        admin_no_member(c, bs);
     if (r == ERR_EXIST)
         admin_call_fail(c, r, "a snapshot \"%.200s\" exists already%s", c->snapshot,
                         c->group_count > 1 ? ", of one of the volumes at least: none was taken"

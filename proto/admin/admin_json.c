@@ -167,6 +167,23 @@ static json_t *admin_json_works(const struct admin_status *s)
     return json;
 }
 
+static json_t *admin_json_partitions(const struct admin_status *s)
+{
+    json_t *array = json_array();
+
+    CHECK(s->partition_count <= ADMIN_PARTITIONS_MAX);
+    for (size_t i = 0; i < s->partition_count; i++) {
+        json_t *json = json_object();
+
+        admin_set_text(json, "name", s->partitions[i].name);
+        admin_set_number(json, "limit", s->partitions[i].limit);
+        admin_set_number(json, "stored", s->partitions[i].stored);
+        admin_set_number(json, "free", s->partitions[i].free);
+        admin_append(array, json);
+    }
+    return array;
+}
+
 static json_t *admin_json_status(const struct admin_status *s)
 {
     json_t *json = json_object(), *reasons = json_array(), *journal = json_object();
@@ -188,6 +205,7 @@ static json_t *admin_json_status(const struct admin_status *s)
     admin_set_number(json, "drives_ok", s->drives_ok);
     admin_set(json, "listeners", admin_json_listeners(s));
     admin_set(json, "capacity", admin_json_capacity(&s->capacity));
+    admin_set(json, "partitions", admin_json_partitions(s));
     admin_set(json, "journal", journal);
     admin_set(json, "work", admin_json_works(s));
     admin_set_number(json, "volumes", s->volumes);
@@ -293,6 +311,8 @@ static json_t *admin_json_volume(const struct block_info *v)
                    v->durability == BLOCK_ON_FLUSH ? "on-flush" : "every-write");
     admin_set(json, "readonly", json_boolean(v->readonly));
     admin_set_number(json, "openers", v->openers);
+    if (v->partition)
+        admin_set_text(json, "partition", v->partition);
     return json;
 }
 

@@ -142,8 +142,9 @@ int nbd_answer_lookup(struct nbd_core *c, struct block_store *store, const struc
     }
     if (err < 0) {
         if (!message)
-            message = err == ERR_NOENT || err == ERR_NAME ? "there is no volume of that name"
-                                                          : err_text(err);
+            message = err != ERR_NOENT && err != ERR_NAME ? err_text(err)
+                      : strchr(name, '@')                 ? "there is no snapshot of that name"
+                                                          : "there is no volume of that name";
         nbd_core_refuse(c, NBD_REP_ERR_UNKNOWN, message);
         return err;
     }

@@ -136,7 +136,6 @@ int nbd_server_start(const struct nbd_server_options *options, struct nbd_server
         return err;
     }
     for (unsigned i = 0; i < s->door_count; i++) {
-        log_info("nbd", "listening at=%s", s->doors[i].addr.text);
         fiber_group_add(&s->alive, 1);
         fiber_spawn(s->env, "nbd accept", door_main, &s->doors[i]);
     }

@@ -5,11 +5,12 @@ done, 1 failed, 2 wrong command line), and that what it says on errors tells a p
 import json
 import os
 import sys
+import time
 
 import dicom
 import nbd
-from harness import (CLI, MIB, Daemon, Suite, built, check, need, phantom, run, scratch,
-                     store_with_dcmsend)
+from harness import (CLI, DAEMON, DUMP, MIB, Daemon, Suite, built, check, need, phantom, run,
+                     scratch, store_with_dcmsend)
 
 
 def fails(done, code, *words):
@@ -40,12 +41,23 @@ def without_daemon(folder):
     check(run(CLI, "--version").stdout.strip(), "no version")
 
 
+def dump_of_nothing(folder):
+    """Where no drive is one, that is a failure, and what was looked at is told all the same."""
+    for data in (os.path.join(folder, "nothing"), folder):
+        done = run(DUMP, "--data", data, "superblock", ok=False)
+        check(done.returncode == 1 and "valid superblock" in done.stderr, "dump of", data, "gave",
+              done.returncode, done.stderr)
+        check("drives: 6" in done.stdout and data in done.stdout, "dump told:", done.stdout)
+
+
 def status(daemon):
     text = daemon.cli("status").stdout
     for word in ("4+2", "nbd", "dicom", "http", str(daemon.ports["dicom"])):
         check(word in text, f"'{word}' is not in the status:", text)
     row = daemon.status()
     check(row["state"] == "ok" and row["drives"] == 6 and row["drives_ok"] == 6, "status:", row)
+    check(daemon.log_text().count("listening") == len(row["listeners"]) == 4,
+          "listeners in the log:", daemon.log_text())
     check(row["profile"] == "4+2" and row["reasons"] == [], "status:", row)
     for name in ("limit", "logical", "deduped", "stored", "physical", "reclaimable", "free"):
         check(isinstance(row["capacity"][name], int), "capacity lacks", name)
@@ -64,6 +76,8 @@ def volumes(daemon):
     check([r["name"] for r in rows] == ["vm1", "vm2"], "volumes:", rows)
     check([r["durability"] for r in rows] == ["every-write", "on-flush"], "durability:", rows)
     row = daemon.cli_json("volume", "show", "vm1")
+    check("partition" not in row and "PARTITION" not in daemon.cli("volume", "list").stdout,
+          "there is one partition only:", row)
     check(row["size"] == 64 * MIB and not row["readonly"], "volume:", row)
     text = daemon.cli("volume", "show", "vm1").stdout
     check("vm1" in text and "64" in text, "volume show:", text)
@@ -79,7 +93,7 @@ def volumes(daemon):
 def resize_and_delete(daemon):
     daemon.cli("volume", "resize", "vm1", "128M")
     check(daemon.cli_json("volume", "show", "vm1")["size"] == 128 * MIB, "not grown")
-    fails(daemon.cli("volume", "resize", "vm1", "32M", ok=False), 1)
+    fails(daemon.cli("volume", "resize", "vm1", "32M", ok=False), 1, "--shrink")
     daemon.cli("volume", "resize", "vm1", "32M", "--shrink")
     with nbd.Nbd(daemon.nbd, "vm1") as client:
         check(client.size == 32 * MIB, "NBD sees another size:", client.size)
@@ -89,6 +103,16 @@ def resize_and_delete(daemon):
     # Nobody can be asked here: the command must not delete, nor wait.
     fails(daemon.cli("volume", "delete", "vm2", ok=False, timeout=10), 2, "--force")
     daemon.cli("volume", "delete", "vm2", "--force")
+    fails(daemon.cli("volume", "snapshot", "vm1,nosuch", "s1", ok=False), 1, '"nosuch"')
+    daemon.cli("volume", "snapshot", "vm1", "s1")
+    fails(daemon.cli("volume", "delete", "vm1@s1", "--force", ok=False), 1, "snapshot-delete")
+    fails(daemon.cli("volume", "resize", "vm1@s1", "64M", ok=False), 1, "is a snapshot")
+    try:
+        nbd.Nbd(daemon.nbd, "vm1@nope").close()
+        check(False, "a snapshot that is not there was opened")
+    except nbd.NbdError as e:
+        check("no snapshot" in str(e), "NBD says:", str(e))
+    daemon.cli("volume", "snapshot-delete", "vm1", "s1", "--force")
     daemon.cli("volume", "delete", "vm1", "--force")
     check(daemon.cli_json("volume", "list")["volumes"] == [], "volumes are left")
     fails(daemon.cli("volume", "delete", "vm1", "--force", ok=False), 1, "no volume")
@@ -184,6 +208,50 @@ def identical_and_other(daemon, folder):
     check(one.uid in daemon.log_text(), "the log does not name the instance")
 
 
+def drive_comes_and_goes(daemon, folder):
+    """A drive that has left is not told to be out: nothing is to be replaced."""
+    fails(daemon.cli("drive", "add", os.path.join(folder, "no/x"), "--size", "256M", ok=False), 1,
+          "directory that", "no/x")
+    fails(daemon.cli("drive", "add", folder, ok=False), 1, "block device or a file")
+    path = os.path.join(folder, "extra")
+    for _ in range(2):
+        daemon.cli("drive", "add", path, "--size", "256M", "--force")
+        daemon.cli("drive", "remove", path)
+        end = time.monotonic() + 60
+        while len(daemon.cli_json("drive", "list")["drives"]) > 6:
+            check(time.monotonic() < end, "the drive does not leave")
+            time.sleep(0.2)
+    time.sleep(0.5)  # the standing of drives is looked at ten times a second
+    text = daemon.log_text()
+    check("drive has left" in text, "the log does not tell that it left")
+    for words in ("is out", "is trusted again"):
+        check(words not in text, f"the log says '{words}':", text)
+
+
+def daemon_refuses(folder):
+    """What is wrong with the command line or the data directory is said by name, in a line."""
+    path = os.path.join(folder, "file")
+    with open(path, "w", encoding="ascii"):
+        pass
+    for argv, code, words in ((["--nonsense"], 2, "filmroomd: --nonsense: no such option"),
+                              (["--data", path, "--nbd-port", "x"], 2, "filmroomd: --nbd-port:"),
+                              (["--data", path], 1, "not a directory"),
+                              (["--data", path + "-no/sub"], 1, "make that first")):
+        done = run(DAEMON, *argv, ok=False)
+        check(done.returncode == code and words in done.stderr, argv[0], "gave",
+              done.returncode, done.stderr)
+        check(done.stderr.endswith("\n") and done.stderr.count("\n") == 1, "lines:", done.stderr)
+
+
+def without_metadata(daemon):
+    """Where the metadata is gone, the start says which directory that is."""
+    kv = os.path.join(daemon.data, "kv")
+    os.rename(kv, kv + ".away")
+    done = run(DAEMON, "--data", daemon.data, ok=False)
+    check(done.returncode == 1 and f"directory {kv} is gone" in done.stderr, "it should name it:",
+          done.stderr)
+
+
 def second_daemon(daemon):
     """Two daemons on one store: the second refuses, the first goes on."""
     other = Daemon(daemon.data, ready_timeout=20)
@@ -191,8 +259,9 @@ def second_daemon(daemon):
     check(not other.start(expect_ready=False), "a second daemon started on the same store")
     code = other.process.wait(10)
     check(code not in (0, -6, -11), f"the second daemon ended with {code}")
-    check("another" in other.log_text() or "use" in other.log_text(), "it should say why:",
+    check("another daemon uses this store" in other.log_text(), "it should say why:",
           other.log_text())
+    check(other.log_text().count("\n") == 1, "it should say so once:", other.log_text())
     check(daemon.status()["state"] == "ok", "the first daemon suffers")
 
 
@@ -202,6 +271,11 @@ def main():
         with suite.case("wrong command lines, help, no daemon"):
             built(CLI)
             without_daemon(folder)
+        with suite.case("a daemon refuses"):
+            daemon_refuses(folder)
+        with suite.case("a dump of what is no store"):
+            built(DUMP)
+            dump_of_nothing(folder)
         daemons = []
         with suite.case("a daemon starts"):
             daemons.append(Daemon(os.path.join(folder, "data")))
@@ -216,8 +290,10 @@ def main():
                         ("patients: list, show", lambda: patients(d, folder)),
                         ("identical and conflicting instances are counted and logged",
                          lambda: identical_and_other(d, folder)),
+                        ("a drive comes and goes", lambda: drive_comes_and_goes(d, folder)),
                         ("a second daemon on the same store is refused", lambda: second_daemon(d)),
-                        ("a clean stop", d.stop)):
+                        ("a clean stop", d.stop),
+                        ("a start without metadata", lambda: without_metadata(d))):
                     with suite.case(name):
                         step()
             finally:

@@ -258,10 +258,13 @@ class Store:
                       ["buckets"], ["instance", self.contents.instances[0].uid],
                       ["volume", self.contents.volume, "0-1M"]):
             same_as_text(run(DUMP, *base, *words).stdout, self.dump(*words))
-        for words in ([], ["nonsense"], ["chunk"], ["chunk", "x"], ["superblock", "6"],
-                      ["volume", self.contents.volume, "1M-0"]):
+        for words, why in (([], "missing"), (["nonsense"], "nonsense"), (["chunk"], "missing"),
+                           (["chunk", "x"], "number"), (["journal", "x"], "too many"),
+                           (["superblock", "6"], "there are 6"),
+                           (["volume", self.contents.volume, "1M-0"], "range")):
             done = run(DUMP, *base, *words, ok=False)
-            check(done.returncode == 2 and done.stderr, words, "gave", done.returncode, done.stderr)
+            check(done.returncode == 2 and why in done.stderr, words, "gave", done.returncode,
+                  done.stderr)
         for words in (["chunk", "123456789"], ["segment", "123456789"], ["instance", "1.2.3"],
                       ["volume", "none"]):
             done = run(DUMP, *base, *words, ok=False)

@@ -76,6 +76,27 @@ def compare(daemon, name, data, at=0, new=b""):
               f"{name} holds other bytes at {off}")
 
 
+def told_where(daemon):
+    """Each volume's partition is told, to people and in JSON, and how full each partition is."""
+    where = {v["name"]: v["partition"] for v in daemon.cli_json("volume", "list")["volumes"]}
+    check(set(where.values()) == {"", "fast", "third"}, "partitions of volumes:", where)
+    listed = daemon.cli("volume", "list").stdout.splitlines()
+    check(listed[0].endswith("PARTITION"), "no column:", listed[0])
+    for line, name in zip(listed[1:], NAMES):
+        check(line.split()[-1] == (where[name] or "(first)"), "listed:", line, where[name])
+        check(daemon.cli_json("volume", "show", name)["partition"] == where[name], "show", name)
+        check(f"Partition     {where[name] or '(first)'}\n"
+              in daemon.cli("volume", "show", name).stdout, "show as text:", name)
+    apart = [next(n for n in NAMES if where[n] == p) for p in ("", "fast")]
+    done = daemon.cli("volume", "snapshot", ",".join(apart), "s", ok=False)
+    check(done.returncode == 1 and "different partitions" in done.stderr, "a group:", done.stderr)
+    rows = daemon.status()["partitions"]
+    check([r["name"] for r in rows] == ["", "fast", "third"], "status:", rows)
+    check(sum(r["limit"] for r in rows) == daemon.status()["capacity"]["limit"], "sum:", rows)
+    text = daemon.cli("status").stdout
+    check("Partitions    (first): " in text and " fast: " in text, "status as text:", text)
+
+
 def spread_killed_and_whole():
     """volumes on three loops are written, killed, and whole"""
     with scratch() as folder:
@@ -87,6 +108,7 @@ def spread_killed_and_whole():
                   "a name was given twice")
             listed = [v["name"] for v in daemon.cli_json("volume", "list")["volumes"]]
             check(listed == NAMES, "the list is", listed)
+            told_where(daemon)
             writers = [Writer(daemon, name, 1000003 * i) for i, name in enumerate(NAMES)]
             for w in writers:
                 w.join(0.4)

@@ -196,9 +196,14 @@ static void test_partitions(void **state)
     assert_int_equal(one.store.drives, 4);
     config_free(&config);
 
-    parse_bad("[partition]\ndrives = 2\n", "f.conf:2: no such section: \"partition\"");
-    parse_bad("[partition A]\ndrives = 2\n", "f.conf:2: a partition's name has 1 to 32 of");
-    parse_bad("[partition ../x]\ndrives = 2\n", "f.conf:2: a partition's name has 1 to 32 of");
+    parse("[partition x]\n[store]\ndrives = 4\n");
+    assert_int_equal(config.partition_count, 1);
+    assert_string_equal(config.partitions[0].name, "x");
+    assert_int_equal(config.partitions[0].store.drives, 6);
+    config_free(&config);
+    parse_bad("[partition]\ndrives = 2\n", "f.conf:1: no such section: \"partition\"");
+    parse_bad("[partition A]\ndrives = 2\n", "f.conf:1: a partition's name has 1 to 32 of");
+    parse_bad("[partition ../x]\ndrives = 2\n", "f.conf:1: a partition's name has 1 to 32 of");
     parse_bad("[partition x]\ndata = /x\n", "f.conf:2: [partition x] has no setting \"data\"");
     parse_bad("[partition x]\nport = 1\n", "f.conf:2: [partition x] has no setting \"port\"");
     parse_bad("[partition x]\ndrives = 2\n[partition y]\ndrives = 3\n[partition x]\ndrives = 2\n",
@@ -207,7 +212,7 @@ static void test_partitions(void **state)
     parse_bad("[partition a]\ndrives=1\n[partition b]\ndrives=1\n[partition c]\ndrives=1\n"
               "[partition d]\ndrives=1\n[partition e]\ndrives=1\n[partition f]\ndrives=1\n"
               "[partition g]\ndrives=1\n[partition h]\ndrives=1\n",
-              "f.conf:16: too many partitions");
+              "f.conf:15: too many partitions");
 }
 
 static void test_bad_files(void **state)
@@ -240,7 +245,10 @@ static void test_bad_files(void **state)
     parse_bad("[log]\nlevel = loud\n", "f.conf:2: level");
     parse_bad("[nbd]\nport = 1\n#\nport = 2\n", "f.conf:4: port is given twice, first on line 2");
     parse_bad("[nbd]\nports = 1\n", "f.conf:2: [nbd] has no setting \"ports\"");
-    parse_bad("[nbdd]\nport = 1\n", "f.conf:2: no such section: \"nbdd\"");
+    parse_bad("[nbdd]\nport = 1\n", "f.conf:1: no such section: \"nbdd\"");
+    parse_bad("[nbd]\n[wat] # empty\n", "f.conf:2: no such section: \"wat\"");
+    parse_bad("\xef\xbb\xbf[wat]\n", "f.conf:1: no such section: \"wat\"");
+    parse_bad("[]\n", "f.conf:1: no such section: \"\"");
     parse_bad("port = 1\n", "f.conf:1: a setting before the first [section]: \"port\"");
     parse_bad("[nbd]\n\njust words\n", "f.conf:3: neither [section] nor name = value");
     parse_bad("[nbd\nport = 1\n", "f.conf:1: neither");
@@ -376,6 +384,25 @@ static void test_relative_drives(void **state)
     unlink(path);
 }
 
+static void test_drive_twice(void **state)
+{
+    static const char *const texts[] = {"[store]\ndrive = /a\ndrive = /b\ndrive = /a\n",
+                                        "[store]\ndrive = /a\n[partition p]\ndrive = /a\n"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        char path[] = "/tmp/filmroom-config-XXXXXX", line[200];
+        int fd = mkstemp(path);
+
+        assert_true(fd >= 0);
+        assert_int_equal(write(fd, texts[i], strlen(texts[i])), strlen(texts[i]));
+        close(fd);
+        snprintf(line, sizeof(line), "--data /d --config %s", path);
+        load_bad(line, "drive = /a is given twice");
+        unlink(path);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -384,6 +411,7 @@ int main(void)
         cmocka_unit_test_setup(test_drive_paths, test_reset),
         cmocka_unit_test_setup(test_most_drives, test_reset),
         cmocka_unit_test_setup(test_relative_drives, test_reset),
+        cmocka_unit_test_setup(test_drive_twice, test_reset),
         cmocka_unit_test_setup(test_partitions, test_reset),
         cmocka_unit_test_setup(test_bad_files, test_reset),
         cmocka_unit_test_setup(test_zero_byte, test_reset),

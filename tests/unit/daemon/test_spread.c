@@ -95,7 +95,7 @@ static void first_main(void *arg)
 
         t.mem[i] = mem_block_new();
         mem_block_set_hooks(t.mem[i], &hooks);
-        parts[i] = (struct spread_part){t.env[i], mem_block_store(t.mem[i])};
+        parts[i] = (struct spread_part){t.env[i], mem_block_store(t.mem[i]), i ? "b" : ""};
     }
     assert_int_equal(spread_new(t.env[0], parts, 2, by_turns, NULL, clash, &t.s), 0);
     t.bs = spread_blocks(t.s);
@@ -126,6 +126,7 @@ static void run(void (*test)(void))
 static void volumes_are_spread_and_found(void)
 {
     struct block_info *infos, info;
+    unsigned in_b = 0;
     char name[16];
     size_t n;
 
@@ -140,7 +141,11 @@ static void volumes_are_spread_and_found(void)
     for (unsigned i = 0; i < 10; i++) {
         snprintf(name, sizeof(name), "v%u", i);
         assert_string_equal(infos[i].name, name);
+        assert_int_equal(block_stat(t.bs, name, &info), 0);
+        assert_string_equal(infos[i].partition, info.partition);
+        in_b += strcmp(info.partition, "b") == 0;
     }
+    assert_int_equal(in_b, 5);
     mem_free(infos);
     assert_int_equal(block_list(mem_block_store(t.mem[0]), &infos, &n), 0);
     assert_int_equal(n, 5);
@@ -188,6 +193,7 @@ static void io_reaches_the_volume(void)
         assert_int_equal(block_resize(t.bs, names[i], 2 * MIB), 0);
         block_get_info(v[i], &info);
         assert_int_equal(info.size, 2 * MIB);
+        assert_string_equal(info.partition, i ? "b" : "");
         assert_int_equal(block_read(v[i], MIB, back, 1), 0);
         assert_int_equal(block_remove(t.bs, names[i]), ERR_BUSY);
         block_close(v[i]);
@@ -232,8 +238,8 @@ static void a_name_is_given_once(void)
 
 static void two_of_one_name_are_told(void)
 {
-    struct spread_part parts[2] = {{t.env[0], mem_block_store(t.mem[0])},
-                                   {t.env[0], mem_block_store(t.mem[0])}};
+    struct spread_part parts[2] = {{t.env[0], mem_block_store(t.mem[0]), ""},
+                                   {t.env[0], mem_block_store(t.mem[0]), "b"}};
     char clash[BLOCK_NAME_MAX + 1];
     struct spread *s;
 
