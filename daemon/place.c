@@ -264,8 +264,9 @@ const char *place_advice(int error)
     case ERR_LOCKED:
         return "another daemon uses this store: stop it first";
     case ERR_EXIST:
-        return "the drives hold a store whose metadata directory DIR/kv is gone: bring it back, or "
-               "have it made anew: filmroom-fsck --data DIR --rebuild";
+        return "a drive that the settings name is of a store already. If that is this one, its "
+               "metadata directory DIR/kv is gone: bring it back, or have it made anew: "
+               "filmroom-fsck --data DIR --rebuild. If not, correct the path";
     case ERR_NOTEMPTY:
         return "a drive that the settings name is not blank: name another, or, if nothing on it is "
                "wanted, clear it (blkdiscard, or wipefs and zeroes at both ends)";

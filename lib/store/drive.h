@@ -93,7 +93,7 @@ struct driveset_params {
     uint64_t slot_count;      /* per drive */
     uint64_t slot_size;       /* FORMAT_SLOT_MIN..MAX; 0: FORMAT_SLOT_SIZE */
     uint64_t journal_len;     /* multiple of FORMAT_UNIT, at least FORMAT_JOURNAL_MIN */
-    bool overwrite;           /* also where a superblock is: an unfinished format */
+    const uint8_t *uuid;      /* the store's, 16 bytes; NULL: chosen here */
 };
 
 /* The profile that goes with a number of drives (DESIGN: 1: 1+0, 2: 1+1, 3: 2+1, 4-5: 2+2, 6+:
@@ -102,7 +102,9 @@ void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m);
 
 /* Makes the drives of a new store: files are created (sparse) at their full size, superblocks and
  * the journal areas of its first mirrors written, all durable. ERR_EXIST where a drive holds a
- * Filmroom superblock already. Suspends. */
+ * Filmroom superblock already, but for what was left by a format that was given the same UUID and
+ * cut short. Wherever that is, a drive that was blank is blank yet, or its superblock names that
+ * UUID. Suspends. */
 int driveset_format(struct env *env, const struct driveset_params *params);
 
 #define DRIVESET_PATHS_MAX (2 * FORMAT_DRIVES_MAX)
