@@ -593,7 +593,7 @@ static bool super_is_claim(const struct format_super *s)
 
 /* Which store this is: the one that most drives belong to, in its newest state (F2). A drive of
  * another store may have seen more epochs than ours. */
-static int elect(struct driveset *ds, const struct candidate *c, unsigned n)
+static int elect_among(struct driveset *ds, const struct candidate *c, unsigned n)
 {
     const struct format_super *best = NULL;
     unsigned best_votes = 0;
@@ -622,6 +622,25 @@ static int elect(struct driveset *ds, const struct candidate *c, unsigned n)
         return ERR_CONFIG;
     ds->super = *best;
     return 0;
+}
+
+/* Under the further paths there may well be drives of another store by now: they choose only where
+ * there is nothing else. */
+static int elect(struct driveset *ds, const struct candidate *c, unsigned n)
+{
+    unsigned first = n < FORMAT_DRIVES_MAX ? n : FORMAT_DRIVES_MAX;
+    int rc = elect_among(ds, c, first);
+
+    if (rc == ERR_LOST)
+        rc = elect_among(ds, c, n);
+    for (unsigned i = first; rc == 0 && i < n; i++) {
+        const struct format_super *s = &c[i].super;
+
+        if (s->magic && memcmp(s->store_uuid, ds->super.store_uuid, 16) == 0 &&
+            !super_is_claim(s) && newer(s, &ds->super))
+            ds->super = *s;
+    }
+    return rc;
 }
 
 static bool drive_large_enough(const struct driveset *ds, const struct drive *d)

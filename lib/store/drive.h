@@ -111,13 +111,14 @@ int driveset_format(struct env *env, const struct driveset_params *params);
 
 /* Opens the drives of a store, whichever are there. Each is known by its superblock, whichever path
  * it is found under; the order of the paths says only where a drive that is not found was expected.
- * What is under the other paths is left alone. Drives that were put out and are back and whole
- * count again (every fragment on them was complete when they left; see segment.h). The set is
- * locked against other daemons drive by drive. ERR_LOST when no superblock can be read, ERR_CONFIG
- * when as many drives are of one store as of another, ERR_LOCKED. A drive that does not answer is
- * just missing as well, once three seconds have passed and the others can do without it; not one
- * whose open() hangs in the system: that is waited for. Membership
- * changes found are in memory until driveset_commit. Suspends. */
+ * What is under the other paths is left alone. Those from FORMAT_DRIVES_MAX on are where a drive
+ * may have been once: they say which store it is only if the others do not. Drives that were put
+ * out and are back and whole count again (every fragment on them was complete when they left; see
+ * segment.h). The set is locked against other daemons drive by drive. ERR_LOST when no superblock
+ * can be read, ERR_CONFIG when as many drives are of one store as of another, ERR_LOCKED. A drive
+ * that does not answer is just missing as well, once three seconds have passed and the others can
+ * do without it; not one whose open() hangs in the system: that is waited for. Membership changes
+ * found are in memory until driveset_commit. Suspends. */
 int driveset_open(struct env *env, const char *const *paths, unsigned count,
                   struct driveset **ret_set);
 
