@@ -667,6 +667,22 @@ int config_check(const struct config *c, struct strbuf *message)
     return message->len ? ERR_CONFIG : 0;
 }
 
+/* Of a partition: what RocksDB may have open (KV_ROCKS_OPEN_FILES in lib/kv, and a few); drives, of
+ * which more may be added, and every path where one may be is looked at; the loop's own. */
+#define CONFIG_PARTITION_FILES (256u + 16 + 2 * CONFIG_DRIVES_MAX + 8)
+/* Connections beyond a limit, for as long as it takes to say so; and the admin socket's. */
+#define CONFIG_SPARE_CONNECTIONS 160u
+/* Listeners, the log, and what libraries have open for themselves. */
+#define CONFIG_OTHER_FILES 32u
+
+unsigned config_descriptors(const struct config *c)
+{
+    /* An association is a socket and a copy of it (lib/dicom/scp.cc). */
+    return c->nbd.max_connections + 2 * c->dicom.max_associations + c->http.max_connections +
+           (c->partition_count + 1) * CONFIG_PARTITION_FILES + CONFIG_SPARE_CONNECTIONS +
+           CONFIG_OTHER_FILES;
+}
+
 /* Where the other partitions lie, now that it is known where the first does. */
 static void config_place_partitions(struct config *c, struct strbuf *message)
 {

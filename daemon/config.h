@@ -98,6 +98,10 @@ int config_parse(struct config *c, const char *name, const char *text, size_t le
 /* What concerns several settings at once. */
 int config_check(const struct config *c, struct strbuf *message);
 
+/* Descriptors that the process may have open at once with these settings: every connection that
+ * they allow, and what the partitions take. An upper bound. */
+unsigned config_descriptors(const struct config *c);
+
 /* The settings with partition `i` in the place of `store`: 0 is the first, i is partitions[i - 1].
  * Shares all pointers with `c`: not to be freed, and not to outlive it. */
 void config_for_partition(const struct config *c, unsigned i, struct config *ret_config);

@@ -1,6 +1,7 @@
 /* filmroomd: reads the settings, runs a node in the foreground until SIGTERM or SIGINT. */
 #include <malloc.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <systemd/sd-daemon.h>
 
 #include "daemon/config.h"
@@ -60,6 +61,25 @@ static void tune_malloc(void)
     mallopt(M_ARENA_MAX, 4);
 }
 
+/* The soft limit is low for the sake of programs that use select(); nothing here does. */
+static void raise_descriptors(const struct config *config)
+{
+    unsigned wanted = config_descriptors(config);
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &limit); /* what came of it is read next */
+    }
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= wanted)
+        return;
+    log_warn("main",
+             "fewer files may be open than the settings may take, and connections or drives may "
+             "fail: raise the limit (LimitNOFILE= of the systemd unit, ulimit -Hn) or lower "
+             "max_connections and max_associations limit=%llu wanted=%u",
+             (unsigned long long)limit.rlim_cur, wanted);
+}
+
 int main(int argc, char **argv)
 {
     struct config config;
@@ -77,6 +97,7 @@ int main(int argc, char **argv)
     strbuf_free(&message);
     log_set_level(config.log_level);
     tune_malloc();
+    raise_descriptors(&config);
     rc = dcm_init();
     if (rc < 0) {
         log_error("main",

@@ -1,7 +1,9 @@
 /* A partition of the node and its loop; see node_part.h.
  *
- * DIR/formatting is there only while the store is being made: a crash then starts over. With it
- * drives are overwritten without being looked at, so no start goes past it where there is a store.
+ * DIR/formatting is there only while the store is being made, and has the UUID that it is to have:
+ * "store UUID". After a crash a start goes on with that. Names of devices may have changed since,
+ * so every drive is looked at anew, and taken only if it is blank or its superblock has that UUID
+ * (F10). Without a UUID that can be read there the file says nothing.
  */
 #include "daemon/node_part.h"
 
@@ -26,6 +28,8 @@
  * memory and read at every start, so it must not grow with the drives. */
 #define PART_SLOTS_GOOD (128u << 10)
 #define PART_SLOT_MAX   (256u << 20)
+
+#define PART_BEGUN "store " /* of DIR/formatting, in front of the UUID */
 
 /* ---- Making and opening it ---- */
 
@@ -85,24 +89,15 @@ static int part_plan(struct node_part *n, struct driveset_params *p)
     return 0;
 }
 
-/* Is the path one of the lines of the text? */
-static bool part_listed(const char *text, const char *path)
-{
-    size_t n = strlen(path);
-
-    for (const char *p = text; p && *p; p = strchr(p, '\n'), p += p != NULL)
-        if (strncmp(p, path, n) == 0 && p[n] == '\n')
-            return true;
-    return false;
-}
-
-/* Nothing that anybody may want is overwritten, but for what is `ours`. Suspends. */
-static int part_look(struct node_part *n, const struct driveset_params *p, const char *ours)
+/* Nothing that anybody may want is overwritten. `ours`: as for blank_look. Suspends. */
+static int part_look(struct node_part *n, const struct driveset_params *p, const uint8_t *ours)
 {
     for (unsigned i = 0; i < p->count; i++) {
         const char *what = NULL;
-        int rc = part_listed(ours, p->paths[i]) ? 0 : blank_look(n->env, p->paths[i], &what);
+        int rc = blank_look(n->env, p->paths[i], ours, &what);
 
+        if (rc == ERR_EXIST)
+            what = "a drive of a store that was made before";
         if (rc < 0) {
             log_error("node", "a drive cannot be taken into a new store path=%s holds=%s error=%s",
                       log_q(p->paths[i]), log_q(what ? what : ""), err_name(rc));
@@ -112,23 +107,51 @@ static int part_look(struct node_part *n, const struct driveset_params *p, const
     return 0;
 }
 
-/* Makes the store. A file tells an unfinished one and its drives: all of them were looked at, and
- * nobody can have stored anything on them since. */
+/* The UUID in the file of an unfinished store; false when there is none that can be read. */
+static bool part_begun(struct node_part *n, uint8_t uuid[16])
+{
+    static const char digits[] = "0123456789abcdef";
+    MEM_AUTO char *text = place_text(n->env, n->config, "formatting");
+    const char *hex;
+
+    if (!text || strncmp(text, PART_BEGUN, strlen(PART_BEGUN)) != 0)
+        return false;
+    hex = text + strlen(PART_BEGUN);
+    if (strspn(hex, digits) != 32 || strcmp(hex + 32, "\n") != 0)
+        return false;
+    for (unsigned i = 0; i < 16; i++)
+        uuid[i] = (uint8_t)((strchr(digits, hex[2 * i]) - digits) << 4 |
+                            (strchr(digits, hex[2 * i + 1]) - digits));
+    return true;
+}
+
+/* Chooses the UUID and has it on media before any drive has it. Suspends. */
+static int part_begin(struct node_part *n, const char *marker, uint8_t uuid[16])
+{
+    STRBUF_AUTO struct strbuf text = STRBUF_INIT;
+
+    env_random(n->env, uuid, 16);
+    strbuf_adds(&text, PART_BEGUN);
+    for (unsigned i = 0; i < 16; i++)
+        strbuf_addf(&text, "%02x", uuid[i]);
+    strbuf_adds(&text, "\n");
+    return place_save_text(n->env, marker, &text);
+}
+
+/* Makes the store, or goes on with that. */
 static int part_format(struct node_part *n)
 {
     MEM_AUTO char *marker = place_path(n->config, "formatting");
-    MEM_AUTO char *before = place_text(n->env, n->config, "formatting");
-    STRBUF_AUTO struct strbuf list = STRBUF_INIT;
+    uint8_t uuid[16];
+    bool begun = part_begun(n, uuid);
     struct driveset_params params;
     int rc = part_plan(n, &params);
 
+    params.uuid = uuid;
     if (rc == 0)
-        rc = part_look(n, &params, before);
-    for (unsigned i = 0; rc == 0 && i < params.count; i++)
-        strbuf_addf(&list, "%s\n", params.paths[i]);
-    if (rc == 0)
-        rc = place_save_text(n->env, marker, &list);
-    params.overwrite = true;
+        rc = part_look(n, &params, begun ? uuid : NULL);
+    if (rc == 0 && !begun)
+        rc = part_begin(n, marker, uuid);
     if (rc == 0)
         rc = partition_format(n->env, n->kv, &params);
     if (rc == 0)
@@ -139,8 +162,8 @@ static int part_format(struct node_part *n)
     return rc;
 }
 
-/* A crash may have left the file behind a store that was made: were the metadata lost later, a
- * start would take the drives for an unfinished store's. */
+/* A crash may have left the file behind a store that was made. Were the metadata lost before any
+ * start has used the drives, they would be taken for an unfinished store's. */
 static int part_unmark(struct node_part *n)
 {
     MEM_AUTO char *marker = place_path(n->config, "formatting");
@@ -149,7 +172,7 @@ static int part_unmark(struct node_part *n)
     if (rc == 0 || rc == ERR_NOENT)
         return 0;
     log_error("node",
-              "a file is left from making the store, and would let a later start overwrite its "
+              "a file is left from making the store, and might let a later start overwrite its "
               "drives: remove it path=%s error=%s",
               log_q(marker), err_name(rc));
     return rc;

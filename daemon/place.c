@@ -1,6 +1,11 @@
 /* Where a store lies; see place.h.
  *
  * The list of paths is written to a second file that is then renamed, so it is always whole.
+ *
+ * Names of devices change hands between boots: when a disk is missing, the next one may have its
+ * name, and be back under its own later. So a path stays in the list when its drive was found
+ * elsewhere, for as long as the drive is one of the store's, if no other drive is under it: as one
+ * more line of that drive's, behind the lines of where drives are, the latest first.
  */
 #include "daemon/place.h"
 
@@ -15,7 +20,12 @@
 
 #define PLACE_LOCK_TRIES 50u
 #define PLACE_LOCK_WAIT  (100 * ENV_NS_PER_MS)
-#define PLACE_LIST_MAX   (512u << 10) /* bytes: more than all paths can have */
+#define PLACE_LIST_MAX   (512u << 10)  /* bytes: more than all paths can have */
+#define PLACE_NONE       "drives/none" /* looked under for a drive that nothing is known of */
+
+/* Paths from here on are former ones: behind those of all drives and of one about to be added. */
+#define PLACE_FORMER     (FORMAT_DRIVES_MAX + 1)
+#define PLACE_FORMER_MAX (DRIVESET_PATHS_MAX - PLACE_FORMER)
 
 _Static_assert(CONFIG_DRIVES_MAX == FORMAT_DRIVES_MAX,
                "the settings allow as many drives as the format has numbers for");
@@ -144,23 +154,16 @@ char *place_text(struct env *env, const struct config *config, const char *name)
     return text;
 }
 
-/* Takes "NUMBER PATH"; anything else is passed over. */
-static void list_take(const struct config *config, struct place *from, char *line)
+/* Reads "NUMBER PATH"; NULL for anything else. The caller frees the path. */
+static char *list_read(const struct config *config, const char *line, unsigned *ret_index)
 {
-    MEM_AUTO char *path = NULL;
     char *end;
     unsigned long index = strtoul(line, &end, 10);
 
-    if (end == line || *end != ' ' || end[1] == 0 || index >= DRIVESET_PATHS_MAX ||
-        from->drives[index])
-        return;
-    path = end[1] == '/' ? mem_strdup(end + 1) : place_path(config, end + 1);
-    if (place_has(from, path))
-        return;
-    from->drives[index] = path;
-    path = NULL;
-    if (from->count <= index)
-        from->count = (unsigned)index + 1;
+    if (end == line || *end != ' ' || end[1] == 0 || index >= DRIVESET_PATHS_MAX)
+        return NULL;
+    *ret_index = (unsigned)index;
+    return end[1] == '/' ? mem_strdup(end + 1) : place_path(config, end + 1);
 }
 
 /* Puts a path in place `at` of p, or the first free one. */
@@ -177,26 +180,46 @@ static void place_put(struct place *p, unsigned at, char *path)
         p->count = at + 1;
 }
 
+/* As place_put, unless it is there already. */
+static void place_add(struct place *p, unsigned at, char *path)
+{
+    if (place_has(p, path))
+        mem_free(path);
+    else
+        place_put(p, at, path);
+}
+
+/* Takes a line: as where its drive is, or as a former path when that is known already. */
+static void list_take(const struct config *config, struct place *now, struct place *former,
+                      const char *line)
+{
+    unsigned index;
+    char *path = list_read(config, line, &index);
+
+    if (path && !now->drives[index])
+        place_add(now, index, path);
+    else if (path)
+        place_add(former, 0, path);
+}
+
 void place_load_paths(struct env *env, const struct config *config, struct place *p)
 {
     char *text = place_text(env, config, "drive-paths"), *rest = text;
-    struct place both = {.kv = p->kv};
+    struct place both = {.kv = p->kv}, former = {0};
 
     if (!text)
         return;
     for (char *line = strsep(&rest, "\n"); line; line = strsep(&rest, "\n"))
-        list_take(config, &both, line);
+        list_take(config, &both, &former, line);
     mem_free(text);
-    for (unsigned i = 0; i < p->count; i++) {
-        if (place_has(&both, p->drives[i]))
-            mem_free(p->drives[i]);
-        else
-            place_put(&both, i, p->drives[i]);
-    }
+    for (unsigned i = 0; i < p->count; i++)
+        place_add(&both, i, p->drives[i]);
+    for (unsigned i = 0; i < former.count; i++)
+        place_add(&both, PLACE_FORMER, former.drives[i]);
     /* Without holes: a path that nobody looks under is as good as one where nothing is. */
     for (unsigned i = 0; i < both.count; i++)
         if (!both.drives[i])
-            both.drives[i] = place_path(config, "drives/none");
+            both.drives[i] = place_path(config, PLACE_NONE);
     *p = both;
 }
 
@@ -208,22 +231,56 @@ static void list_add(const struct config *config, unsigned index, const char *pa
 
     if (strncmp(path, config->store.data, n) == 0 && path[n] == '/' && path[n + 1] != '/')
         path += n + 1;
-    if (*path && !strchr(path, '\n'))
+    if (*path && !strchr(path, '\n') && strcmp(path, PLACE_NONE) != 0)
         strbuf_addf(out, "%u %s\n", index, path);
 }
 
-static void list_write(const struct config *config, const struct driveset *ds, const char *extra,
-                       struct strbuf *out)
+/* Is this one of the drives' paths, or the one to be added? */
+static bool path_in_use(const struct driveset *ds, const char *extra, const char *path)
 {
-    strbuf_adds(out,
-                "# Where Filmroom's drives were last seen: a line \"NUMBER PATH\" for each. The\n"
-                "# daemon writes this file. When a drive has moved while no daemon runs, its path\n"
-                "# may be corrected here; which drive is which is on the drives themselves. Paths\n"
-                "# without a '/' in front begin in this directory.\n");
+    for (unsigned i = 0; i < ds->count; i++)
+        if (strcmp(ds->drives[i].path, path) == 0)
+            return true;
+    return extra && strcmp(extra, path) == 0;
+}
+
+/* Where members were before, from the list as it was; see the top. */
+static void list_add_former(const struct config *config, const struct driveset *ds,
+                            const char *extra, char *before, struct strbuf *out)
+{
+    struct place former = {0};
+
+    for (char *line = strsep(&before, "\n"); line; line = strsep(&before, "\n")) {
+        unsigned index, count = former.count;
+        char *path = list_read(config, line, &index);
+
+        if (path && index < ds->count && ds->drives[index].state != DRIVE_NONE &&
+            count < PLACE_FORMER_MAX && !path_in_use(ds, extra, path))
+            place_add(&former, 0, path);
+        else
+            mem_free(path);
+        if (former.count > count)
+            list_add(config, index, path, out);
+    }
+    place_free(&former);
+}
+
+static void list_write(const struct config *config, const struct driveset *ds, const char *extra,
+                       const char *before, struct strbuf *out)
+{
+    MEM_AUTO char *old = before ? mem_strdup(before) : NULL;
+
+    strbuf_adds(
+        out, "# Where Filmroom's drives were last seen: a line \"NUMBER PATH\" for each, and\n"
+             "# more of them for where it was before. The daemon writes this file. When a drive\n"
+             "# has moved while no daemon runs, its path may be corrected here; which drive is\n"
+             "# which is on the drives themselves. Paths without a '/' in front begin in this\n"
+             "# directory.\n");
     for (unsigned i = 0; i < ds->count; i++)
         list_add(config, i, ds->drives[i].path, out);
     if (extra)
         list_add(config, FORMAT_DRIVES_MAX, extra, out);
+    list_add_former(config, ds, extra, old, out);
 }
 
 int place_save_text(struct env *env, const char *path, const struct strbuf *text)
@@ -251,7 +308,7 @@ int place_save_paths(struct env *env, const struct config *config, const struct 
     STRBUF_AUTO struct strbuf text = STRBUF_INIT;
     int rc;
 
-    list_write(config, ds, extra, &text);
+    list_write(config, ds, extra, before, &text);
     if (before && strcmp(before, text.data) == 0)
         return 0;
     rc = place_save_text(env, fresh, &text);
@@ -292,8 +349,10 @@ static const char *advice_on(int error)
 char *place_advice(const struct place *p, int error)
 {
     if (error == ERR_EXIST)
-        return advice_on_kv("the drives hold a store whose metadata directory ", p->kv,
-                            " is gone: bring it back, or have it made anew");
+        return advice_on_kv(
+            "a drive that the settings name is of a store already. If it is another "
+            "one's, correct the path; if this one's, its metadata directory ",
+            p->kv, " is gone: bring it back, or have it made anew");
     if (error == ERR_KV)
         return advice_on_kv("these drives are not those of the metadata in ", p->kv,
                             ", or it is damaged or too old: move that directory away and have it "

@@ -26,16 +26,18 @@ void place_init(struct place *p, const struct config *config);
 void place_free(struct place *p);
 
 /* Drives may be added that the settings know nothing of, so the daemon keeps a list of where they
- * are: a line "NUMBER PATH" for each, which a person may correct when a drive has moved. The list
- * only says where to look: which drive is which, and whether it is one of the store's, is in the
- * superblocks. A list that is missing or damaged costs no more than that.
+ * are: a line "NUMBER PATH" for each, which a person may correct when a drive has moved. Further
+ * lines of a number are where its drive was before. The list only says where to look: which drive
+ * is which, and whether it is one of the store's, is in the superblocks. A list that is missing or
+ * damaged costs no more than that.
  *
  * Adds the list's paths to those of the settings, so that a drive of number N is looked for under
- * path N first. Suspends. */
+ * path N first; former paths come last, from FORMAT_DRIVES_MAX + 1 on. Suspends. */
 void place_load_paths(struct env *env, const struct config *config, struct place *p);
 
 /* Writes the list: where the drives of the set are, and `extra` (NULL: none), a drive that is about
- * to be added; in place of the old one, durable. Nothing is written when nothing has changed.
+ * to be added; in place of the old one, durable. Former paths of members are kept, as many as
+ * driveset_open takes. Nothing is written when nothing has changed.
  * Suspends. */
 int place_save_paths(struct env *env, const struct config *config, const struct driveset *ds,
                      const char *extra);

@@ -43,7 +43,7 @@ uint64_t blank_last(uint64_t size)
     return (size - BLANK_LOOK) & ~(uint64_t)(FORMAT_UNIT - 1);
 }
 
-static int file_look(struct env_file *f, const char **ret_what)
+static int file_look(struct env_file *f, const uint8_t *ours, const char **ret_what)
 {
     struct format_super super;
     struct buf *b;
@@ -58,7 +58,7 @@ static int file_look(struct env_file *f, const char **ret_what)
         return ERR_NOTEMPTY;
     }
     if (drive_super_read(f, &super) == 0)
-        return ERR_EXIST;
+        return drive_super_begun(&super, ours) ? 0 : ERR_EXIST;
     b = buf_new(BLANK_LOOK);
     for (unsigned i = 0; rc == 0 && !what && i < 2; i++) {
         rc = env_pread(f, b->data, BLANK_LOOK, i ? blank_last(size) : 0);
@@ -73,7 +73,7 @@ static int file_look(struct env_file *f, const char **ret_what)
     return rc;
 }
 
-int blank_look(struct env *env, const char *path, const char **ret_what)
+int blank_look(struct env *env, const char *path, const uint8_t *ours, const char **ret_what)
 {
     struct env_file *f;
     int rc = env_open(env, path, ENV_OPEN_RDONLY | ENV_OPEN_DIRECT, &f);
@@ -82,7 +82,7 @@ int blank_look(struct env *env, const char *path, const char **ret_what)
         return strncmp(path, "/dev/", 5) == 0 ? ERR_NOENT : 0;
     if (rc < 0)
         return rc;
-    rc = file_look(f, ret_what);
+    rc = file_look(f, ours, ret_what);
     env_close(f);
     return rc;
 }

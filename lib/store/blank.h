@@ -16,8 +16,9 @@ const char *blank_signature(const uint8_t *p, size_t n);
 /* Where the last part of a disk of that size, at least BLANK_LOOK, begins. */
 uint64_t blank_last(uint64_t size);
 
-/* Looks at what is under a path. 0: it is blank, or a file that does not exist yet, or is empty.
- * ERR_EXIST: a drive of a Filmroom store. ERR_NOTEMPTY: something else, *ret_what says what.
- * ERR_NOENT: a device (a path below /dev/) that is not there. Errors of opening and reading.
- * Suspends. */
-int blank_look(struct env *env, const char *path, const char **ret_what);
+/* Looks at what is under a path. 0: it is blank, or a file that does not exist yet, or is empty; or
+ * a drive that driveset_format has begun for the store of the UUID `ours` (NULL: none), and that
+ * no start of it has used. ERR_EXIST: another drive of a Filmroom store. ERR_NOTEMPTY: something
+ * else, *ret_what says what. ERR_NOENT: a device (a path below /dev/) that is not there. Errors of
+ * opening and reading. Suspends. */
+int blank_look(struct env *env, const char *path, const uint8_t *ours, const char **ret_what);

@@ -350,7 +350,43 @@ int drive_wipe_journal(struct driveset *ds, struct drive *d)
 
 /* ---- Making a store ---- */
 
-static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
+bool drive_super_begun(const struct format_super *s, const uint8_t *uuid)
+{
+    return uuid && s->generation <= 1 && memcmp(s->store_uuid, uuid, 16) == 0;
+}
+
+/* Puts the store's UUID on every drive, before anything that a crash may tear (F10). */
+static bool format_claim(struct driveset *ds)
+{
+    struct format_super claim = ds->super;
+    struct buf *blocks[FORMAT_DRIVES_MAX];
+    bool all;
+
+    claim.generation = 0;
+    memset(claim.members, 0, sizeof(claim.members));
+    for (unsigned i = 0; i < ds->count; i++) {
+        blocks[i] = buf_new(FORMAT_UNIT);
+        drive_super_sign(&claim, i, ds->drives[i].uuid, blocks[i]);
+    }
+    all = super_write_copy(ds, blocks, FORMAT_SUPER_OFF_B);
+    for (unsigned i = 0; i < ds->count; i++)
+        buf_unref(blocks[i]);
+    return all;
+}
+
+/* Not driveset_commit: where a drive fails there is to be no store without it, and no higher
+ * generation. */
+static int format_supers(struct driveset *ds)
+{
+    if (!format_claim(ds))
+        return ERR_IO;
+    ds->super.generation = 1;
+    ds->super.epoch = 1;
+    driveset_set_members(ds);
+    return super_write(ds) ? 0 : ERR_IO;
+}
+
+static int format_one(struct driveset *ds, struct drive *d, const uint8_t *ours)
 {
     struct format_super found;
     uint64_t size = drive_slot_off(ds, (uint32_t)d->slot_count), have;
@@ -360,11 +396,14 @@ static int format_one(struct driveset *ds, struct drive *d, bool overwrite)
     if (rc < 0)
         return rc;
     rc = env_file_size(d->file, &have);
-    if (rc == 0 && !overwrite && have >= FORMAT_JOURNAL_OFF &&
-        drive_super_read(d->file, &found) == 0)
+    if (rc == 0 && have >= FORMAT_JOURNAL_OFF && drive_super_read(d->file, &found) == 0 &&
+        !drive_super_begun(&found, ours))
         return ERR_EXIST;
     if (rc == 0 && have < size)
         rc = env_resize(d->file, size); /* a block device too small says so here */
+    /* Its size first: a file that is signed and too short is no drive, and not blank either. */
+    if (rc == 0)
+        rc = env_sync(d->file);
     if (rc == 0 && (ds->super.journal_mirrors >> d->index & 1))
         rc = drive_wipe_journal(ds, d);
     /* Any drive may have to become a mirror, and then on a file system that is full by now. */
@@ -425,16 +464,17 @@ int driveset_format(struct env *env, const struct driveset_params *p)
                                       .journal_mirrors = (1ull << (p->m + 1)) - 1,
                                       .replay_seq = 1,
                                       .replay_lsn = 1};
-    env_random(env, ds->super.store_uuid, 16);
+    if (p->uuid)
+        memcpy(ds->super.store_uuid, p->uuid, 16);
+    else
+        env_random(env, ds->super.store_uuid, 16);
     for (unsigned i = 0; rc == 0 && i < p->count; i++) {
         ds->drives[i].slot_count = p->slot_count;
         env_random(env, ds->drives[i].uuid, 16);
-        rc = format_one(ds, &ds->drives[i], p->overwrite);
+        rc = format_one(ds, &ds->drives[i], p->uuid);
     }
     if (rc == 0)
-        rc = driveset_commit(ds, true, NULL, NULL);
-    if (rc == 0 && driveset_healthy(ds) < p->count)
-        rc = ERR_IO;
+        rc = format_supers(ds);
     driveset_close(ds);
     return rc;
 }
@@ -542,9 +582,18 @@ static bool newer(const struct format_super *a, const struct format_super *b)
     return a->epoch != b->epoch ? a->epoch > b->epoch : a->generation > b->generation;
 }
 
+/* A drive that a store was to be made on has no say yet, and nothing to say (F10). */
+static bool super_is_claim(const struct format_super *s)
+{
+    for (uint32_t i = 0; i < s->drive_count; i++)
+        if (s->members[i].state != FORMAT_DRIVE_NONE)
+            return false;
+    return true;
+}
+
 /* Which store this is: the one that most drives belong to, in its newest state (F2). A drive of
  * another store may have seen more epochs than ours. */
-static int elect(struct driveset *ds, const struct candidate *c, unsigned n)
+static int elect_among(struct driveset *ds, const struct candidate *c, unsigned n)
 {
     const struct format_super *best = NULL;
     unsigned best_votes = 0;
@@ -554,7 +603,7 @@ static int elect(struct driveset *ds, const struct candidate *c, unsigned n)
         const struct format_super *s = &c[i].super;
         unsigned votes = 0;
 
-        if (!s->magic)
+        if (!s->magic || super_is_claim(s))
             continue;
         for (unsigned j = 0; j < n; j++)
             votes += c[j].super.magic && memcmp(c[j].super.store_uuid, s->store_uuid, 16) == 0;
@@ -573,6 +622,25 @@ static int elect(struct driveset *ds, const struct candidate *c, unsigned n)
         return ERR_CONFIG;
     ds->super = *best;
     return 0;
+}
+
+/* Under the further paths there may well be drives of another store by now: they choose only where
+ * there is nothing else. */
+static int elect(struct driveset *ds, const struct candidate *c, unsigned n)
+{
+    unsigned first = n < FORMAT_DRIVES_MAX ? n : FORMAT_DRIVES_MAX;
+    int rc = elect_among(ds, c, first);
+
+    if (rc == ERR_LOST)
+        rc = elect_among(ds, c, n);
+    for (unsigned i = first; rc == 0 && i < n; i++) {
+        const struct format_super *s = &c[i].super;
+
+        if (s->magic && memcmp(s->store_uuid, ds->super.store_uuid, 16) == 0 &&
+            !super_is_claim(s) && newer(s, &ds->super))
+            ds->super = *s;
+    }
+    return rc;
 }
 
 static bool drive_large_enough(const struct driveset *ds, const struct drive *d)

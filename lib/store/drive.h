@@ -93,7 +93,7 @@ struct driveset_params {
     uint64_t slot_count;      /* per drive */
     uint64_t slot_size;       /* FORMAT_SLOT_MIN..MAX; 0: FORMAT_SLOT_SIZE */
     uint64_t journal_len;     /* multiple of FORMAT_UNIT, at least FORMAT_JOURNAL_MIN */
-    bool overwrite;           /* also where a superblock is: an unfinished format */
+    const uint8_t *uuid;      /* the store's, 16 bytes; NULL: chosen here */
 };
 
 /* The profile that goes with a number of drives (DESIGN: 1: 1+0, 2: 1+1, 3: 2+1, 4-5: 2+2, 6+:
@@ -102,20 +102,23 @@ void driveset_profile(unsigned count, unsigned *ret_k, unsigned *ret_m);
 
 /* Makes the drives of a new store: files are created (sparse) at their full size, superblocks and
  * the journal areas of its first mirrors written, all durable. ERR_EXIST where a drive holds a
- * Filmroom superblock already. Suspends. */
+ * Filmroom superblock already, but for what was left by a format that was given the same UUID and
+ * cut short. Wherever that is, a drive that was blank is blank yet, or its superblock names that
+ * UUID. Suspends. */
 int driveset_format(struct env *env, const struct driveset_params *params);
 
 #define DRIVESET_PATHS_MAX (2 * FORMAT_DRIVES_MAX)
 
 /* Opens the drives of a store, whichever are there. Each is known by its superblock, whichever path
  * it is found under; the order of the paths says only where a drive that is not found was expected.
- * What is under the other paths is left alone. Drives that were put out and are back and whole
- * count again (every fragment on them was complete when they left; see segment.h). The set is
- * locked against other daemons drive by drive. ERR_LOST when no superblock can be read, ERR_CONFIG
- * when as many drives are of one store as of another, ERR_LOCKED. A drive that does not answer is
- * just missing as well, once three seconds have passed and the others can do without it; not one
- * whose open() hangs in the system: that is waited for. Membership
- * changes found are in memory until driveset_commit. Suspends. */
+ * What is under the other paths is left alone. Those from FORMAT_DRIVES_MAX on are where a drive
+ * may have been once: they say which store it is only if the others do not. Drives that were put
+ * out and are back and whole count again (every fragment on them was complete when they left; see
+ * segment.h). The set is locked against other daemons drive by drive. ERR_LOST when no superblock
+ * can be read, ERR_CONFIG when as many drives are of one store as of another, ERR_LOCKED. A drive
+ * that does not answer is just missing as well, once three seconds have passed and the others can
+ * do without it; not one whose open() hangs in the system: that is waited for. Membership changes
+ * found are in memory until driveset_commit. Suspends. */
 int driveset_open(struct env *env, const char *const *paths, unsigned count,
                   struct driveset **ret_set);
 

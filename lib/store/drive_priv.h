@@ -9,6 +9,9 @@ void drive_super_take(const void *data, struct format_super *super);
 /* The better of the two superblocks in a file; ERR_FORMAT when neither is valid. Suspends. */
 int drive_super_read(struct env_file *file, struct format_super *ret_super);
 
+/* Is it of a store of this UUID (NULL: of none) that was being made and that nobody has opened? */
+bool drive_super_begun(const struct format_super *s, const uint8_t *uuid);
+
 /* The same of many files, some of which may not answer: they are given three seconds, or twice as
  * long as those took that did answer, if the store can do without them, and a minute if not.
  * Suspends. */

@@ -32,6 +32,10 @@
  *      store and the metadata's copy have durably forgotten those that had: then no row names it,
  *      nor a record to be replayed upon either.
  *  F9. Nothing is put on a drive that was added before all drives that count know of it.
+ * F10. A store is made in generation 1; a start writes a higher one before anything is
+ *      stored. Each drive is claimed first: copy B in generation 0, without members, so that only
+ *      its first sector is other than zero, and it is there whole or not at all. So a drive whose
+ *      making was cut short is blank or has a valid superblock.
  */
 #pragma once
 
@@ -96,6 +100,7 @@ struct format_super {
 };
 _Static_assert(sizeof(struct format_super) == FORMAT_UNIT, "on media");
 _Static_assert(offsetof(struct format_super, reserved1) == 184, "no holes");
+_Static_assert(offsetof(struct format_super, reserved1) <= 512, "a claim fits into a sector (F10)");
 
 #define FORMAT_BATCH_MAGIC 0x42724c46u /* "FLrB" */
 

@@ -111,8 +111,10 @@ static void on_abort(int signal)
 
 /* ---- What engine processes do ---- */
 
-static void format_params(const struct crash *c, bool again, struct driveset_params *p)
+/* One UUID, so that a format goes on where one was cut short. */
+static void format_params(const struct crash *c, struct driveset_params *p)
 {
+    static const uint8_t uuid[16] = "the crashed one";
     const struct run *r = &c->run;
 
     *p = (struct driveset_params){.count = r->drives,
@@ -122,7 +124,7 @@ static void format_params(const struct crash *c, bool again, struct driveset_par
                                   .slot_count = r->slot_count,
                                   .slot_size = r->slot_size,
                                   .journal_len = r->journal_len,
-                                  .overwrite = again};
+                                  .uuid = uuid};
 }
 
 static int open_store(struct crash *c)
@@ -138,7 +140,7 @@ static int open_store(struct crash *c)
     if (rc == 0 && c->formatted && !exists)
         run_fail(r, "the store that was made is gone");
     if (rc == 0 && !exists) {
-        format_params(c, c->crashed, &params);
+        format_params(c, &params);
         rc = partition_format(r->env, r->kv, &params);
         c->formatted = rc == 0;
     }
@@ -171,7 +173,7 @@ static void format_main(void *arg)
     struct driveset_params params;
     int rc;
 
-    format_params(c, false, &params);
+    format_params(c, &params);
     r->phase = "formatting";
     c->watching = c->workload->watch_format;
     rc = crash_meta_open(&c->meta, r->env, &r->kv);

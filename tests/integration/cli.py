@@ -4,6 +4,7 @@ done, 1 failed, 2 wrong command line), and that what it says on errors tells a p
 
 import json
 import os
+import resource
 import sys
 import time
 
@@ -265,6 +266,26 @@ def second_daemon(daemon):
     check(daemon.status()["state"] == "ok", "the first daemon suffers")
 
 
+def descriptors(folder):
+    """The soft limit of open files does not matter; a hard one that is too low is told, once."""
+    data, (soft, hard) = os.path.join(folder, "files"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+        with Daemon(data, config="[store]\ndrives = 1\ncapacity = 64M\n") as d:
+            limits = resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE)
+            check(limits == (hard, hard), "the daemon's limits:", limits)
+            check("files may be open" not in d.log_text(), d.log_tail())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    conf = os.path.join(folder, "files.conf")
+    with open(conf, "w", encoding="utf-8") as f:
+        f.write("[store]\ndrive = /dev/nothing\n[http]\nmax_connections = 1000\n")
+    done = run("sh", "-c", f"ulimit -n 400; exec {DAEMON} --data {data}.2 --config {conf}",
+               ok=False)
+    check(done.stderr.count("files may be open") == 1 and "limit=400 wanted=1" in done.stderr,
+          "the daemon said", done.stderr)
+
+
 def main():
     suite = Suite()
     with scratch() as folder:
@@ -276,6 +297,8 @@ def main():
         with suite.case("a dump of what is no store"):
             built(DUMP)
             dump_of_nothing(folder)
+        with suite.case("limits of open files"):
+            descriptors(folder)
         daemons = []
         with suite.case("a daemon starts"):
             daemons.append(Daemon(os.path.join(folder, "data")))

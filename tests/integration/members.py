@@ -198,7 +198,6 @@ class Members:
         check(self.rows()[6]["path"] == path and self.rows()[6]["state"] == "ok", self.rows())
         self.verify()
 
-
     def at_once(self):
         """Of several orders at once none takes another one's path out of the list."""
         added, over, gone = [self.new_path() for _ in range(6)], threading.Event(), set()
@@ -228,6 +227,28 @@ class Members:
         check(there >= set(added), "not all were added:", there)
         self.verify()
 
+    def renamed(self):
+        """A drive is away, the next one has its name meanwhile; then both have their own again."""
+        rows = self.rows()
+        added = [i for i in rows if os.path.dirname(rows[i]["path"]) == self.folder]
+        first, second = sorted(added)[-2:]
+        c, d = rows[first]["path"], rows[second]["path"]
+        self.daemon.stop()
+        os.rename(c, c + ".away")
+        os.rename(d, c)
+        self.daemon.start()
+        rows = self.rows()
+        check(rows[first]["state"] == "missing", rows)
+        check(rows[second]["state"] == "ok" and rows[second]["path"] == c, rows)
+        self.daemon.stop()
+        os.rename(c, d)
+        os.rename(c + ".away", c)
+        self.daemon.start()
+        rows = self.rows()
+        check(all(r["state"] == "ok" for r in rows.values()), "not all were found again:", rows)
+        check((rows[first]["path"], rows[second]["path"]) == (c, d), rows)
+        self.verify()
+
 
 def main():
     parser = argparse.ArgumentParser(description="drives come and go")
@@ -244,7 +265,8 @@ def main():
                                ("a dead drive is replaced under its path", members.replace),
                                ("a drive moves to another path", members.moved),
                                ("the list of paths is lost", members.list_lost),
-                               ("drives are added at once", members.at_once)):
+                               ("drives are added at once", members.at_once),
+                               ("drives have each other's names", members.renamed)):
                 with suite.case(name):
                     case()
             with suite.case("the daemon stops cleanly"):

@@ -171,7 +171,7 @@ static void format_main(void *arg)
                                      .slot_count = r->slot_count,
                                      .slot_size = r->slot_size,
                                      .journal_len = r->journal_len,
-                                     .overwrite = r->life > 0};
+                                     .uuid = (const uint8_t *)"the simulated 1"};
     bool exists = false;
     int rc = life_open_kv(r);
 

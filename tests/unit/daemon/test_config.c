@@ -358,6 +358,21 @@ static void test_file_and_options(void **state)
 }
 
 /* Drives outside the data directory have absolute paths, those inside are named by it. */
+static void test_descriptors(void **state)
+{
+    unsigned plain, one;
+
+    (void)state;
+    parse("");
+    plain = config_descriptors(&config);
+    assert_in_range(plain, 500, 1000); /* fits into the limit that nobody has raised */
+    parse("[partition a]\n[nbd]\nmax_connections = 4096\n[dicom]\nmax_associations = 1024\n"
+          "[http]\nmax_connections = 4096\n");
+    one = config_descriptors(&config);
+    assert_in_range(one, 4096 + 2 * 1024 + 4096 + 2 * 256, 4096 + 2 * 1024 + 4096 + 1000);
+    config_free(&config);
+}
+
 static void test_relative_drives(void **state)
 {
     static const char text[] = "[store]\ndata = st\ndrive = d0\ndrive = st/d1\ndrive = /dev/x\n"
@@ -412,6 +427,7 @@ int main(void)
         cmocka_unit_test_setup(test_most_drives, test_reset),
         cmocka_unit_test_setup(test_relative_drives, test_reset),
         cmocka_unit_test_setup(test_drive_twice, test_reset),
+        cmocka_unit_test_setup(test_descriptors, test_reset),
         cmocka_unit_test_setup(test_partitions, test_reset),
         cmocka_unit_test_setup(test_bad_files, test_reset),
         cmocka_unit_test_setup(test_zero_byte, test_reset),

@@ -1050,7 +1050,8 @@ static void refused_main(void *arg)
     assert_int_equal(partition_open(pc.c.env, other, params.paths, 3, &pc.options, &start, &second),
                      ERR_KV);
     assert_int_equal(partition_format(pc.c.env, other, &params), ERR_EXIST);
-    params.overwrite = true;
+    for (unsigned i = 0; i < 3; i++)
+        sim_file_corrupt(pc.c.sim, params.paths[i], 0, FORMAT_JOURNAL_OFF);
     assert_int_equal(partition_format(pc.c.env, other, &params), 0);
     assert_int_equal(kv_close(other), 0);
     assert_int_equal(partition_case_try_open(&pc), ERR_KV);

@@ -117,23 +117,29 @@ static void again_main(void *arg)
                                 .k = 2,
                                 .m = 1,
                                 .slot_count = 4,
-                                .journal_len = STORE_JOURNAL,
-                                .overwrite = true};
+                                .journal_len = STORE_JOURNAL};
+    static const uint8_t other[16] = {7};
     struct driveset *ds;
     uint8_t uuid[16];
 
     format3(arg);
     ds = store_case_open(&c, 3);
     memcpy(uuid, ds->super.store_uuid, 16);
+    p.uuid = uuid;
     assert_int_equal(driveset_format(c.env, &p), ERR_LOCKED);
     driveset_close(ds);
-    p.overwrite = false;
+    p.uuid = NULL;
     assert_int_equal(driveset_format(c.env, &p), ERR_EXIST);
-    p.overwrite = true;
+    p.uuid = other;
+    assert_int_equal(driveset_format(c.env, &p), ERR_EXIST);
+    p.uuid = uuid;
     assert_int_equal(driveset_format(c.env, &p), 0);
     ds = store_case_open(&c, 3);
-    assert_memory_not_equal(uuid, ds->super.store_uuid, 16);
+    assert_memory_equal(uuid, ds->super.store_uuid, 16);
+    assert_int_equal(driveset_healthy(ds), 3);
+    assert_int_equal(driveset_commit(ds, false, NULL, NULL), 0); /* as a start does */
     driveset_close(ds);
+    assert_int_equal(driveset_format(c.env, &p), ERR_EXIST);
 }
 
 static void test_format_again(void **state)
