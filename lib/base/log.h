@@ -3,6 +3,10 @@
  * The message is a constant; what varies is in the values, quoted where needed, so that no input
  * can forge a line. Library code does not log what it returns as an error; the program does.
  * Thread-safe: a line is one write.
+ *
+ * Writing a line never waits for who reads the log: where stderr is a pipe or a socket that takes
+ * no more, the line is dropped and counted, and the next line that gets through has one before it
+ * that tells the count. Files and terminals get every line.
  */
 #pragma once
 

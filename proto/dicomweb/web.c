@@ -12,7 +12,8 @@
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
 
-#define QUERIES_AT_ONCE 8          /* catalogue rows in memory: this many times 10000 */
+#define QUERIES_AT_ONCE 8          /* catalogue rows of queries that run: this many times 10000 */
+#define WHOLE_AT_ONCE   4          /* searches' answers with all rows in memory, 10000 at most */
 #define LARGE_AT_ONCE   4          /* headers over 1 MiB */
 #define ITEMS_AHEAD     (1u << 20) /* JSON made before the answer begins */
 
@@ -358,6 +359,7 @@ int dicomweb_start(struct env *env, struct object_store *os, const struct dicomw
     w->env = env;
     w->os = os;
     fiber_sem_init(&w->queries, QUERIES_AT_ONCE);
+    fiber_sem_init(&w->whole_searches, WHOLE_AT_ONCE);
     fiber_sem_init(&w->large_heads, LARGE_AT_ONCE);
     web_metrics_init(w, cfg->metrics);
     r = httpd_start(env, &http, &handler, w, &w->httpd);

@@ -30,7 +30,7 @@ struct dicomweb {
     struct object_store *os;
     struct httpd *httpd;
     /* On the loop: bounds the memory of catalogue rows and of large headers. */
-    struct fiber_sem queries, large_heads;
+    struct fiber_sem queries, whole_searches, large_heads;
     struct metrics *metrics; /* of the loop */
     struct metric_hist request_time[WEB_CLASSES];
     struct metric_counter answers[WEB_ANSWERS];

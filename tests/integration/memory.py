@@ -1,11 +1,13 @@
 #!/usr/bin/python3
 """Memory is bounded: after many gigabytes of studies and disk blocks that never repeat, the
-daemon's peak resident memory is under 1 GiB.
+daemon's peak resident memory is under 1 GiB. Nor do clients take it that search and do not read.
 
   memory.py [--gib N]    default 1; a campaign is 10
 """
 
 import argparse
+import http.client
+import json
 import os
 import random
 import sys
@@ -85,6 +87,60 @@ def ingest(folder, gib):
         check(peak(daemon) < LIMIT, f"listing took the peak to {peak(daemon)} bytes")
 
 
+def store_small(addr, base, first, count, errors):
+    """Instances without pixels."""
+    head = base.dataset[:base.dataset.rindex(b"\xe0\x7f\x10\x00")]
+    digits = len(base.uid) - 5
+    try:
+        with dicom.Association(addr, [(base.sop_class, dicom.EXPLICIT_LE)]) as a:
+            for i in range(first, first + count):
+                uid = "2.25." + str(10 ** (digits - 1) + i)
+                status = a.store(base.sop_class, uid, head.replace(base.uid.encode(), uid.encode()))
+                check(status == 0, f"C-STORE gave status {status:04x}")
+    except Exception as e:  # pylint: disable=broad-except
+        errors.append(e)
+
+
+def slow_readers(folder):
+    """Clients that search and do not read the answer: they keep pages of it in memory. Another one
+    gets all of it, and is told that there are more rows than an answer holds."""
+    share, limit, readers = 2600, 10000, []
+    base = dicom.Instance(phantom(os.path.join(folder, "one"), slices=1)[0])
+    with Daemon(os.path.join(folder, "rows")) as daemon:
+        errors = []
+        threads = [threading.Thread(target=store_small,
+                                    args=(daemon.dicom, base, i * share, share, errors))
+                   for i in range(4)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        check(not errors, "a client failed:", errors)
+        before = daemon.rss()
+        try:
+            for _ in range(40):
+                readers.append(http.client.HTTPConnection(*daemon.http, timeout=60))
+                readers[-1].request("GET", "/dicom-web/instances")
+            for reader in readers:
+                check(reader.sock.recv(12) == b"HTTP/1.1 200", "a search failed")
+            grown = daemon.rss() - before
+            with dicom.Web(daemon.http) as web:
+                _, headers, data = web.call("GET", "/instances")
+                check("exceeded" in (headers["Warning"] or ""), "no warning:", headers)
+                rows = json.loads(data)
+                check(len(rows) == limit, f"{len(rows)} rows beside clients that do not read")
+                _, headers, data = web.call("GET", f"/instances?offset={limit}")
+                check("Warning" not in headers, "a warning with the last rows:", headers)
+                rows += json.loads(data)
+            uids = {row["00080018"]["Value"][0] for row in rows}
+            check(len(rows) == len(uids) == 4 * share, f"{len(uids)} UIDs in {len(rows)} rows")
+        finally:
+            for reader in readers:
+                reader.close()
+        log(f"{grown / MIB:.0f} MiB for {len(readers)} answers of {limit} rows")
+        check(grown < 256 * MIB, f"answers that are not read hold {grown / MIB:.0f} MiB")
+
+
 def main():
     parser = argparse.ArgumentParser(description="memory is bounded")
     parser.add_argument("--gib", type=float, default=1)
@@ -93,6 +149,8 @@ def main():
     with scratch() as folder:
         with suite.case(f"under 1 GiB of memory after {args.gib:g} GiB of new data"):
             ingest(folder, args.gib)
+        with suite.case("clients that do not read what they searched for"):
+            slow_readers(folder)
     return suite.finish()
 
 

@@ -500,6 +500,135 @@ static void test_searches(void)
     answer_free(&a);
 }
 
+/* ---- Answers of many rows -------------------------------------------------------------------- */
+
+#define MANY     1300 /* more than two pages of search.c */
+#define READERS  7    /* more than may have all their rows in memory */
+#define ALL_ROWS "/instances?includefield=all"
+
+/* MANY instances whose rows are large: their JSON is more than sockets take. */
+static void store_many(void)
+{
+    char *name = mem_zalloc(8001);
+    struct strbuf body = STRBUF_INIT;
+    struct answer a;
+
+    memset(name, 'n', 8000);
+    for (int i = 0; i < MANY; i++) {
+        char study[20], series[24], instance[40];
+        struct file f;
+
+        snprintf(study, sizeof(study), "1.10.%d", i / 10);
+        snprintf(series, sizeof(series), "%s.1", study);
+        snprintf(instance, sizeof(instance), "%s.%d", series, i);
+        f = file_make(study, series, instance, name, 1);
+        add_part(&body, f.bytes.data, f.bytes.len);
+        file_free(&f);
+    }
+    strbuf_adds(&body, "\r\n--frontier x--\r\n");
+    a = ask("POST", "/studies", "application/dicom+json", MULTI, body.data, body.len);
+    EXPECT(a.status == 200 && json_count(&a, "00081199") == MANY, "%ld", a.status);
+    answer_free(&a);
+    strbuf_free(&body);
+    mem_free(name);
+}
+
+/* The rows of an answer are the stored instances from `first` on, in their order. */
+static void expect_rows(const char *body, int first, int count)
+{
+    json_t *j = json_loads(body, 0, NULL);
+
+    EXPECT(json_is_array(j) && json_array_size(j) == (size_t)count, "%zu rows for %d",
+           json_array_size(j), count);
+    for (int i = 0; i < count; i++) {
+        json_t *uid =
+            json_object_get(json_object_get(json_array_get(j, (size_t)i), "00080018"), "Value");
+        const char *is = json_string_value(json_array_get(uid, 0));
+        char want[40];
+
+        snprintf(want, sizeof(want), "1.10.%d.1.%d", (first + i) / 10, first + i);
+        EXPECT(is && strcmp(is, want) == 0, "row %d is %s", i, is ? is : "none");
+        if (!is || strcmp(is, want) != 0)
+            break;
+    }
+    json_decref(j);
+}
+
+static void expect_found(const char *path, int first, int count)
+{
+    struct answer a = get(path, "application/json");
+
+    EXPECT(a.status == 200 && a.code == CURLE_OK, "%s: %ld", path, a.status);
+    EXPECT(!strstr(a.headers.data, "Warning:"), "%s: %s", path, a.headers.data);
+    expect_rows(a.body.data, first, count);
+    answer_free(&a);
+}
+
+/* Begins an answer and reads its status line. HTTP/1.0: it is not chunked, and ends with the
+ * connection. */
+static int reader_begin(void)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_port = htons((uint16_t)port),
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0), small = 16384;
+    char line[] = "GET /dicom-web" ALL_ROWS " HTTP/1.0\r\n\r\n", got[16];
+
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
+    CHECK_OK(connect(fd, (struct sockaddr *)&a, sizeof(a)));
+    CHECK_OK(send(fd, line, strlen(line), MSG_NOSIGNAL));
+    EXPECT(recv(fd, got, 12, MSG_WAITALL) == 12 && memcmp(got + 8, " 200", 4) == 0, "%.12s", got);
+    return fd;
+}
+
+static void reader_end(int fd)
+{
+    struct strbuf s = STRBUF_INIT;
+    char buf[65536];
+    const char *body;
+    ssize_t n;
+
+    while ((n = recv(fd, buf, sizeof(buf), 0)) > 0)
+        strbuf_add(&s, buf, (size_t)n);
+    strbuf_addc(&s, 0);
+    body = strstr(s.data, "\r\n\r\n");
+    EXPECT(n == 0 && body != NULL);
+    if (body)
+        expect_rows(body + 4, 0, MANY);
+    strbuf_free(&s);
+    close(fd);
+}
+
+/* While clients that do not read have begun more answers than may be in memory, others get theirs
+ * page by page; and so do these, once they read. */
+static void test_many(void)
+{
+    int readers[READERS];
+
+    store_many();
+    expect_found(ALL_ROWS, 0, MANY);
+    for (int i = 0; i < READERS; i++)
+        readers[i] = reader_begin();
+    expect_found(ALL_ROWS, 0, MANY);
+    expect_found("/instances", 0, MANY);
+    expect_found("/instances?limit=1200&offset=7", 7, 1200);
+    expect_found("/instances?limit=1000", 0, 1000); /* whole pages */
+    expect_found("/instances?limit=501&offset=798", 798, 501);
+    expect_found("/instances?limit=501&offset=1299", 1299, 1);
+    expect_found("/studies/1.10.3/series/1.10.3.1/instances", 30, 10);
+    EXPECT(search("/instances?limit=1000&offset=1300") == 0);
+    close(readers[0]); /* in the midst of it */
+    for (int i = READERS - 1; i > 0; i--)
+        reader_end(readers[i]);
+    expect_found(ALL_ROWS, 0, MANY);
+    for (int i = 0; i < MANY / 10; i++) {
+        char path[40];
+
+        snprintf(path, sizeof(path), "/studies/1.10.%d", i);
+        delete (path, 204);
+    }
+}
+
 static void test_study(void)
 {
     struct file f[4] = {file_make("1.9.1", "1.9.1.1", "1.9.1.1.1", "Doe^John", 1),
@@ -791,6 +920,7 @@ static void client(void *arg)
 
     test_study();
     test_border();
+    test_many();
     test_long_frames();
     test_frames();
     test_stow_failures();
@@ -812,7 +942,8 @@ static void client(void *arg)
 
 static void loop_main(void *arg)
 {
-    struct dicomweb_config cfg = {.addr = {"tcp:127.0.0.1:0"}};
+    /* test_many's readers wait long in slow builds */
+    struct dicomweb_config cfg = {.addr = {"tcp:127.0.0.1:0"}, .idle_timeout_s = 600};
 
     store = mem_object_new(env);
     CHECK_OK(dicomweb_start(env, store, &cfg, &web));
