@@ -394,6 +394,8 @@ static void part_end_soon(void *arg)
 
     if (p->partition)
         partition_end_soon(p->partition);
+    if (p->kv)
+        kv_front_end_soon(p->kv); /* whom the doors wait for may wait for space */
 }
 
 void node_part_end_soon(struct node_part *p)

@@ -16,6 +16,7 @@
 #define PARTITION_TICK          (100 * ENV_NS_PER_MS) /* background work looks around this often */
 #define PARTITION_PRESSURE      40u /* percent of the journal used at which a checkpoint is made */
 #define PARTITION_TRIM_LEAST    6u  /* percent of the journal that one has to let go of */
+#define PARTITION_RETRY         (2 * ENV_NS_PER_S) /* after a checkpoint that failed */
 #define PARTITION_REBUILD_DELAY (600 * ENV_NS_PER_S)
 #define PARTITION_MADE_UP       (10 * ENV_NS_PER_S)
 #define PARTITION_SEGMENT_PAGE  4096u
@@ -380,9 +381,10 @@ static void partition_watch_health(struct partition *p)
  * what is kept for draining. */
 static bool partition_checkpoint_due(const struct partition *p)
 {
-    return image_due(p->image) ||
-           (journal_pressure(p->journal) >= PARTITION_PRESSURE &&
-            journal_trimmable(p->journal, partition_settled(p)) >= PARTITION_TRIM_LEAST);
+    return env_now(p->env) >= p->checkpoint_again &&
+           (image_due(p->image) ||
+            (journal_pressure(p->journal) >= PARTITION_PRESSURE &&
+             journal_trimmable(p->journal, partition_settled(p)) >= PARTITION_TRIM_LEAST));
 }
 
 static void partition_maintain(void *arg)
@@ -399,8 +401,10 @@ static void partition_maintain(void *arg)
         membership_watch(p);
         if (journal_pressure(p->journal) >= PARTITION_PRESSURE)
             volumes_hurry(p->volumes, p->processed_lsn);
-        if (partition_checkpoint_due(p))
+        if (partition_checkpoint_due(p)) {
             rc = partition_checkpoint(p);
+            p->checkpoint_again = rc < 0 ? env_now(p->env) + PARTITION_RETRY : 0;
+        }
         if (rc == 0)
             rc = partition_reclaim(p);
         if (rc < 0 && rc != ERR_SHUTDOWN && !p->broken)

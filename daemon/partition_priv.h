@@ -31,6 +31,7 @@ struct partition {
     uint64_t applying_lsn;  /* the record that is being applied; 0: none */
     uint64_t trim_lsn;      /* at start: the KV store needs no record before this one */
     uint64_t out_since[FORMAT_DRIVES_MAX]; /* when a drive was first seen out; 0: it is not */
+    uint64_t checkpoint_again;             /* one failed: not before then */
     uint64_t made_up_at; /* when it was last looked whether they are made up for */
     struct drive_watch drive_watch;
     struct membership membership;

@@ -75,10 +75,12 @@ void kv_batch_clear(struct kv_batch *b);
 void kv_batch_free(struct kv_batch *b); /* NULL is fine */
 
 /* Applies the batch, atomically, visible to every read started afterwards. Batches apply in the
- * order of the calls. May suspend (a full memory table waits for its flush). */
+ * order of the calls. May suspend (a full memory table waits for its flush). ERR_NOSPC: nothing was
+ * applied, the same batch may be written again later. */
 int kv_write(struct kv *kv, struct kv_batch *b);
 
-/* Makes everything written before the call durable. Suspends. Writes go on meanwhile. */
+/* Makes everything written before the call durable. Suspends. Writes go on meanwhile. ERR_NOSPC:
+ * some of it may not be; another flush may be tried later. */
 int kv_flush(struct kv *kv);
 
 struct kv_stats {
@@ -86,7 +88,8 @@ struct kv_stats {
 };
 int kv_get_stats(struct kv *kv, struct kv_stats *ret_stats);
 
-/* Flushes and closes. Suspends. NULL is fine. */
+/* Flushes and closes. No other call may be under way. Does not wait for space (ERR_NOSPC).
+ * Suspends. NULL is fine. */
 int kv_close(struct kv *kv);
 
 /* ---- Changed rows (kv_changes.c) ---- */
@@ -121,8 +124,14 @@ void kv_batch_keys(const struct kv_batch *b,
 /* A store in front of `store`, which it owns from now on: what is written stays in memory, in at
  * most two sets of `limit` bytes and a batch (0: 8 MiB), and goes to `store` in large batches. Same
  * contract, much cheaper small writes. A failure to write behind is returned by the next kv_write
- * or kv_flush and by all after it. */
+ * or kv_flush and by all after it; but ERR_NOSPC is not one: then it is tried again, and kv_write
+ * waits for space where it finds both sets full. */
 struct kv *kv_front_new(struct env *env, struct kv *store, size_t limit);
+
+/* The end is near: no write waits for space any more. Where there is none it fails with ERR_NOSPC,
+ * and so does all after it; what is missing then is in the journal. Before those are waited for who
+ * may be waiting for a write. Does not suspend. */
+void kv_front_end_soon(struct kv *kv);
 
 /* Registers the metrics of a store that kv_front_new made, and has its slow calls told to `slow`
  * (NULL: nobody). */

@@ -17,6 +17,12 @@
  * writer who finds the active set full while the sealed one is still being written waits: memory is
  * bounded by two sets. A reader asks active, sealed, store, in this order.
  *
+ * Without space. The file system under the store behind may be full for a while (ERR_NOSPC). That
+ * is no failure: nobody changes the sealed set and the journal has its records, so it is kept, and
+ * tried again every second. Writes go on until the active set is full too, and wait then. A flush
+ * does not wait: it has the time, and tells. Nor does the end: what is in the sets then is lost to
+ * the store and replayed from the journal at the next start.
+ *
  * Ranges come from three places at once and must be of one state. The rows of the two sets are
  * copied first; nothing may then reach the store behind that was not among them, so a push does not
  * begin while a scan is under way. One that has begun may go on: all it brings was copied. A scan
@@ -27,6 +33,7 @@
 
 #include "lib/base/check.h"
 #include "lib/base/err.h"
+#include "lib/base/log.h"
 #include "lib/base/mem.h"
 #include "lib/base/metric.h"
 #include "lib/base/slow.h"
@@ -36,6 +43,7 @@
 #include "lib/rt/sync.h"
 
 #define KV_FRONT_DEFAULT_BYTES (8u << 20)
+#define KV_FRONT_PAUSE         ENV_NS_PER_S /* before a store without space is tried again */
 
 /* What is timed. Reads only when they go to the store behind, writes only when they find the active
  * set full: what is done in the sets costs hardly more than a look at the clock, and is part of
@@ -52,11 +60,14 @@ struct kv_front {
     struct rowset sets[2];
     struct rowset *active, *sealed; /* sealed: NULL when there is none */
     uint64_t seals, pushes;         /* how often a set was sealed, and written behind */
-    int error;                      /* of a push: sealed stays, and so do its rows */
+    int error;                      /* of a push, for good: sealed stays, and so do its rows */
+    bool no_space;                  /* a push is tried again and again */
     unsigned scans;                 /* under way */
     bool push_waits;
+    bool ending;
     struct fiber_mutex writing; /* keeps batches in the order of the calls */
-    struct fiber_cond changed;  /* any of the above */
+    struct fiber_cond changed;  /* any of the above, but for ending */
+    struct fiber_cond ends;     /* ending */
     struct metric_hist op_time[FRONT_OPS];
     struct metric_counter hits; /* rows found in the sets */
     struct slow_log *slow;
@@ -101,16 +112,37 @@ static void front_encode(void *arg)
     }
 }
 
-static int front_write_behind(struct kv_front *f)
+/* The sealed set as a batch. Suspends. */
+static struct kv_batch *front_sealed_batch(struct kv_front *f)
 {
     struct front_encoding e = {.rows = f->sealed, .batch = kv_batch_new()};
-    int rc;
 
     e.refs = mem_calloc(rowset_count(f->sealed), sizeof(e.refs[0]));
     env_offload(f->env, ENV_LANE_KV, front_encode, &e);
     mem_free(e.refs);
-    rc = kv_write(f->store, e.batch);
-    kv_batch_free(e.batch);
+    return e.batch;
+}
+
+/* Writes it to the store behind, however long that has no space, unless the end comes.
+ *
+ * The scans that begin meanwhile need not be waited for before it is tried again: they have copied
+ * the sealed set. */
+static int front_write_behind(struct kv_front *f, struct kv_batch *b)
+{
+    int rc = kv_write(f->store, b);
+
+    while (rc == ERR_NOSPC && !f->ending) {
+        if (!f->no_space)
+            log_error("kv", "no space for the metadata, writes will wait for it: make room where "
+                            "the store's kv folder lies");
+        f->no_space = true;
+        fiber_cond_broadcast(&f->changed); /* flushes do not wait */
+        (void)fiber_cond_wait_until(f->env, &f->ends, env_now(f->env) + KV_FRONT_PAUSE);
+        rc = kv_write(f->store, b);
+    }
+    if (f->no_space && rc == 0)
+        log_info("kv", "there is space for the metadata again");
+    f->no_space = false;
     return rc;
 }
 
@@ -118,6 +150,7 @@ static void front_push(void *arg)
 {
     struct kv_front *f = arg;
     size_t rows = rowset_count(f->sealed);
+    struct kv_batch *batch;
     uint64_t start;
 
     f->push_waits = true;
@@ -126,7 +159,9 @@ static void front_push(void *arg)
     f->push_waits = false;
     fiber_cond_broadcast(&f->changed);
     start = env_now(f->env);
-    f->error = front_write_behind(f);
+    batch = front_sealed_batch(f);
+    f->error = front_write_behind(f, batch);
+    kv_batch_free(batch);
     front_measure(f, FRONT_BEHIND, start, rows);
     if (f->error == 0) {
         rowset_clear(f->sealed);
@@ -146,13 +181,32 @@ static void front_seal(struct kv_front *f)
     fiber_spawn(f->env, "kv write-behind", front_push, f);
 }
 
-/* Waits until the sealed set, if there is one, is written. Suspends. */
-static int front_await_push(struct kv_front *f)
+/* Waits until the active set takes another batch. Suspends. */
+static int front_make_room(struct kv_front *f)
 {
-    uint64_t mine = f->seals;
+    while (f->error == 0 && f->active->bytes >= f->limit)
+        if (f->sealed)
+            fiber_cond_wait(&f->changed);
+        else
+            front_seal(f);
+    return f->error;
+}
 
-    while (f->pushes < mine)
-        fiber_cond_wait(&f->changed);
+/* Waits until all that is in the sets now is in the store behind. ERR_NOSPC as soon as that has no
+ * space. Does not take `writing`, which a writer may hold for as long as there is none: sets are
+ * sealed between two batches all the same, since a batch is put into one without suspending. */
+static int front_hand_on(struct kv_front *f)
+{
+    uint64_t upto = f->seals + (rowset_count(f->active) > 0);
+
+    while (f->error == 0 && f->pushes < upto) {
+        if (f->no_space && !f->ending)
+            return ERR_NOSPC;
+        if (f->seals < upto && !f->sealed)
+            front_seal(f);
+        else
+            fiber_cond_wait(&f->changed);
+    }
     return f->error;
 }
 
@@ -168,12 +222,7 @@ static int kv_front_write(struct kv *kv, const struct kv_batch *b)
     int rc;
 
     fiber_mutex_lock(&f->writing);
-    rc = f->error;
-    if (rc == 0 && f->active->bytes >= f->limit) {
-        rc = front_await_push(f);
-        if (rc == 0)
-            front_seal(f);
-    }
+    rc = front_make_room(f);
     while (rc == 0 && kv_batch_next(b, &pos, &op))
         if (op.is_put)
             rowset_put(f->active, op.key, op.value);
@@ -189,15 +238,8 @@ static int kv_front_flush(struct kv *kv)
 {
     struct kv_front *f = kv_front_of(kv);
     uint64_t start = env_now(f->env);
-    int rc;
+    int rc = front_hand_on(f);
 
-    fiber_mutex_lock(&f->writing); /* so that nobody else seals */
-    rc = front_await_push(f);
-    if (rc == 0 && rowset_count(f->active))
-        front_seal(f);
-    fiber_mutex_unlock(&f->writing);
-    if (rc == 0)
-        rc = front_await_push(f);
     if (rc == 0)
         rc = kv_flush(f->store);
     front_measure(f, FRONT_FLUSH, start, 0);
@@ -518,8 +560,13 @@ static int kv_front_get_stats(struct kv *kv, struct kv_stats *ret_stats)
 static int kv_front_close(struct kv *kv)
 {
     struct kv_front *f = kv_front_of(kv);
-    int rc = kv_front_flush(kv), closed = kv_close(f->store);
+    int rc, closed;
 
+    kv_front_end_soon(kv);
+    while (f->pushes < f->seals)
+        fiber_cond_wait(&f->changed);
+    rc = kv_front_flush(kv);
+    closed = kv_close(f->store);
     rowset_free(&f->sets[0]);
     rowset_free(&f->sets[1]);
     mem_free(f);
@@ -549,9 +596,19 @@ struct kv *kv_front_new(struct env *env, struct kv *store, size_t limit)
     f->active = &f->sets[0];
     fiber_mutex_init(&f->writing);
     fiber_cond_init(&f->changed);
+    fiber_cond_init(&f->ends);
     for (unsigned i = 0; i < FRONT_OPS; i++)
         metric_hist_init(&f->op_time[i], METRIC_TIME);
     return &f->base;
+}
+
+void kv_front_end_soon(struct kv *kv)
+{
+    struct kv_front *f = kv_front_of(kv);
+
+    CHECK(kv->ops == &kv_front_ops);
+    f->ending = true;
+    fiber_cond_broadcast(&f->ends);
 }
 
 void kv_front_observe(struct kv *kv, struct metrics *m, struct slow_log *slow)

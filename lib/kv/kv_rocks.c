@@ -19,13 +19,37 @@
  * Order of writes. A write that waits on the lane must not be overtaken, so every write holds
  * write_lock, which is fair, from its first try to its end.
  *
- * Errors. The C API gives a text only; kv_rocks_error knows the beginnings that matter. The text
- * itself goes to the log here, since it would be lost otherwise.
+ * Errors. The C API gives a text only; kv_rocks_error knows the parts that matter. The text itself
+ * goes to the log here, since it would be lost otherwise.
+ *
+ * Without space. A flush or compaction of RocksDB's own that finds none stops all writes, which
+ * return the error, but nothing is lost: memory tables stay, reads go on, and RocksDB looks for
+ * space every five seconds and goes on by itself when there is room for a memory table (its default
+ * SstFileManager; the C API has no way to ask for it). Writes and flushes then only have to be
+ * tried again. Whatever else stops it, it stays stopped until it is opened again, which would lose
+ * the memory tables: ERR_KV. Too many open files is of that kind.
+ *
+ * Flushes after that. RocksDB 7.8 never takes back the mark that it was stopped: from then on its
+ * flush returns success at once, with the work still under way (is_db_stopped_ in its
+ * db/error_handler.cc). The journal would be trimmed of what is nowhere else. So once there were
+ * errors in the background, a flush is done only when no memory table holds anything. (The mark
+ * also has writes stop for what they would not stop for otherwise, a compaction without space.)
+ *
+ * Compactions without space. These RocksDB takes lightly: writes go on, but where table files that
+ * were not compacted are many, it would hold back flushes until there is space again, checkpoints
+ * and the end with them, and a thread of the lane. So it is told not to count these files, and
+ * flushes wait for compactions here instead, as long as they work (kv_rocks_await_compaction).
+ *
+ * RocksDB's own log lies beside the tables. Debian's build aborts at the second line that finds no
+ * space there (an assertion of its writable_file_writer.h). What matters of it comes as the text of
+ * an error too, so after its head, at the start, it gets nothing.
  */
 #include "lib/kv/impl.h"
 
 #include <limits.h>
 #include <rocksdb/c.h>
+#include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/base/check.h"
@@ -42,6 +66,8 @@
 #define KV_ROCKS_BLOOM_BITS      10   /* about 1% of false positives */
 #define KV_ROCKS_PREFIX          9    /* bytes of key that the memory tables' filter sees */
 #define KV_ROCKS_L0_FILES        8    /* every checkpoint makes one: merge them by more at a time */
+#define KV_ROCKS_L0_MANY         20   /* from these on a flush waits for compaction */
+#define KV_ROCKS_L0_NEVER        (1 << 20) /* RocksDB itself does not */
 #define KV_ROCKS_OPEN_FILES      256
 #define KV_ROCKS_BACKGROUND_JOBS 2
 #define KV_ROCKS_FILE_BYTES      (32u << 20)
@@ -54,11 +80,14 @@
 #define KV_ROCKS_DENSE_SPAN      3u  /* and the rows it may pass, per key wanted */
 #define KV_ROCKS_INLINE_SKIPS    1024u        /* and so does one that meets many deleted rows */
 #define KV_ROCKS_INLINE_BYTES    (256u << 10) /* and a larger write */
+#define KV_ROCKS_FLUSH_LOOK      (2 * ENV_NS_PER_MS) /* between looks whether it is done */
+#define KV_ROCKS_COMPACT_LOOK    (20 * ENV_NS_PER_MS)
+#define KV_ROCKS_COMPACT_WAIT    (10 * ENV_NS_PER_S) /* a flush's, at most */
 #define KV_ROCKS_FORMAT          "1"
 
 /* Values of RocksDB's enums that its C header does not name. */
 enum { KV_ROCKS_TIER_ALL = 0, KV_ROCKS_TIER_MEMORY = 1 };
-enum { KV_ROCKS_LOG_WARN = 2 };
+enum { KV_ROCKS_LOG_FATAL = 4 };
 
 struct kv_rocks {
     struct kv base;
@@ -72,6 +101,7 @@ struct kv_rocks {
     rocksdb_readoptions_t *read_memory, *read_all;
     rocksdb_writeoptions_t *write_inline, *write_waiting;
     rocksdb_flushoptions_t *flush;
+    atomic_bool no_space; /* has been told; whoever waits for space asks again and again */
 };
 
 static struct kv_rocks *kv_rocks_of(struct kv *kv)
@@ -87,23 +117,23 @@ static bool kv_rocks_incomplete(const char *text)
 }
 
 /* The code for RocksDB's text, which is freed; 0 for NULL. Any thread. */
-static int kv_rocks_error(const struct kv_rocks *k, const char *what, char *text)
+static int kv_rocks_error(struct kv_rocks *k, const char *what, char *text)
 {
     int r;
 
     if (!text)
         return 0;
-    if (kv_rocks_incomplete(text))
+    if (strstr(text, "No space left on device"))
+        r = ERR_NOSPC; /* before the next: a write that waits for a compaction can get both */
+    else if (kv_rocks_incomplete(text))
         r = ERR_AGAIN;
-    else if (strstr(text, "No space left on device"))
-        r = ERR_NOSPC;
     else if (strncmp(text, "IO error: lock", 14) == 0 || strstr(text, "While lock file"))
         r = ERR_LOCKED;
     else
         r = ERR_KV;
     if (r == ERR_LOCKED) /* whoever opens it tries again, and tells in the end */
         log_debug("kv", "locked path=%s text=%s", log_q(k->path), log_q(text));
-    else if (r != ERR_AGAIN)
+    else if (r != ERR_AGAIN && !(r == ERR_NOSPC && atomic_exchange(&k->no_space, true)))
         log_error("kv", "rocksdb failed path=%s op=%s text=%s", log_q(k->path), what, log_q(text));
     rocksdb_free(text);
     return r;
@@ -495,11 +525,35 @@ static int kv_rocks_write(struct kv *kv, const struct kv_batch *b)
 
 /* ---- Flush, figures ------------------------------------------------------------------------- */
 
+static uint64_t kv_rocks_property(struct kv_rocks *k, const char *name)
+{
+    uint64_t value = 0;
+
+    return rocksdb_property_int_cf(k->db, k->family, name, &value) == 0 ? value : 0;
+}
+
+/* Does a property say that there is nothing? One that cannot be read does not. */
+static bool kv_rocks_none(struct kv_rocks *k, const char *name)
+{
+    uint64_t value = 1;
+
+    return rocksdb_property_int_cf(k->db, k->family, name, &value) == 0 && value == 0;
+}
+
+/* Are the memory tables empty, and what was in them durable? */
+static bool kv_rocks_flushed(struct kv_rocks *k)
+{
+    return kv_rocks_none(k, "rocksdb.num-immutable-mem-table") &&
+           kv_rocks_none(k, "rocksdb.num-entries-active-mem-table");
+}
+
 struct kv_rocks_flush {
     struct kv_rocks *k;
     int result;
 };
 
+/* ERR_AGAIN: RocksDB says that it is done, and it may not be. The count of errors is looked at
+ * after the flush, since one may have come meanwhile. */
 static void kv_rocks_flush_run(void *arg)
 {
     struct kv_rocks_flush *f = arg;
@@ -507,21 +561,51 @@ static void kv_rocks_flush_run(void *arg)
 
     rocksdb_flush_cf(f->k->db, f->k->flush, f->k->family, &error);
     f->result = kv_rocks_error(f->k, "flush", error);
+    if (f->result == 0 && !kv_rocks_none(f->k, "rocksdb.background-errors") &&
+        !kv_rocks_flushed(f->k))
+        f->result = ERR_AGAIN;
+    if (f->result == 0)
+        atomic_store(&f->k->no_space, false);
+}
+
+/* How many table files no compaction has taken yet. */
+static unsigned long kv_rocks_loose(struct kv_rocks *k)
+{
+    char *text = rocksdb_property_value_cf(k->db, k->family, "rocksdb.num-files-at-level0");
+    unsigned long n = text ? strtoul(text, NULL, 10) : 0;
+
+    rocksdb_free(text);
+    return n;
+}
+
+/* Readers look into each of these files. While compactions fail, waiting does not help; where they
+ * are not even begun, RocksDB has stopped, and a flush tells. */
+static void kv_rocks_await_compaction(struct kv_rocks *k)
+{
+    uint64_t errors = kv_rocks_property(k, "rocksdb.background-errors");
+    uint64_t end = env_now(k->env) + KV_ROCKS_COMPACT_WAIT;
+
+    while (kv_rocks_loose(k) >= KV_ROCKS_L0_MANY && env_now(k->env) < end &&
+           kv_rocks_property(k, "rocksdb.background-errors") == errors)
+        env_sleep(k->env, KV_ROCKS_COMPACT_LOOK);
 }
 
 static int kv_rocks_flush(struct kv *kv)
 {
-    struct kv_rocks_flush f = {kv_rocks_of(kv), 0};
+    struct kv_rocks *k = kv_rocks_of(kv);
+    struct kv_rocks_flush f = {k, 0};
 
-    env_offload(f.k->env, ENV_LANE_KV, kv_rocks_flush_run, &f);
+    kv_rocks_await_compaction(k);
+    env_offload(k->env, ENV_LANE_KV, kv_rocks_flush_run, &f);
+    if (f.result != ERR_AGAIN)
+        return f.result;
+    fiber_mutex_lock(&k->write_lock); /* else there might always be something in memory */
+    do {
+        env_sleep(k->env, KV_ROCKS_FLUSH_LOOK);
+        env_offload(k->env, ENV_LANE_KV, kv_rocks_flush_run, &f);
+    } while (f.result == ERR_AGAIN);
+    fiber_mutex_unlock(&k->write_lock);
     return f.result;
-}
-
-static uint64_t kv_rocks_property(struct kv_rocks *k, const char *name)
-{
-    uint64_t value = 0;
-
-    return rocksdb_property_int_cf(k->db, k->family, name, &value) == 0 ? value : 0;
 }
 
 static int kv_rocks_get_stats(struct kv *kv, struct kv_stats *ret_stats)
@@ -574,7 +658,7 @@ static rocksdb_options_t *kv_rocks_options_new(rocksdb_cache_t *cache, size_t bu
     rocksdb_options_set_max_file_opening_threads(o, 1);
     rocksdb_options_set_max_manifest_file_size(o, KV_ROCKS_MANIFEST_BYTES);
     rocksdb_options_set_manifest_preallocation_size(o, 64 << 10);
-    rocksdb_options_set_info_log_level(o, KV_ROCKS_LOG_WARN);
+    rocksdb_options_set_info_log_level(o, KV_ROCKS_LOG_FATAL); /* see the head comment */
     rocksdb_options_set_max_log_file_size(o, KV_ROCKS_LOG_BYTES);
     rocksdb_options_set_keep_log_file_num(o, KV_ROCKS_LOG_FILES);
     /* Most point reads ask for what is not there (new fingerprints). A filter by key prefix spares
@@ -583,6 +667,8 @@ static rocksdb_options_t *kv_rocks_options_new(rocksdb_cache_t *cache, size_t bu
         o, rocksdb_slicetransform_create_fixed_prefix(KV_ROCKS_PREFIX));
     rocksdb_options_set_memtable_prefix_bloom_size_ratio(o, 0.05);
     rocksdb_options_set_level0_file_num_compaction_trigger(o, KV_ROCKS_L0_FILES);
+    rocksdb_options_set_level0_slowdown_writes_trigger(o, KV_ROCKS_L0_NEVER);
+    rocksdb_options_set_level0_stop_writes_trigger(o, KV_ROCKS_L0_NEVER);
     rocksdb_options_set_stats_dump_period_sec(o, 0);
     rocksdb_options_set_stats_persist_period_sec(o, 0);
     return o;
@@ -687,21 +773,19 @@ static void kv_rocks_open_run(void *arg)
 
 static void kv_rocks_close_run(void *arg)
 {
-    struct kv_rocks_life *life = arg;
-    struct kv_rocks_flush flush = {life->k, 0};
+    struct kv_rocks *k = arg;
 
-    kv_rocks_flush_run(&flush);
-    life->result = flush.result;
-    kv_rocks_shut(life->k);
+    kv_rocks_shut(k);
 }
 
 static int kv_rocks_close(struct kv *kv)
 {
-    struct kv_rocks_life life = {kv_rocks_of(kv), 0};
+    struct kv_rocks *k = kv_rocks_of(kv);
+    int rc = kv_rocks_flush(kv);
 
-    env_offload(life.k->env, ENV_LANE_KV, kv_rocks_close_run, &life);
-    kv_rocks_free(life.k);
-    return life.result;
+    env_offload(k->env, ENV_LANE_KV, kv_rocks_close_run, k);
+    kv_rocks_free(k);
+    return rc;
 }
 
 static const struct kv_ops kv_rocks_ops = {

@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """What is stored twice costs almost nothing, and a full store refuses clearly, goes on reading, and
-takes writes again once something was deleted."""
+takes writes again once something was deleted. One whose metadata has no space waits for it."""
 
+import contextlib
 import errno
 import os
 import random
@@ -263,6 +264,98 @@ def nearly_full(folder):
                           f"the block at {offset + at} is not what was written there last")
 
 
+# ---- No space for the metadata -----------------------------------------------------------------
+
+AREA = 128 * MIB
+
+
+@contextlib.contextmanager
+def small_file_system(path, size):
+    """A file system of this size at path."""
+    os.makedirs(path)
+    if os.geteuid() != 0 or run("mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs",
+                                path, ok=False).returncode != 0:
+        raise Skip("root, and leave to mount a tmpfs")
+    try:
+        yield
+    finally:
+        run("umount", "-l", path)
+
+
+class Scribbler(threading.Thread):
+    """Writes small blocks of noise all over a volume, until told to end."""
+
+    def __init__(self, daemon, volume):
+        super().__init__(daemon=True)
+        self.daemon_, self.volume = daemon, volume
+        self.blocks, self.error, self.ending = {}, None, False
+
+    def run(self):
+        rng = random.Random(self.volume)
+        try:
+            with nbd.Nbd(self.daemon_.nbd, self.volume, timeout=120) as client:
+                while not self.ending:
+                    some = {rng.randrange(AREA // BLOCK): rng.getrandbits(32)
+                            for _ in range(DEPTH)}
+                    for block, seed in some.items():
+                        client.send(nbd.CMD_WRITE, block * BLOCK, BLOCK, noise(seed))
+                    for _ in some:
+                        error = client.reply()[1]
+                        check(not error, "a write was refused:", os.strerror(error))
+                    self.blocks.update(some)
+        except Exception as e:  # pylint: disable=broad-except
+            self.error = e
+
+    def verify(self):
+        with nbd.Nbd(self.daemon_.nbd, self.volume) as client:
+            for block, seed in self.blocks.items():
+                check(client.read(block * BLOCK, BLOCK) == noise(seed),
+                      f"block {block} is not what was written there last")
+
+
+def await_line(daemon, writer, line, timeout):
+    end = time.monotonic() + timeout
+    while line not in daemon.log_text():
+        check(not writer.error, "the writer:", writer.error)
+        check(time.monotonic() < end, f"not logged in {timeout} s: {line}")
+        time.sleep(0.2)
+
+
+def metadata_without_space(folder):
+    """The file system of kv/ is full for a while: writes wait, reads go on, nothing is lost."""
+    data = os.path.join(folder, "narrow")
+    kv = os.path.join(data, "kv")
+    with small_file_system(kv, 256 * MIB), Daemon(data, "--capacity", "2G") as daemon:
+        daemon.volume("busy", AREA)
+        writer = Scribbler(daemon, "busy")
+        kept = Contents(folder, seed=4, slices=4, volume_mib=4)
+        kept.store(daemon)
+        filler = os.path.join(kv, "filler")
+        with open(filler, "wb") as f:
+            with contextlib.suppress(OSError):
+                while True:
+                    f.write(bytes(MIB))
+                    f.flush()
+        writer.start()
+        await_line(daemon, writer, "no space for the metadata", 240)
+        kept.verify(daemon)
+        time.sleep(5)
+        before = len(writer.blocks)
+        os.unlink(filler)
+        await_line(daemon, writer, "there is space for the metadata again", 60)
+        time.sleep(2)
+        writer.ending = True
+        writer.join(60)
+        check(not writer.is_alive() and not writer.error, "the writer:", writer.error)
+        log(f"{before} blocks written before there was space again, {len(writer.blocks)} in all")
+        writer.verify()
+        daemon.volume("later", MIB)
+        daemon.restart()
+        writer.verify()
+        kept.verify(daemon)
+        check("writes stopped" not in daemon.log_text(), "the daemon stopped writes")
+
+
 def large_store(folder):
     """Thirty tebibytes, empty: neither memory nor the start may grow with that."""
     data = os.path.join(folder, "large")
@@ -300,6 +393,8 @@ def main():
             full_store(folder)
         with suite.case("a store that is 95% full takes overwrites without end"):
             nearly_full(folder)
+        with suite.case("without space for the metadata writes wait, and go on"):
+            metadata_without_space(folder)
         with suite.case("a large store costs no more to start than a small one"):
             large_store(folder)
     return suite.finish()

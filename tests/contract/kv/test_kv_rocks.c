@@ -1,5 +1,6 @@
 /* The contract of the key-value store, held against RocksDB on the real env: the common suite, and
- * kills of a child process at random moments. Also what is RocksDB's own: errors at open. */
+ * kills of a child process at random moments. Also what is RocksDB's own: errors at open, and what
+ * it does while its file system is full. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,7 +8,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -189,6 +193,233 @@ static void test_kills(void **state)
     munmap(k.progress, sizeof(*k.progress));
 }
 
+/* ---- A full file system ---------------------------------------------------------------------- */
+
+#define FULL_ROW     (32u << 10)
+#define FULL_LIMIT   (256u << 10) /* of kv_front's sets */
+#define FULL_MANY    300u         /* rows that no memory holds */
+#define FULL_FLUSHES 40u
+#define FULL_STARVES (6 << 20)
+
+struct test_full {
+    struct test_kill base; /* first: test_in_child takes it */
+    struct kv *kv;
+    uint64_t upto; /* the writer ends with this row */
+    unsigned flushes;
+    bool ended, flusher_ends, flusher_ended;
+};
+
+static void test_full_value(uint64_t n, uint8_t value[FULL_ROW])
+{
+    for (size_t i = 0; i < FULL_ROW; i += 8)
+        codec_put_le64(value + i, suite_random(&n)); /* does not compress */
+}
+
+static void test_full_put(struct test_full *f, uint64_t n)
+{
+    struct kv_batch *b = kv_batch_new();
+    uint8_t key[8], *value = mem_alloc(FULL_ROW);
+
+    codec_put_be64(key, n);
+    test_full_value(n, value);
+    kv_batch_put(b, KV_CHUNK, (struct kv_slice){key, 8}, (struct kv_slice){value, FULL_ROW});
+    CHECK_OK(kv_write(f->kv, b));
+    f->base.progress->written = n;
+    mem_free(value);
+    kv_batch_free(b);
+}
+
+static void test_full_writer(void *arg)
+{
+    struct test_full *f = arg;
+
+    while (f->base.progress->written < f->upto)
+        test_full_put(f, f->base.progress->written + 1);
+    f->ended = true;
+}
+
+static void test_full_filler(char path[80])
+{
+    snprintf(path, 80, "%s/filler", test_dir);
+}
+
+/* Takes all space that is left, but for so much. */
+static void test_full_fill(off_t left)
+{
+    static const uint8_t block[4096];
+    char path[80];
+    int fd;
+
+    test_full_filler(path);
+    fd = open(path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
+    CHECK(fd >= 0);
+    while (write(fd, block, sizeof(block)) == (ssize_t)sizeof(block))
+        ;
+    CHECK(lseek(fd, 0, SEEK_END) > left);
+    CHECK_OK(ftruncate(fd, lseek(fd, 0, SEEK_END) - left));
+    close(fd);
+}
+
+static void test_full_free(void)
+{
+    char path[80];
+
+    test_full_filler(path);
+    CHECK_OK(unlink(path));
+}
+
+static void test_full_open(struct test_full *f)
+{
+    f->kv = kv_front_new(f->base.env, test_open(f->base.env), FULL_LIMIT);
+}
+
+static void test_full_flush(struct test_full *f)
+{
+    uint64_t n = f->base.progress->written;
+
+    CHECK_OK(kv_flush(f->kv));
+    f->base.progress->flushed = n;
+}
+
+/* Space goes away under a writer and comes again: he waits, and goes on. Every flush from then on
+ * keeps its word too: the process ends in the moment in which the last one has returned. */
+static void test_full_waits(void *arg)
+{
+    struct test_full *f = arg;
+    struct env *env = f->base.env;
+    uint64_t stuck;
+
+    test_full_open(f);
+    test_full_fill(0);
+    f->upto = FULL_MANY;
+    fiber_spawn(env, "writer", test_full_writer, f);
+    env_sleep(env, 2 * ENV_NS_PER_S);
+    stuck = f->base.progress->written;
+    CHECK(stuck > 0 && stuck < FULL_MANY);
+    CHECK(kv_flush(f->kv) == ERR_NOSPC);
+    env_sleep(env, 2 * ENV_NS_PER_S);
+    CHECK(f->base.progress->written == stuck && !f->ended);
+    test_full_free();
+    while (!f->ended)
+        env_sleep(env, 10 * ENV_NS_PER_MS);
+    for (unsigned i = 0; i < FULL_FLUSHES; i++) {
+        f->upto += 4;
+        test_full_writer(f);
+        test_full_flush(f);
+    }
+    _exit(0);
+}
+
+/* The end does not wait for space, and says that something is missing. */
+static void test_full_ends(void *arg)
+{
+    struct test_full *f = arg;
+    unsigned rounds = 0;
+    int rc;
+
+    test_full_open(f);
+    do { /* a compaction may end meanwhile and make room */
+        test_full_fill(0);
+        f->upto = f->base.progress->written + 2;
+        test_full_writer(f);
+        rc = kv_flush(f->kv);
+    } while (rc == 0 && ++rounds < 20);
+    CHECK(rc == ERR_NOSPC);
+    CHECK(kv_close(f->kv) == ERR_NOSPC);
+    test_full_free();
+}
+
+static void test_full_flusher(void *arg)
+{
+    struct test_full *f = arg;
+
+    while (!f->flusher_ends) {
+        int rc;
+
+        f->upto = f->base.progress->written + 2;
+        test_full_writer(f);
+        rc = kv_flush(f->kv);
+        CHECK(rc == 0 || rc == ERR_NOSPC);
+        f->flushes++;
+        env_sleep(f->base.env, 20 * ENV_NS_PER_MS);
+    }
+    f->flusher_ended = true;
+}
+
+/* There is space for flushes, and not for compactions, which take it and give it back. */
+static void test_full_starves(void *arg)
+{
+    struct test_full *f = arg;
+    struct env *env = f->base.env;
+
+    test_full_open(f);
+    test_full_fill(FULL_STARVES);
+    fiber_spawn(env, "flusher", test_full_flusher, f);
+    env_sleep(env, 7 * ENV_NS_PER_S);
+    CHECK(f->flushes > 0);
+    test_full_free();
+    f->flusher_ends = true;
+    while (!f->flusher_ended)
+        env_sleep(env, 10 * ENV_NS_PER_MS);
+    while (kv_flush(f->kv) == ERR_NOSPC)
+        env_sleep(env, 100 * ENV_NS_PER_MS);
+    CHECK_OK(kv_close(f->kv));
+}
+
+static void test_full_check(void *arg)
+{
+    struct test_full *f = arg;
+    struct crash_progress *p = f->base.progress;
+    uint8_t *want = mem_alloc(FULL_ROW);
+    uint64_t n = 1;
+
+    test_full_open(f);
+    for (;; n++) {
+        uint8_t key[8];
+        void *value;
+        size_t len;
+
+        codec_put_be64(key, n);
+        if (kv_get(f->kv, KV_CHUNK, (struct kv_slice){key, 8}, &value, &len) == ERR_NOENT)
+            break;
+        test_full_value(n, want);
+        CHECK(len == FULL_ROW && memcmp(value, want, len) == 0);
+        mem_free(value);
+    }
+    CHECK(n - 1 >= p->flushed && n - 1 <= p->written);
+    p->written = p->flushed = n - 1;
+    mem_free(want);
+    CHECK_OK(kv_close(f->kv));
+}
+
+static void test_full(void **state)
+{
+    struct test_full f = {.ended = false};
+
+    (void)state;
+    if (mount("tmpfs", test_dir, "tmpfs", 0, "size=64m") < 0) {
+        print_message("skipped: a tmpfs cannot be mounted here\n");
+        skip();
+    }
+    f.base.progress = mmap(NULL, sizeof(*f.base.progress), PROT_READ | PROT_WRITE,
+                           MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_true(f.base.progress != MAP_FAILED);
+    test_in_child(&f.base, test_full_waits);
+    test_in_child(&f.base, test_full_check);
+    assert_true(f.base.progress->flushed >= FULL_MANY + 4 * FULL_FLUSHES);
+    test_in_child(&f.base, test_full_ends);
+    test_in_child(&f.base, test_full_check);
+    test_in_child(&f.base, test_full_starves);
+    test_in_child(&f.base, test_full_check);
+    munmap(f.base.progress, sizeof(*f.base.progress));
+}
+
+static int test_full_teardown(void **state)
+{
+    (void)umount2(test_dir, MNT_DETACH); /* not mounted: it could not be */
+    return test_teardown(state);
+}
+
 /* ---- Several at once, partly in the cache ---------------------------------------------------- */
 
 #define COLD_ROWS  20000u
@@ -297,10 +528,11 @@ int main(void)
 {
     struct CMUnitTest tests[32] = {
         cmocka_unit_test_setup_teardown(test_kills, test_setup, test_teardown),
+        cmocka_unit_test_setup_teardown(test_full, test_setup, test_full_teardown),
         cmocka_unit_test_setup_teardown(test_open_errors, test_setup, test_teardown),
         cmocka_unit_test_setup_teardown(test_cold_multi_get, test_setup, test_teardown),
     };
-    size_t n = 3;
+    size_t n = 4;
 
     for (size_t i = 0; i < suite_case_count; i++)
         tests[n++] = (struct CMUnitTest){suite_cases[i].name, test_suite, test_suite_setup,
