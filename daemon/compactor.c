@@ -49,6 +49,19 @@ static void compactor_tell(struct partition *p, bool wanted, bool nothing, bool 
     }
 }
 
+/* Each takes a segment's room, and gives some only after what was in the old one was moved too. */
+static bool compactor_renew(struct partition *p)
+{
+    bool renewed = false;
+
+    for (unsigned i = 0; i < SEGMENT_STREAMS && segment_renew_due(p->segments); i++) {
+        if (!chunkstore_moves_have_room(p->chunks, true) || segment_renew_thin(p->segments) < 0)
+            break;
+        renewed = true;
+    }
+    return renewed;
+}
+
 static int compactor_round(struct partition *p)
 {
     uint64_t before = p->segments_freed;
@@ -56,7 +69,7 @@ static int compactor_round(struct partition *p)
     enum compact_need need = chunkstore_compact_need(p->chunks);
     int rc;
 
-    renewed = segment_renew_due(p->segments) && segment_renew_thin(p->segments) == 0;
+    renewed = compactor_renew(p);
     rc = need == COMPACT_NOTHING ? 0 : chunkstore_compact(p->chunks, need, compactor_pause, p);
     if (rc == 0 || rc == ERR_NOENT)
         rc = partition_reclaim(p);

@@ -371,6 +371,7 @@ void membership_get_progress(struct partition *p, struct partition_moves *ret_mo
                                  .rate = rate,
                                  .moved = stats.rehomed_bytes,
                                  .stuck = mv.stuck,
+                                 .waits = chunkstore_moves_wait(p->chunks),
                                  .given_up = segment_given_up(p->segments)};
     for (unsigned i = 0; i < p->ds->count; i++)
         ret_moves->drives[i] = work(mv.on_drive[i], mv.rebuild, rate);

@@ -101,6 +101,11 @@ static void status_health(const struct looking *l, const struct partition_status
                    ps->moves.stuck,
                    out ? "bring drives back and restart the daemon"
                        : "filmroom-fsck --deep tells what is lost");
+    if (ps->moves.waits)
+        add_reason(l, ADMIN_DEGRADED,
+                   ps->moves.rebuild.bytes
+                       ? "not enough room to rebuild: add a drive or delete data"
+                       : "not enough room to empty drives that leave: add a drive or delete data");
     if (ps->m == 0)
         add_reason(l, ADMIN_DEGRADED, "one drive, no redundancy: its loss is the loss of all data");
     if (ps->broken)

@@ -117,6 +117,7 @@ struct partition_moves {
     uint64_t rate;                                   /* bytes a second, of late */
     uint64_t moved;                                  /* bytes, since start */
     uint64_t stuck;    /* segments that cannot be read, and so stay where they are */
+    bool waits;        /* rebuild, or what is on drives that leave, waits for room */
     uint64_t given_up; /* drives that are not waited for any more (bit per drive) */
 };
 

@@ -177,6 +177,13 @@ void chunk_txn_abort(struct chunk_txn *t); /* before any chunk_txn_ref; NULL is 
 enum compact_need { COMPACT_NOTHING, COMPACT_IDLE, COMPACT_SOON, COMPACT_NOW };
 enum compact_need chunkstore_compact_need(const struct chunkstore *cs);
 
+/* May compaction move what takes more room than it gives: begin with a segment, or go on (`begun`)
+ * with one, within a part of what is kept? Does not suspend. */
+bool chunkstore_moves_have_room(const struct chunkstore *cs, bool begun);
+/* Are there segments to be moved for lack of parity, or from drives that leave, and no room for it?
+ * Does not suspend. */
+bool chunkstore_moves_wait(const struct chunkstore *cs);
+
 /* Moves what is alive out of one segment, so that it can be freed. `pause`, if not NULL, is called
  * between steps with the time the step took and may suspend; when it returns false the work ends
  * early. ERR_NOENT: there is no segment worth it. Suspends. */

@@ -57,6 +57,7 @@ struct compact_step {
     struct chunkstore *cs;
     enum segment_stream stream;
     size_t count, bytes;
+    bool gains; /* its slots are worth more than what it takes: segment_write_moved */
     struct chunk_row *rows[COMPACT_CHUNKS_MAX]; /* pinned */
     struct segment_loc from[COMPACT_CHUNKS_MAX];
     struct segment_read reads[COMPACT_CHUNKS_MAX];
@@ -69,6 +70,7 @@ enum compact_why { COMPACT_SPARSE, COMPACT_THIN, COMPACT_LEAVING, COMPACT_UNEVEN
 
 struct compact_run {
     struct compact_step *step;
+    enum compact_why why;
     bool (*pause)(void *arg, uint64_t took_ns);
     void *arg;
     bool stopped;
@@ -84,23 +86,43 @@ static unsigned compact_fill(enum compact_need need)
                                   : COMPACT_FILL_IDLE;
 }
 
+/* What lacks parity, else what is on a drive that leaves. Asked in this order since the second sees
+ * to it that the segments are on the right lists. */
+static bool pick_unsafe(const struct chunkstore *cs, uint64_t *ret_segment,
+                        enum compact_why *ret_why)
+{
+    bool leaves = segment_pick_leaving(cs->segments, ret_segment);
+
+    *ret_why = segment_pick_thin(cs->segments, ret_segment) ? COMPACT_THIN : COMPACT_LEAVING;
+    return leaves || *ret_why == COMPACT_THIN;
+}
+
+/* May such a segment be begun with? Moving it takes more than it gives, mostly, and a store that is
+ * out of room cannot even gain any: so it waits while there is no more than what is kept. What does
+ * not lessen the room is moved all the same, or a new drive in a full store would help nobody. */
+static bool unsafe_fits(const struct chunkstore *cs, uint64_t segment)
+{
+    return chunkstore_moves_have_room(cs, false) ||
+           (chunkstore_moves_have_room(cs, true) && segment_move_keeps_free(cs->segments, segment));
+}
+
 /* What lacks parity comes first, then what is on a drive that leaves, unless writes wait for space:
- * moving these to where they are as safe as the rest takes some. Evenness comes last; where all
- * drives but a new one are full it is what makes room, too. */
+ * moving these to where they are as safe as the rest takes some. Where there is not enough of it
+ * for them, all is emptied that gives any. Evenness comes last; where all drives but a new one are
+ * full it is what makes room, too. */
 static bool compact_pick(const struct chunkstore *cs, enum compact_need need, uint64_t *ret_segment,
                          enum compact_why *ret_why)
 {
     struct segments *ss = cs->segments;
-    bool wanted = cs->room_waiters > 0;
+    unsigned below = compact_fill(need);
 
-    *ret_why = COMPACT_THIN;
-    if (!wanted && segment_pick_thin(ss, ret_segment))
-        return true;
-    *ret_why = COMPACT_LEAVING;
-    if (!wanted && segment_pick_leaving(ss, ret_segment))
-        return true;
+    if (pick_unsafe(cs, ret_segment, ret_why) && cs->room_waiters == 0) {
+        if (unsafe_fits(cs, *ret_segment))
+            return true;
+        below = COMPACT_FILL_MAX;
+    }
     *ret_why = COMPACT_SPARSE;
-    if (segment_pick_sparse(ss, compact_fill(need), ret_segment))
+    if (segment_pick_sparse(ss, below, ret_segment))
         return true;
     *ret_why = COMPACT_UNEVEN;
     return segment_pick_uneven(ss, ret_segment);
@@ -122,10 +144,19 @@ enum compact_need chunkstore_compact_need(const struct chunkstore *cs)
 
     if (cs->room_waiters || cs->paced)
         need = COMPACT_NOW;
-    else if (space_is_low(cs) || segment_pick_thin(cs->segments, &segment) ||
-             segment_pick_leaving(cs->segments, &segment))
+    else if (space_is_low(cs) || pick_unsafe(cs, &segment, &why))
         need = COMPACT_SOON;
     return compact_pick(cs, need, &segment, &why) ? need : COMPACT_NOTHING;
+}
+
+bool chunkstore_moves_wait(const struct chunkstore *cs)
+{
+    uint64_t segment;
+    enum compact_why why;
+
+    if (pick_unsafe(cs, &segment, &why))
+        return !unsafe_fits(cs, segment);
+    return segment_renew_due(cs->segments) && !chunkstore_moves_have_room(cs, true);
 }
 
 /* ---- One step: read, write, verify, switch ---- */
@@ -207,7 +238,8 @@ static int step_switch(struct compact_step *st, const struct segment_stripe *whe
 static int step_write(struct compact_step *st)
 {
     struct segment_stripe where;
-    int rc = segment_write(st->cs->segments, st->stream, st->chunks, st->count, &where);
+    int rc =
+        segment_write_moved(st->cs->segments, st->stream, st->gains, st->chunks, st->count, &where);
 
     if (rc < 0)
         return rc;
@@ -242,6 +274,14 @@ static int step_move(struct compact_step *st)
 
 /* ---- A segment ---- */
 
+/* What was begun may use what is kept for the streams, but for the last of it: it gives its slots
+ * back only when all of it was moved, and others may have taken room meanwhile. */
+static bool run_has_room(const struct compact_run *run)
+{
+    return run->why == COMPACT_SPARSE || run->why == COMPACT_UNEVEN ||
+           chunkstore_moves_have_room(run->step->cs, true);
+}
+
 static int run_step(struct compact_run *run)
 {
     struct compact_step *st = run->step;
@@ -252,7 +292,7 @@ static int run_step(struct compact_run *run)
     took = env_now(st->cs->env) - start;
     if (gathered)
         metric_record(&st->cs->move_time, took);
-    if (rc == 0 && run->pause && !run->pause(run->arg, took))
+    if (rc == 0 && ((run->pause && !run->pause(run->arg, took)) || !run_has_room(run)))
         run->stopped = true;
     return rc;
 }
@@ -416,11 +456,10 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
     struct compact_run run = {.pause = pause, .arg = arg};
     uint64_t segment, left, moved = cs->stats.moved_bytes;
     const struct segment *victim;
-    enum compact_why why;
     int rc;
 
     fiber_mutex_lock(&cs->compacting);
-    if (!compact_pick(cs, need, &segment, &why)) {
+    if (!compact_pick(cs, need, &segment, &run.why)) {
         fiber_mutex_unlock(&cs->compacting);
         return ERR_NOENT;
     }
@@ -429,6 +468,7 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
     run.step->cs = cs;
     victim = segment_get(cs->segments, segment); /* it is held */
     run.step->stream = survivors_of(victim->stream);
+    run.step->gains = run.why == COMPACT_SPARSE;
     rc = run_whole(&run, victim);
     left = victim->chunks;
     /* What is left was unreadable; or it came, or came back, behind the run's back. An error of
@@ -440,9 +480,9 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
         log_warn("compact", "segment has chunks that cannot be read segment=%llu",
                  (unsigned long long)segment);
     cs->stats.compacted += rc == 0 && left == 0;
-    if (why != COMPACT_SPARSE)
+    if (run.why != COMPACT_SPARSE)
         cs->stats.rehomed_bytes += cs->stats.moved_bytes - moved;
-    if (why == COMPACT_UNEVEN && !run.stopped)
+    if (run.why == COMPACT_UNEVEN && !run.stopped)
         segment_moved_uneven(cs->segments, rc < 0);
     step_drop(run.step);
     segment_release(cs->segments, segment);

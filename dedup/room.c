@@ -34,6 +34,10 @@
 #define PACE_LEAST (1u << 20)
 #define PACE_NAP   (5 * ENV_NS_PER_MS)
 
+/* Segments of what is kept that a move may use. Those who keep it (partition_fit_space) count one
+ * for each stream; the last is left to the stream of survivors, so that emptying goes on. */
+#define MOVE_SLACK (SEGMENT_STREAMS - 1u)
+
 struct room_waiter {
     uint64_t bytes;
     uint64_t joined; /* all that wanted room before it */
@@ -178,6 +182,17 @@ void chunkstore_unreserve(struct chunkstore *cs, uint64_t bytes)
 }
 
 /* ---- Compaction's side ---- */
+
+bool chunkstore_moves_have_room(const struct chunkstore *cs, bool begun)
+{
+    struct segment_space sp;
+    uint64_t slack = 0;
+
+    segment_get_space(cs->segments, &sp);
+    if (begun)
+        slack = MOVE_SLACK * sp.segment;
+    return sp.free + slack > chunkstore_kept(cs) + cs->reserved;
+}
 
 bool chunkstore_room_wanted(const struct chunkstore *cs)
 {

@@ -204,7 +204,7 @@ uint64_t segment_count_possible(const uint64_t *slots, unsigned drives, unsigned
 
 /* What so many chunks take in the directories of their stripes. Of small ones that is the most, and
  * to move them does not gain it. */
-static uint64_t segment_directory(uint64_t chunks)
+uint64_t segment_directory(uint64_t chunks)
 {
     return chunks * sizeof(struct format_stripe_entry);
 }
@@ -229,6 +229,7 @@ void segment_get_space(const struct segments *ss, struct segment_space *ret_spac
             all[i] = ss->ds->drives[i].slot_count;
             unused[i] = ss->slots_free[i];
         }
+    sp.segment = sp.k * column;
     if (sp.k) {
         sp.free = segment_count_possible(unused, n, sp.k + sp.m) * sp.k * column;
         sp.total = segment_count_possible(all, n, sp.k + sp.m) * sp.k * column;
@@ -245,7 +246,7 @@ uint64_t segment_drive_used(const struct segments *ss, unsigned drive)
 /* ---- Filing: sealed segments are on lists by what is to be done with them, so that none of those
  * who ask, again and again, for the next one has to look for it ---- */
 
-static uint64_t segment_room(const struct segments *ss, const struct segment *s)
+uint64_t segment_room(const struct segments *ss, const struct segment *s)
 {
     return s->k * (ss->ds->super.slot_size - FORMAT_UNIT);
 }
@@ -261,15 +262,14 @@ unsigned segment_parity(const struct segment *s, uint64_t gone)
     return lost < s->m ? s->m - lost : 0;
 }
 
-/* How much of it is alive, in sixteenths of what was written, not of its room: a tail that no
- * stripe fitted into cannot be won by moving. Nor can directories and ends of the stripes that the
- * survivors would make: who counted these as gain would move tiny chunks again and again. */
-static unsigned segment_fill(const struct segment *s)
+/* How much of what moving it gives back is taken again for what is alive, in sixteenths.
+ * Directories and ends of the stripes that the survivors would make are: who counted these as gain
+ * would move tiny chunks again and again. */
+static unsigned segment_fill(const struct segments *ss, const struct segment *s)
 {
     uint64_t ends = s->chunks / SEGMENT_MOVE_MAX * s->k * FORMAT_UNIT;
-    uint64_t written = (uint64_t)(s->used - 1) * s->k * FORMAT_UNIT; /* the header apart */
     uint64_t alive = s->live + segment_directory(s->chunks) + ends;
-    uint64_t fill = written ? alive * SEGMENT_FILLS / written : 0;
+    uint64_t fill = segment_cost(ss, s, alive, SEGMENT_FILLS);
 
     return fill < SEGMENT_FILLS ? (unsigned)fill : SEGMENT_FILLS - 1;
 }
@@ -293,7 +293,7 @@ static void segment_file(struct segments *ss, struct segment *s)
     bool moves = alive && s->tries < SEGMENT_TRIES;
     unsigned parity = segment_parity(s, PLANTED(REBUILD_SKIPS_GONE) ? 0 : ss->given_up);
 
-    filed_move(&s->fill, alive ? &ss->fills[segment_fill(s)] : sealed ? &ss->emptied : NULL);
+    filed_move(&s->fill, alive ? &ss->fills[segment_fill(ss, s)] : sealed ? &ss->emptied : NULL);
     filed_move(&s->parity, moves ? &ss->parities[parity] : NULL);
     filed_move(&s->leaves, moves && segment_on(s, ss->leaving_drives) ? &ss->leaving : NULL);
 }
@@ -307,10 +307,14 @@ static void segment_unfile(struct segment *s)
 
 void segment_file_drives(struct segments *ss, uint64_t given_up, uint64_t leaving)
 {
-    if (given_up == ss->given_up && leaving == ss->leaving_drives)
+    uint64_t taking = segment_taking_drives(ss);
+
+    if (given_up == ss->given_up && leaving == ss->leaving_drives && taking == ss->taking_drives)
         return;
     ss->given_up = given_up;
     ss->leaving_drives = leaving;
+    ss->taking_drives = taking;
+    segment_geometry(ss, &ss->new_k, &ss->new_m);
     list_for_each (it, &ss->all)
         segment_file(ss, LIST_ENTRY(it, struct segment, link));
 }
@@ -752,7 +756,19 @@ static int fragments_write(struct segments *ss, const struct segment *s)
     return rc;
 }
 
-int segment_open_new(struct segments *ss, enum segment_stream stream, struct segment **ret_segment)
+/* Are there slots for one more segment only? */
+static bool slots_for_one(const struct segments *ss, unsigned n)
+{
+    uint64_t unused[FORMAT_DRIVES_MAX] = {0};
+
+    for (unsigned i = 0; i < ss->ds->count; i++)
+        if (drive_has_slot(ss, i))
+            unused[i] = ss->slots_free[i];
+    return segment_count_possible(unused, ss->ds->count, n) < 2;
+}
+
+int segment_open_new(struct segments *ss, enum segment_stream stream, bool last,
+                     struct segment **ret_segment)
 {
     struct segment s = {.id = ss->next_id++, .stream = stream};
     STRBUF_AUTO struct strbuf body = STRBUF_INIT;
@@ -764,7 +780,7 @@ int segment_open_new(struct segments *ss, enum segment_stream stream, struct seg
     s.m = (uint8_t)m;
     if (k == 0)
         return ERR_IO;
-    if (!pick_drives(ss, k + m, s.drive))
+    if ((!last && slots_for_one(ss, k + m)) || !pick_drives(ss, k + m, s.drive))
         return ERR_NOSPC;
     /* The slots are reserved from here on; the record makes it so in the table. */
     for (unsigned i = 0; i < k + m; i++) {
@@ -812,14 +828,16 @@ bool segment_renew_due(const struct segments *ss)
 
 int segment_renew_thin(struct segments *ss)
 {
+    bool done = false;
     int rc = 0;
 
-    for (unsigned i = 0; rc == 0 && i < SEGMENT_STREAMS; i++) {
+    for (unsigned i = 0; rc == 0 && !done && i < SEGMENT_STREAMS; i++) {
         struct segment *s;
 
         fiber_mutex_lock(&ss->stream_lock[i]);
-        if (open_is_thin(ss, i))
-            rc = segment_open_new(ss, (enum segment_stream)i, &s);
+        done = open_is_thin(ss, i);
+        if (done)
+            rc = segment_open_new(ss, (enum segment_stream)i, false, &s);
         fiber_mutex_unlock(&ss->stream_lock[i]);
     }
     return rc;

@@ -110,6 +110,11 @@ struct segment_chunk {
  * Suspends. */
 int segment_write(struct segments *ss, enum segment_stream stream, struct segment_chunk *chunks,
                   size_t n, struct segment_stripe *ret_stripe);
+/* As segment_write, for what compaction moves. The last segment that there is room for is opened
+ * only for what makes room: for volumes (the overlay is drained there), and here where a move
+ * `gains`. */
+int segment_write_moved(struct segments *ss, enum segment_stream stream, bool gains,
+                        struct segment_chunk *chunks, size_t n, struct segment_stripe *ret_stripe);
 /* Keeps a segment from being freed, until as many segment_release. Does not suspend. */
 void segment_hold(struct segments *ss, uint64_t segment);
 /* As segment_hold, for who only has a row's word that it is there. False: it is not, or not any
@@ -275,8 +280,10 @@ void segment_get_moves(const struct segments *ss, struct segment_moves *ret_move
 
 /* ---- Compaction ---- */
 
-/* Segments are told apart by how much of what was written in them is alive, with what it takes to
- * write that anew, in sixteenths. */
+/* Segments are told apart by how much of what emptying them gives back is taken again for what is
+ * alive in them, in sixteenths: slots of drives that take new data, at the geometry of new
+ * segments.
+ */
 #define SEGMENT_FILLS 16u
 /* Chunks that compaction writes in one stripe, at most. */
 #define SEGMENT_MOVE_MAX 1024u
@@ -296,17 +303,22 @@ uint64_t segment_taking_drives(const struct segments *ss);
 /* How many segments have less parity than the profile wants, all drives that do not count
  * considered. Walks the table. */
 uint64_t segment_count_thin(const struct segments *ss);
-/* Opens new segments in place of open ones with less parity than a new one gets. Suspends. */
+/* Opens a new segment in place of an open one with less parity than a new one gets. Suspends. */
 int segment_renew_thin(struct segments *ss);
 bool segment_renew_due(const struct segments *ss); /* is there such a one? */
 /* Is there one, one that is only waiting to be freed, or one that stands in the way of drives being
  * filled evenly? */
 bool segment_can_gain(const struct segments *ss, unsigned below);
-/* A sealed segment with something alive and a column on a drive that is leaving. */
+/* A sealed segment with something alive and a column on a drive that is leaving. Whatever drives
+ * have come, gone or are missing since the last call is known to all of these only then. */
 bool segment_pick_leaving(struct segments *ss, uint64_t *ret_segment);
 /* A sealed segment with something alive and a column on the drive that has most over its fair
- * share, and none on the one that lacks most; false unless drives are being made even. */
+ * share, and none on the one that lacks most, which gives as many slots as it takes; false unless
+ * drives are being made even. */
 bool segment_pick_uneven(const struct segments *ss, uint64_t *ret_segment);
+/* Is there no less room for new segments once what is alive in this one was moved, and its slots
+ * are free? So it is when those that it lacks are on a drive that is emptier than the others. */
+bool segment_move_keeps_free(const struct segments *ss, uint64_t segment);
 /* A segment was moved for evenness; `stuck`: it cannot go on. */
 void segment_moved_uneven(struct segments *ss, bool stuck);
 /* A run left something alive in it; after a few of these, or when `lost`, it is not picked again
@@ -327,7 +339,8 @@ struct segment_space {
     uint64_t freed;       /* bytes of chunks that segments freed since the start had room for */
     uint64_t survivors;   /* those opened since then for what outlives others, and for the copy */
     uint64_t segments;
-    unsigned k, m; /* the geometry that a new segment would get; k = 0: none possible */
+    uint64_t segment; /* bytes of chunks that a new one could hold */
+    unsigned k, m;    /* the geometry that a new segment would get; k = 0: none possible */
 };
 void segment_get_space(const struct segments *ss, struct segment_space *ret_space);
 

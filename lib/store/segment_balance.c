@@ -15,6 +15,8 @@
 #include "lib/base/plant.h"
 #include "lib/store/segment_priv.h"
 
+#define EVEN_PARTS 1024u
+
 bool segment_on(const struct segment *s, uint64_t drives)
 {
     for (unsigned i = 0; drives && i < s->k + s->m; i++)
@@ -93,6 +95,67 @@ bool segment_pick_leaving(struct segments *ss, uint64_t *ret_segment)
         return false;
     *ret_segment = LIST_ENTRY(ss->leaving.next, struct segment, leaves.link)->id;
     return true;
+}
+
+/* ---- What moving takes and gives ---- */
+
+/* Of its room, what can be won by moving: not a tail that no stripe fitted into, unless it is so
+ * large that the segment was sealed for another reason. */
+static uint64_t segment_winnable(const struct segments *ss, const struct segment *s)
+{
+    uint64_t written = (uint64_t)(s->used - 1) * s->k * FORMAT_UNIT; /* the header apart */
+    uint64_t tail = segment_stripe_good(ss) + SEGMENT_CHUNK_MAX, room = segment_room(ss, s);
+
+    return room > tail && room - tail > written ? room - tail : written;
+}
+
+/* How many of its slots new segments could have. */
+static unsigned segment_gives(const struct segments *ss, const struct segment *s)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < s->k + s->m; i++)
+        n += (unsigned)(ss->taking_drives >> s->drive[i] & 1);
+    return n;
+}
+
+/* Slots for slots: some of its may be on drives where nothing new is put, and while drives are
+ * missing new segments are narrower and have more parity for each byte. That they may be wider now
+ * is left out, or all old ones would be moved for little. */
+uint64_t segment_cost(const struct segments *ss, const struct segment *s, uint64_t bytes,
+                      unsigned parts)
+{
+    uint64_t takes = (uint64_t)s->k * (ss->new_k + ss->new_m);
+    uint64_t gives = (uint64_t)ss->new_k * segment_gives(ss, s);
+    uint64_t winnable = segment_winnable(ss, s);
+
+    if (winnable == 0)
+        return 0;
+    if (takes < gives || ss->new_k == 0)
+        takes = gives = 1;
+    return gives ? bytes * parts * takes / (winnable * gives) : UINT32_MAX;
+}
+
+/* How many new segments of n columns there are slots for, with those of a segment, if given. */
+static uint64_t segments_possible(const struct segments *ss, const struct segment *with, unsigned n)
+{
+    uint64_t slots[FORMAT_DRIVES_MAX] = {0};
+
+    for (unsigned i = 0; i < ss->ds->count; i++)
+        if (ss->taking_drives >> i & 1)
+            slots[i] = ss->slots_free[i] + (with && segment_on(with, 1ull << i));
+    return segment_count_possible(slots, ss->ds->count, n);
+}
+
+bool segment_move_keeps_free(const struct segments *ss, uint64_t segment)
+{
+    const struct segment *s = segment_find(ss, segment);
+    unsigned n = ss->new_k + ss->new_m;
+
+    return s && ss->new_k &&
+           s->live + segment_directory(s->chunks) <=
+               ss->new_k * (ss->ds->super.slot_size - FORMAT_UNIT) &&
+           segments_possible(ss, s, n) > segments_possible(ss, NULL, n);
 }
 
 /* ---- Evenness ---- */
@@ -192,6 +255,13 @@ void segment_watch_even(struct segments *ss)
     }
 }
 
+/* Evenness is no reason to use up space: where that is short, moving for it must not be what ends
+ * it. */
+static bool segment_gives_back(const struct segments *ss, const struct segment *s)
+{
+    return segment_cost(ss, s, s->live + segment_directory(s->chunks), EVEN_PARTS) <= EVEN_PARTS;
+}
+
 /* The drives with the most too much and too little, as parts of their size. */
 static bool shares_ends(const struct segments *ss, const struct shares *sh, unsigned *ret_over,
                         unsigned *ret_under)
@@ -231,7 +301,7 @@ bool segment_pick_uneven(const struct segments *ss, uint64_t *ret_segment)
             const struct segment *s = LIST_ENTRY(it, struct segment, fill.link);
 
             if (s->tries >= SEGMENT_TRIES || !segment_on(s, 1ull << over) ||
-                segment_on(s, 1ull << under))
+                segment_on(s, 1ull << under) || !segment_gives_back(ss, s))
                 continue;
             *ret_segment = s->id;
             return true;

@@ -30,13 +30,14 @@ struct segments {
     struct list parities[FORMAT_COLS_MAX + 1]; /* of these by the parity left; without those that
                                                   compaction leaves alone, as in `leaving` */
     struct list leaving;                       /* with a column on one of leaving_drives */
-    uint64_t given_up, leaving_drives;         /* bit per drive; as the lists know them */
-    bool evening;                              /* drives are being made even: segment_watch_even */
-    uint64_t even_left;                        /* segments that may yet be moved for it */
-    uint64_t even_rest; /* the drives among which no more can be done; 0: none */
-    uint64_t room;      /* bytes of chunks that all segments could hold */
-    uint64_t freed;     /* the same of those freed since the start */
-    uint64_t survivors; /* and of those opened since, but for users' writes */
+    uint64_t given_up, leaving_drives, taking_drives; /* bit per drive; as the lists know them */
+    unsigned new_k, new_m; /* what new segments get, as the lists know it */
+    bool evening;          /* drives are being made even: segment_watch_even */
+    uint64_t even_left;    /* segments that may yet be moved for it */
+    uint64_t even_rest;    /* the drives among which no more can be done; 0: none */
+    uint64_t room;         /* bytes of chunks that all segments could hold */
+    uint64_t freed;        /* the same of those freed since the start */
+    uint64_t survivors;    /* and of those opened since, but for users' writes */
     struct metric_hist stripe_time, direct_time, careful_time;
 };
 
@@ -54,12 +55,23 @@ bool segment_on(const struct segment *s, uint64_t drives);
 /* Others are given up, or leave (bit per drive); their segments are filed anew where that is so. */
 void segment_file_drives(struct segments *ss, uint64_t given_up, uint64_t leaving);
 
+/* Bytes of chunks that it could hold; bytes that so many chunks take in directories. */
+uint64_t segment_room(const struct segments *ss, const struct segment *s);
+uint64_t segment_directory(uint64_t chunks);
+
+/* What so many bytes of a segment take when they are moved, as a part of what its slots then give
+ * back, in `parts`: more than that where it does not pay. */
+uint64_t segment_cost(const struct segments *ss, const struct segment *s, uint64_t bytes,
+                      unsigned parts);
+
 /* How many segments of n columns so many slots of each drive allow: the largest t with
  * sum(min(slots_i, t)) >= n t. */
 uint64_t segment_count_possible(const uint64_t *slots, unsigned drives, unsigned n);
 
-/* Opens a new segment for the stream: slots, fragment headers, record. Suspends. */
-int segment_open_new(struct segments *ss, enum segment_stream stream, struct segment **ret_segment);
+/* Opens a new segment for the stream: slots, fragment headers, record. `last`: even where there is
+ * room for this one only. Suspends. */
+int segment_open_new(struct segments *ss, enum segment_stream stream, bool last,
+                     struct segment **ret_segment);
 
 /* Looks at the results of writes to columns of a segment, io i being to column i: counts them, puts
  * out the drives that failed. Returns 0; ERR_IO when a drive was put out; ERR_NOSPC when none was,

@@ -118,7 +118,7 @@ static bool segment_fits(const struct segments *ss, const struct segment *s, uin
 }
 
 /* Reserves room for the chunks in an open segment of the stream. Suspends. */
-static int stripe_reserve(struct segments *ss, enum segment_stream stream,
+static int stripe_reserve(struct segments *ss, enum segment_stream stream, bool last,
                           struct segment_chunk *chunks, size_t n, struct segment **ret_segment,
                           struct segment_stripe *ret_stripe)
 {
@@ -131,7 +131,7 @@ static int stripe_reserve(struct segments *ss, enum segment_stream stream,
     if (s)
         width = stripe_width(chunks, n, s->k);
     if (!segment_fits(ss, s, width)) {
-        rc = segment_open_new(ss, stream, &s);
+        rc = segment_open_new(ss, stream, last, &s);
         if (rc == 0)
             width = stripe_width(chunks, n, s->k);
     }
@@ -252,12 +252,18 @@ static void stripe_unreserve(struct segments *ss, struct segment *s,
 int segment_write(struct segments *ss, enum segment_stream stream, struct segment_chunk *chunks,
                   size_t n, struct segment_stripe *ret_stripe)
 {
+    return segment_write_moved(ss, stream, stream == SEGMENT_VOLUMES, chunks, n, ret_stripe);
+}
+
+int segment_write_moved(struct segments *ss, enum segment_stream stream, bool gains,
+                        struct segment_chunk *chunks, size_t n, struct segment_stripe *ret_stripe)
+{
     CHECK(n > 0);
     /* Every failed try takes a drive out, so the tries are bounded by the drives. */
     for (unsigned i = 0; i <= ss->ds->count; i++) {
         struct segment_stripe where;
         struct segment *s;
-        int rc = stripe_reserve(ss, stream, chunks, n, &s, &where);
+        int rc = stripe_reserve(ss, stream, gains, chunks, n, &s, &where);
 
         if (rc == 0) {
             rc = stripe_write(ss, s, &where, chunks, n);

@@ -1720,6 +1720,66 @@ static void test_slow_spot(void **state)
     sim_case_run(&c, slow_spot_main, NULL);
 }
 
+/* The last segment is opened for what makes room, and for nothing else. */
+static void last_main(void *arg)
+{
+    uint32_t size = 100000;
+    struct segment_stripe where;
+    uint8_t *bytes = chunk_bytes(1, size);
+    struct segment_chunk chunk = {.data = bytes, .id = 77, .stored = size};
+
+    (void)arg;
+    make_store(3, 2, 1, 3);
+    put_ok(SEGMENT_VOLUMES, &size, 1);
+    put_ok(SEGMENT_STUDIES, &size, 1);
+    assert_int_equal(put(SEGMENT_IMAGE, &size, 1), ERR_NOSPC);
+    assert_int_equal(segment_write_moved(t.ss, SEGMENT_VOLUMES_KEPT, false, &chunk, 1, &where),
+                     ERR_NOSPC);
+    put_ok(SEGMENT_STUDIES, &size, 1); /* it is open */
+    assert_int_equal(segment_write_moved(t.ss, SEGMENT_VOLUMES_KEPT, true, &chunk, 1, &where), 0);
+    segment_release(t.ss, where.segment);
+    free(bytes);
+    close_store();
+}
+
+static void test_last(void **state)
+{
+    (void)state;
+    sim_case_run(&c, last_main, NULL);
+}
+
+/* What a segment gives back is counted in slots that new segments can have, and what it takes at
+ * the geometry that they get. */
+static void gain_main(void *arg)
+{
+    uint64_t id, room = 2ull * (SLOT_UNITS - 1) * UNIT;
+
+    (void)arg;
+    make_store(3, 2, 1, 8);
+    load_sealed(1, 0, 1);
+    segment_account(t.ss, &(struct segment_loc){{1, 1, 1}, 0, 0, 0}, true);
+    segment_account(t.ss, &(struct segment_loc){{1, 1, 1}, 0, (uint32_t)(room * 6 / 10), 0}, false);
+    assert_true(segment_pick_sparse(t.ss, 8, &id)); /* 4 of 10 parts are alive */
+    assert_true(segment_move_keeps_free(t.ss, 1));
+    driveset_put_out(t.ds, 0, "for the test");
+    segment_give_up(t.ss, 0);
+    expect_thin(1);
+    assert_false(segment_pick_sparse(t.ss, 8, &id)); /* two slots of three, and it takes 1.6 */
+    assert_true(segment_pick_sparse(t.ss, 15, &id));
+    segment_account(t.ss, &(struct segment_loc){{1, 1, 1}, 0, (uint32_t)(room * 8 / 100), 0}, true);
+    assert_false(segment_pick_sparse(t.ss, 15, &id)); /* 1.92 */
+    assert_true(segment_move_keeps_free(t.ss, 1));
+    segment_account(t.ss, &(struct segment_loc){{1, 1, 1}, 0, (uint32_t)(room / 10), 0}, true);
+    assert_false(segment_move_keeps_free(t.ss, 1));
+    close_store();
+}
+
+static void test_gain(void **state)
+{
+    (void)state;
+    sim_case_run(&c, gain_main, NULL);
+}
+
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -1746,6 +1806,8 @@ int main(void)
         CASE(test_log_fails),
         CASE(test_space),
         CASE(test_full),
+        CASE(test_last),
+        CASE(test_gain),
         CASE(test_slot_reuse),
         CASE(test_held_segments),
         CASE(test_many),
