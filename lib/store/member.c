@@ -6,6 +6,7 @@
 #include "lib/base/check.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/base/size.h"
 #include "lib/store/blank.h"
 #include "lib/store/drive_io.h"
 #include "lib/store/drive_priv.h"
@@ -152,7 +153,9 @@ static int joiner_measure(struct driveset *ds, struct joiner *j, struct strbuf *
         return rc;
     size = j->add->size ? j->add->size : have;
     if (size < least) {
-        strbuf_addf(why, "it is too small: %llu bytes are needed", (unsigned long long)least);
+        char text[SIZE_TEXT_MAX];
+
+        strbuf_addf(why, "it is too small: %s is the least", size_format_exact(least, text));
         return ERR_RANGE;
     }
     if (!j->add->force && have >= BLANK_LOOK)
