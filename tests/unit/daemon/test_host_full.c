@@ -47,6 +47,30 @@ static void expect_at(struct block_volume *v, uint64_t off, size_t len, uint64_t
     free(got);
 }
 
+/* Opens the partition and a new volume in it. */
+static struct block_volume *open_new(void)
+{
+    struct block_volume *v;
+
+    partition_case_open(&pc);
+    assert_int_equal(block_create(pc.bs, "v", 32 * MIB, BLOCK_EVERY_WRITE), 0);
+    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    return v;
+}
+
+/* In a partition with the smallest journal. */
+static void run_small(void (*main)(void *arg), uint64_t overlay_bytes)
+{
+    no_reserve = false;
+    partition_case_init(&pc, 1);
+    pc.journal = FORMAT_JOURNAL_MIN;
+    if (overlay_bytes)
+        pc.options.overlay_bytes = overlay_bytes;
+    log_set_level((enum log_level)(LOG_ERROR + 1)); /* each drain that fails is logged */
+    sim_case_run(&pc.c, main, NULL);
+    partition_case_free(&pc);
+}
+
 /* Small writes go to the overlay until that is full, and it cannot be drained. */
 static uint64_t write_until_refused(struct block_volume *v)
 {
@@ -65,9 +89,7 @@ static void full_main(void *arg)
     uint64_t n;
 
     (void)arg;
-    partition_case_open(&pc);
-    assert_int_equal(block_create(pc.bs, "v", 32 * MIB, BLOCK_EVERY_WRITE), 0);
-    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    v = open_new();
     host_full(true);
     assert_int_equal(write_at(v, 0, 256 * 1024, 1), ERR_NOSPC);
     n = write_until_refused(v);
@@ -121,9 +143,7 @@ static void long_main(void *arg)
     uint64_t n = 32;
 
     (void)arg;
-    partition_case_open(&pc);
-    assert_int_equal(block_create(pc.bs, "v", 32 * MIB, BLOCK_EVERY_WRITE), 0);
-    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    v = open_new();
     assert_int_equal(partition_checkpoint(pc.p), 0);
     host_full(true);
     for (uint64_t i = 0; i < n; i++)
@@ -153,12 +173,7 @@ static void long_main(void *arg)
 static void test_full_for_long(void **state)
 {
     (void)state;
-    no_reserve = false;
-    partition_case_init(&pc, 1);
-    pc.journal = FORMAT_JOURNAL_MIN;
-    log_set_level((enum log_level)(LOG_ERROR + 1));
-    sim_case_run(&pc.c, long_main, NULL);
-    partition_case_free(&pc);
+    run_small(long_main, 0);
 }
 
 /* The journal is full before the overlay is: small writes are refused then too, and a stop ends,
@@ -170,9 +185,7 @@ static void journal_first_main(void *arg)
     uint64_t n;
 
     (void)arg;
-    partition_case_open(&pc);
-    assert_int_equal(block_create(pc.bs, "v", 32 * MIB, BLOCK_EVERY_WRITE), 0);
-    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    v = open_new();
     host_full(true);
     n = write_until_refused(v);
     journal_get_stats(pc.p->journal, &journal);
@@ -195,13 +208,7 @@ static void journal_first_main(void *arg)
 static void test_journal_first(void **state)
 {
     (void)state;
-    no_reserve = false;
-    partition_case_init(&pc, 1);
-    pc.journal = FORMAT_JOURNAL_MIN;
-    pc.options.overlay_bytes = 16 * MIB;
-    log_set_level((enum log_level)(LOG_ERROR + 1));
-    sim_case_run(&pc.c, journal_first_main, NULL);
-    partition_case_free(&pc);
+    run_small(journal_first_main, 16 * MIB);
 }
 
 /* No stripe can be written, but headers of segments can: trying again and again takes no journal,
@@ -225,9 +232,7 @@ static void no_stripes_main(void *arg)
     struct journal_stats before, after;
 
     (void)arg;
-    partition_case_open(&pc);
-    assert_int_equal(block_create(pc.bs, "v", 32 * MIB, BLOCK_EVERY_WRITE), 0);
-    assert_int_equal(block_open(pc.bs, "v", &v), 0);
+    v = open_new();
     pc.c.hook = deny_stripes;
     no_stripes = true;
     for (uint64_t i = 0; i < 16; i++)
@@ -249,11 +254,7 @@ static void no_stripes_main(void *arg)
 static void test_no_stripes(void **state)
 {
     (void)state;
-    partition_case_init(&pc, 1);
-    pc.journal = FORMAT_JOURNAL_MIN;
-    log_set_level((enum log_level)(LOG_ERROR + 1));
-    sim_case_run(&pc.c, no_stripes_main, NULL);
-    partition_case_free(&pc);
+    run_small(no_stripes_main, 0);
 }
 
 /* The partition breaks while writes wait for room in the journal: they are told, and a stop ends.
@@ -274,9 +275,7 @@ static void broken_main(void *arg)
 
     (void)arg;
     broken_told = 0;
-    partition_case_open(&pc);
-    assert_int_equal(block_create(pc.bs, "v", 32 * MIB, BLOCK_EVERY_WRITE), 0);
-    assert_int_equal(block_open(pc.bs, "v", &broken_v), 0);
+    broken_v = open_new();
     fiber_mutex_lock(&pc.p->applying); /* what is durable cannot be applied */
     for (uintptr_t i = 0; i < writers; i++)
         fiber_spawn(pc.c.env, "writer", broken_writer, (void *)i);
@@ -296,11 +295,7 @@ static void broken_main(void *arg)
 static void test_broken(void **state)
 {
     (void)state;
-    partition_case_init(&pc, 1);
-    pc.journal = FORMAT_JOURNAL_MIN;
-    log_set_level((enum log_level)(LOG_ERROR + 1));
-    sim_case_run(&pc.c, broken_main, NULL);
-    partition_case_free(&pc);
+    run_small(broken_main, 0);
 }
 
 /* One that is full as a store is made. */
