@@ -5,15 +5,14 @@
 #include "daemon/audit_priv.h"
 #include "daemon/scrubber.h"
 #include "dedup/chunkstore.h"
-#include "lib/base/codec.h"
 #include "lib/base/mem.h"
 
 static void audit_lost(struct audit *a, void *arg, const struct kv_row *row)
 {
-    const uint8_t *key = row->key.data;
+    uint64_t id;
 
     (void)arg;
-    if (row->key.len == CHUNK_LOST_KEY && audit_chunk_find(a, codec_get_be64(key + 4))) {
+    if (chunk_lost_id(row->key, &id) && audit_chunk_find(a, id)) {
         a->r.known_lost++;
         return;
     }

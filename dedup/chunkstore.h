@@ -122,6 +122,7 @@ int chunkstore_apply_lost(struct chunkstore *cs, const uint8_t *body, size_t len
  */
 #define CHUNK_LOST_KEY 12u
 void chunk_lost_key(uint64_t id, uint8_t key[CHUNK_LOST_KEY]);
+bool chunk_lost_id(struct kv_slice key, uint64_t *ret_id); /* false: it is no such key */
 /* ERR_LOST when one of these is known to be lost, or is not in the table. Reads rows only.
  * Suspends. */
 int chunkstore_look_for_lost(struct chunkstore *cs, const uint64_t *ids, size_t n);

@@ -24,12 +24,14 @@
 #include "lib/base/mem.h"
 #include "lib/base/strbuf.h"
 
-#define LOST_MAX     65536u /* that are remembered */
-#define LOST_AT_ONCE 128u   /* in one record */
-#define LOST_PAGE    4096u  /* rows loaded at a time */
-#define LOST_HEAD    8u
-#define LOST_ENTRY   24u
-#define LOST_VALUE   1u /* of a row: its version */
+#define LOST_MAX        65536u /* that are remembered */
+#define LOST_AT_ONCE    128u   /* in one record */
+#define LOST_PAGE       4096u  /* rows loaded at a time */
+#define LOST_PREFIX     "lost"
+#define LOST_PREFIX_LEN 4u
+#define LOST_HEAD       8u
+#define LOST_ENTRY      24u
+#define LOST_VALUE      1u /* of a row: its version */
 
 struct lost_chunk {
     struct hmap_node node;
@@ -134,8 +136,16 @@ void chunk_lost_free(struct chunkstore *cs)
 
 void chunk_lost_key(uint64_t id, uint8_t key[CHUNK_LOST_KEY])
 {
-    memcpy(key, "lost", 4);
-    codec_put_be64(key + 4, id);
+    memcpy(key, LOST_PREFIX, LOST_PREFIX_LEN);
+    codec_put_be64(key + LOST_PREFIX_LEN, id);
+}
+
+bool chunk_lost_id(struct kv_slice key, uint64_t *ret_id)
+{
+    if (key.len != CHUNK_LOST_KEY || memcmp(key.data, LOST_PREFIX, LOST_PREFIX_LEN) != 0)
+        return false;
+    *ret_id = codec_get_be64((const uint8_t *)key.data + LOST_PREFIX_LEN);
+    return true;
 }
 
 static void lost_put(struct chunkstore *cs, uint64_t id, struct kv_batch *batch)
@@ -182,11 +192,9 @@ int chunk_lost_load(struct chunkstore *cs)
             break;
         n = rows->count;
         for (size_t i = 0; i < n; i++) {
-            struct lost_chunk *l;
+            uint64_t id;
+            struct lost_chunk *l = chunk_lost_id(rows->rows[i].key, &id) ? lost_add(cs, id) : NULL;
 
-            if (rows->rows[i].key.len != CHUNK_LOST_KEY)
-                continue;
-            l = lost_add(cs, codec_get_be64((const uint8_t *)rows->rows[i].key.data + 4));
             if (l)
                 l->noted = true;
         }
