@@ -175,37 +175,42 @@ void chunk_lost_drop(struct chunkstore *cs, uint64_t id, struct kv_batch *batch)
     lost_remove(cs, l);
 }
 
+static void lost_load_rows(struct chunkstore *cs, const struct kv_rows *rows)
+{
+    for (size_t i = 0; i < rows->count; i++) {
+        uint64_t id;
+        struct lost_chunk *l = chunk_lost_id(rows->rows[i].key, &id) ? lost_add(cs, id) : NULL;
+
+        if (l)
+            l->noted = true;
+    }
+}
+
 int chunk_lost_load(struct chunkstore *cs)
 {
-    uint8_t from[CHUNK_LOST_KEY + 1], to[CHUNK_LOST_KEY];
-    size_t from_len = CHUNK_LOST_KEY, n = 1;
-    int rc = 0;
+    STRBUF_AUTO struct strbuf from = STRBUF_INIT;
+    uint8_t to[CHUNK_LOST_KEY];
+    struct kv_rows *rows;
+    size_t n = 1;
 
-    chunk_lost_key(0, from);
+    chunk_lost_key(0, strbuf_room(&from, CHUNK_LOST_KEY));
     chunk_lost_key(UINT64_MAX, to);
-    while (rc == 0 && n && cs->lost.count < LOST_MAX) {
-        struct kv_rows *rows;
+    while (n && cs->lost.count < LOST_MAX) {
+        int rc = kv_scan(cs->kv, KV_META, (struct kv_slice){from.data, from.len},
+                         (struct kv_slice){to, sizeof(to)}, LOST_PAGE, LOST_PAGE * 64, 0, &rows);
 
-        rc = kv_scan(cs->kv, KV_META, (struct kv_slice){from, from_len},
-                     (struct kv_slice){to, sizeof(to)}, LOST_PAGE, LOST_PAGE * 64, 0, &rows);
         if (rc < 0)
-            break;
+            return rc;
+        lost_load_rows(cs, rows);
         n = rows->count;
-        for (size_t i = 0; i < n; i++) {
-            uint64_t id;
-            struct lost_chunk *l = chunk_lost_id(rows->rows[i].key, &id) ? lost_add(cs, id) : NULL;
-
-            if (l)
-                l->noted = true;
-        }
-        if (n) {
-            memcpy(from, rows->rows[n - 1].key.data, CHUNK_LOST_KEY);
-            from[CHUNK_LOST_KEY] = 0; /* behind it */
-            from_len = sizeof(from);
+        if (n) { /* behind the last, which a damaged table may have of any length */
+            strbuf_reset(&from);
+            strbuf_add(&from, rows->rows[n - 1].key.data, rows->rows[n - 1].key.len);
+            strbuf_addc(&from, 0);
         }
         kv_rows_free(rows);
     }
-    return rc;
+    return 0;
 }
 
 /* ---- The record ---- */
