@@ -70,6 +70,7 @@ enum compact_why { COMPACT_SPARSE, COMPACT_THIN, COMPACT_LEAVING, COMPACT_UNEVEN
 
 struct compact_run {
     struct compact_step *step;
+    uint64_t segment;
     enum compact_why why;
     bool (*pause)(void *arg, uint64_t took_ns);
     void *arg;
@@ -97,12 +98,29 @@ static bool pick_unsafe(const struct chunkstore *cs, uint64_t *ret_segment,
     return leaves || *ret_why == COMPACT_THIN;
 }
 
+static enum segment_stream survivors_of(enum segment_stream stream)
+{
+    if (stream == SEGMENT_IMAGE)
+        return SEGMENT_IMAGE;
+    return stream == SEGMENT_STUDIES || stream == SEGMENT_STUDIES_KEPT ? SEGMENT_STUDIES_KEPT
+                                                                       : SEGMENT_VOLUMES_KEPT;
+}
+
+/* Is it only moved into room that was taken before? */
+static bool unsafe_opens_none(const struct chunkstore *cs, uint64_t segment)
+{
+    const struct segment *s = segment_get(cs->segments, segment);
+
+    return s && segment_move_opens_none(cs->segments, segment, survivors_of(s->stream));
+}
+
 /* May such a segment be begun with? Moving it takes more than it gives, mostly, and a store that is
  * out of room cannot even gain any: so it waits while there is no more than what is kept. What does
- * not lessen the room is moved all the same, or a new drive in a full store would help nobody. */
+ * not lessen the room is moved all the same: else a new drive in a full store would help nobody,
+ * and a store so small that what is kept is most of it would never let a drive go. */
 static bool unsafe_fits(const struct chunkstore *cs, uint64_t segment)
 {
-    return chunkstore_moves_have_room(cs, false) ||
+    return chunkstore_moves_have_room(cs, false) || unsafe_opens_none(cs, segment) ||
            (chunkstore_moves_have_room(cs, true) && segment_move_keeps_free(cs->segments, segment));
 }
 
@@ -279,7 +297,8 @@ static int step_move(struct compact_step *st)
 static bool run_has_room(const struct compact_run *run)
 {
     return run->why == COMPACT_SPARSE || run->why == COMPACT_UNEVEN ||
-           chunkstore_moves_have_room(run->step->cs, true);
+           chunkstore_moves_have_room(run->step->cs, true) ||
+           unsafe_opens_none(run->step->cs, run->segment);
 }
 
 static int run_step(struct compact_run *run)
@@ -422,14 +441,6 @@ static void step_drop(struct compact_step *st)
     mem_free(st);
 }
 
-static enum segment_stream survivors_of(enum segment_stream stream)
-{
-    if (stream == SEGMENT_IMAGE)
-        return SEGMENT_IMAGE;
-    return stream == SEGMENT_STUDIES || stream == SEGMENT_STUDIES_KEPT ? SEGMENT_STUDIES_KEPT
-                                                                       : SEGMENT_VOLUMES_KEPT;
-}
-
 int chunk_rewrite(struct chunkstore *cs, struct chunk_row *r, const uint8_t *stored)
 {
     const struct segment *s = segment_get(cs->segments, r->loc.stripe.segment);
@@ -454,19 +465,19 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
                        bool (*pause)(void *arg, uint64_t took_ns), void *arg)
 {
     struct compact_run run = {.pause = pause, .arg = arg};
-    uint64_t segment, left, moved = cs->stats.moved_bytes;
+    uint64_t left, moved = cs->stats.moved_bytes;
     const struct segment *victim;
     int rc;
 
     fiber_mutex_lock(&cs->compacting);
-    if (!compact_pick(cs, need, &segment, &run.why)) {
+    if (!compact_pick(cs, need, &run.segment, &run.why)) {
         fiber_mutex_unlock(&cs->compacting);
         return ERR_NOENT;
     }
-    segment_hold(cs->segments, segment);
+    segment_hold(cs->segments, run.segment);
     run.step = mem_zalloc(sizeof(*run.step));
     run.step->cs = cs;
-    victim = segment_get(cs->segments, segment); /* it is held */
+    victim = segment_get(cs->segments, run.segment); /* it is held */
     run.step->stream = survivors_of(victim->stream);
     run.step->gains = run.why == COMPACT_SPARSE;
     rc = run_whole(&run, victim);
@@ -475,17 +486,17 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
      * where it was to go would meet any segment, and goes by; one of its own does not, and would
      * keep all others from being emptied. */
     if (run.sick || (rc == 0 && !run.stopped && left))
-        segment_compact_failed(cs->segments, segment, run.step->lost);
+        segment_compact_failed(cs->segments, run.segment, run.step->lost);
     if (run.step->lost)
         log_warn("compact", "segment has chunks that cannot be read segment=%llu",
-                 (unsigned long long)segment);
+                 (unsigned long long)run.segment);
     cs->stats.compacted += rc == 0 && left == 0;
     if (run.why != COMPACT_SPARSE)
         cs->stats.rehomed_bytes += cs->stats.moved_bytes - moved;
     if (run.why == COMPACT_UNEVEN && !run.stopped)
         segment_moved_uneven(cs->segments, rc < 0);
     step_drop(run.step);
-    segment_release(cs->segments, segment);
+    segment_release(cs->segments, run.segment);
     fiber_mutex_unlock(&cs->compacting);
     return rc;
 }

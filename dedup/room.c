@@ -35,7 +35,8 @@
 #define PACE_NAP   (5 * ENV_NS_PER_MS)
 
 /* Segments of what is kept that a move may use. Those who keep it (partition_fit_space) count one
- * for each stream; the last is left to the stream of survivors, so that emptying goes on. */
+ * for each stream; the last is left to the stream of survivors, so that emptying goes on. And they
+ * count what the overlay may hold: its drain fills the open segment of volumes first. */
 #define MOVE_SLACK (SEGMENT_STREAMS - 1u)
 
 struct room_waiter {
@@ -190,7 +191,7 @@ bool chunkstore_moves_have_room(const struct chunkstore *cs, bool begun)
 
     segment_get_space(cs->segments, &sp);
     if (begun)
-        slack = MOVE_SLACK * sp.segment;
+        slack = MOVE_SLACK * sp.segment + segment_open_rest(cs->segments, SEGMENT_VOLUMES);
     return sp.free + slack > chunkstore_kept(cs) + cs->reserved;
 }
 

@@ -319,6 +319,12 @@ bool segment_pick_uneven(const struct segments *ss, uint64_t *ret_segment);
 /* Is there no less room for new segments once what is alive in this one was moved, and its slots
  * are free? So it is when those that it lacks are on a drive that is emptier than the others. */
 bool segment_move_keeps_free(const struct segments *ss, uint64_t segment);
+/* Bytes of chunks that the stream's open segment still takes; 0 where the next stripe will open
+ * another. */
+uint64_t segment_open_rest(const struct segments *ss, enum segment_stream stream);
+/* Does all that is alive in this one go into what the stream's open segment has left? */
+bool segment_move_opens_none(const struct segments *ss, uint64_t segment,
+                             enum segment_stream stream);
 /* A segment was moved for evenness; `stuck`: it cannot go on. */
 void segment_moved_uneven(struct segments *ss, bool stuck);
 /* A run left something alive in it; after a few of these, or when `lost`, it is not picked again

@@ -158,6 +158,15 @@ bool segment_move_keeps_free(const struct segments *ss, uint64_t segment)
            segments_possible(ss, s, n) > segments_possible(ss, NULL, n);
 }
 
+/* Half of the rest: stripes are rounded up, and the last may not fit in what others have left. */
+bool segment_move_opens_none(const struct segments *ss, uint64_t segment,
+                             enum segment_stream stream)
+{
+    const struct segment *s = segment_find(ss, segment);
+
+    return s && s->live + segment_directory(s->chunks) <= segment_open_rest(ss, stream) / 2;
+}
+
 /* ---- Evenness ---- */
 
 /* How far each drive is from its fair share, in slots; more than 0: it has too much. */

@@ -117,6 +117,15 @@ static bool segment_fits(const struct segments *ss, const struct segment *s, uin
     return s->k == k && s->m == m;
 }
 
+uint64_t segment_open_rest(const struct segments *ss, enum segment_stream stream)
+{
+    const struct segment *s = ss->open[stream];
+
+    if (!segment_fits(ss, s, 0))
+        return 0;
+    return (ss->ds->super.slot_size / FORMAT_UNIT - s->next) * s->k * FORMAT_UNIT;
+}
+
 /* Reserves room for the chunks in an open segment of the stream. Suspends. */
 static int stripe_reserve(struct segments *ss, enum segment_stream stream, bool last,
                           struct segment_chunk *chunks, size_t n, struct segment **ret_segment,

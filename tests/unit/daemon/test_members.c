@@ -10,6 +10,7 @@
 #include "daemon/membership.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "daemon/partition_priv.h"
 #include "tests/unit/daemon/partition_case.h"
 
 #define PIECE (256u * 1024)
@@ -75,7 +76,7 @@ static uint64_t size_of(unsigned slots)
 static int add(const char *path, uint8_t class_, uint32_t replaces)
 {
     struct member_add a = {
-        .path = path, .size = size_of(SLOTS), .class_ = class_, .replaces = replaces};
+        .path = path, .size = size_of((unsigned)pc.slots), .class_ = class_, .replaces = replaces};
     STRBUF_AUTO struct strbuf why = STRBUF_INIT;
     uint32_t index = 99;
     int rc = replaces == MEMBER_NOBODY ? partition_drive_add(pc.p, &a, &why, &index)
@@ -247,6 +248,49 @@ static void test_remove_needs_room(void **state)
     sim_case_run(&pc.c, too_much_main, NULL);
 }
 
+/* Has each stream open a segment; what is written there is nobody's. */
+static void open_streams(void)
+{
+    uint8_t *bytes = mem_zalloc(SEGMENT_CHUNK_MAX);
+
+    for (unsigned i = 0; i < SEGMENT_STREAMS; i++) {
+        struct segment_chunk c = {
+            .data = bytes, .id = 1u << 30, .stored = SEGMENT_CHUNK_MAX, .raw = SEGMENT_CHUNK_MAX};
+        struct segment_stripe where;
+
+        assert_int_equal(segment_write(pc.p->segments, (enum segment_stream)i, &c, 1, &where), 0);
+        segment_release(pc.p->segments, where.segment);
+    }
+    mem_free(bytes);
+}
+
+/* What is kept is most of the store, and its few segments are open ones: a drive that may leave
+ * does. */
+static void small_main(void *arg)
+{
+    (void)arg;
+    partition_case_open(&pc);
+    assert_int_equal(add("d4", 0, MEMBER_NOBODY), 4);
+    fill(1);
+    open_streams();
+    assert_int_equal(partition_settle(pc.p), 0);
+    env_sleep(pc.c.env, 10 * ENV_NS_PER_S);
+    assert_int_equal(order(partition_drive_remove, 1, ""), 0);
+    wait_gone(1);
+    check_filled(1);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_small(void **state)
+{
+    (void)state;
+    pc.drives = 4;
+    pc.m = 2;
+    pc.slots = 8;
+    pc.journal = FORMAT_JOURNAL_MIN;
+    sim_case_run(&pc.c, small_main, NULL);
+}
+
 /* ---- Replacing ---- */
 
 /* A dead drive is given up at once, and the new one may have its path. */
@@ -354,6 +398,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_add_to_full, setup, teardown),
         cmocka_unit_test_setup_teardown(test_remove, setup, teardown),
         cmocka_unit_test_setup_teardown(test_remove_needs_room, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_small, setup, teardown),
         cmocka_unit_test_setup_teardown(test_replace, setup, teardown),
         cmocka_unit_test_setup_teardown(test_rebuild, setup, teardown),
         cmocka_unit_test_setup_teardown(test_class, setup, teardown),
