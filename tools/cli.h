@@ -19,7 +19,6 @@ enum cli_option {
     CLI_HELP,
     CLI_VERSION,
     CLI_FORCE,
-    CLI_YES,
     CLI_SHRINK,
     CLI_DURABILITY,
     CLI_PATIENT,

@@ -254,7 +254,7 @@ static int cli_study_confirm(const struct cli *cli, const json_t *study)
                 cli_safe(cli_text(study, "patient_name")),
                 (unsigned long long)cli_number(study, "instances"),
                 size_format(cli_number(study, "bytes"), size));
-    verdict = cli_confirm(cli, "--yes", question.data);
+    verdict = cli_confirm(cli, "--force", question.data);
     strbuf_free(&question);
     return verdict;
 }
@@ -284,7 +284,7 @@ int cli_study_delete(struct cli *cli)
     if (!study)
         return CLI_FAILED;
     d.total = cli_number(study, "instances");
-    if (!cli_given(cli, CLI_YES))
+    if (!cli_given(cli, CLI_FORCE))
         verdict = cli_study_confirm(cli, study);
     if (verdict == CLI_OK)
         verdict = cli_delete_all(cli, study, &d);

@@ -144,8 +144,8 @@ def studies(daemon, folder):
     check(daemon.status()["studies"] == 2 and daemon.status()["instances"] == 5, "counts")
     fails(daemon.cli("study", "show", "1.2.3", ok=False), 1, "no study")
     fails(daemon.cli("study", "show", "not-a-uid", ok=False), 1)
-    fails(daemon.cli("study", "delete", ct.study, ok=False, timeout=10), 2, "--yes")
-    daemon.cli("study", "delete", ct.study, "--yes")
+    fails(daemon.cli("study", "delete", ct.study, ok=False, timeout=10), 2, "--force")
+    daemon.cli("study", "delete", ct.study, "--force")
     check(daemon.status()["studies"] == 1, "the study is still there")
     fails(daemon.cli("study", "show", ct.study, ok=False), 1, "no study")
 
@@ -176,12 +176,12 @@ def patients(daemon, folder):
     check("PAT-2" in text and dicom.Instance(third[0]).study in text, "patient show:", text)
     rows = daemon.cli_json("study", "list", "--patient", "PAT-2")["studies"]
     check([r["study_uid"] for r in rows] == [dicom.Instance(third[0]).study], "by ID:", rows)
-    daemon.cli("study", "delete", uids[0], "--yes")
+    daemon.cli("study", "delete", uids[0], "--force")
     check(daemon.cli_json("patient", "show", "PAT/1 ?")["patients"][0]["studies"] == 1,
           "a study is deleted and still counted")
-    daemon.cli("study", "delete", uids[1], "--yes")
+    daemon.cli("study", "delete", uids[1], "--force")
     fails(daemon.cli("patient", "show", "PAT/1 ?", ok=False), 1, "no patient", "list")
-    daemon.cli("study", "delete", dicom.Instance(third[0]).study, "--yes")
+    daemon.cli("study", "delete", dicom.Instance(third[0]).study, "--force")
     check({r["patient_id"] for r in daemon.cli_json("patient", "list")["patients"]} == before,
           "patients are left")
 

@@ -217,12 +217,12 @@ class Cli(unittest.TestCase):
 
     def test_study_delete(self):
         _, err = self.run_cli("study", "delete", "1.2.3", code=2)
-        self.assertIn("add --yes", err)
-        deleted = self.json_of("study", "delete", "1.2.3", "--yes")["deleted"]
+        self.assertIn("add --force", err)
+        deleted = self.json_of("study", "delete", "1.2.3", "--force")["deleted"]
         self.assertEqual((deleted["instances"], deleted["bytes"]), (8, 8000000))
-        _, err = self.run_cli("study", "delete", "1.2.3", "--yes", code=1)
+        _, err = self.run_cli("study", "delete", "1.2.3", "--force", code=1)
         self.assertIn("no study 1.2.3", err)
-        self.assertEqual(self.run_cli("study", "delete", "1.2.4", "--yes")[0],
+        self.assertEqual(self.run_cli("study", "delete", "1.2.4", "--force")[0],
                          "deleted study 1.2.4: 4 instances, 3.81 MiB\n")
 
     def on_terminal(self, answer, *args):
