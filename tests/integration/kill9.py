@@ -21,6 +21,8 @@ seconds, and in the end each kind of request and order must have been carried ou
 import argparse
 import collections
 import hashlib
+import http.client
+import json
 import os
 import random
 import sys
@@ -38,6 +40,7 @@ from harness import (CLI, MIB, SHORT, Daemon, Failure, Suite, check, fsck, log, 
 CONFIG = "[store]\njournal_size = 16M\ncache_size = 16M\nscrub_rate = 1T\nrebuild_after = 1\n"
 REGION = 8 * MIB // blockmodel.SECTOR
 PROBE = 62 * MIB  # where no writer writes
+DRIVES_MIN, DRIVES_MAX = 6, 8  # what the profile needs; what the administrator goes up to
 ANSWER = 20 if SHORT else 5  # seconds within which every door has to answer under load
 
 
@@ -231,12 +234,26 @@ class Administrator(threading.Thread):
     def scrub(self):
         return self.order("scrub", self.random.choice(["start", "start", "stop"]))
 
+    def drives(self):
+        """Those there are, or none when the daemon is gone."""
+        try:
+            status, _, body = ask(self.daemon_, "GET", "/v1/drives")
+        except (OSError, http.client.HTTPException):
+            return []
+        return json.loads(body)["drives"] if status == 200 else []
+
     def drive_add(self):
-        path = os.path.join(self.daemon_.data, f"extra-{self.random.randrange(2)}")
-        return self.order("drive", "add", path, "--size", "512M", "--force")
+        """The place of one that has left may be taken again."""
+        rows = self.drives()
+        paths = {os.path.join(self.daemon_.data, f"extra-{i}") for i in range(DRIVES_MAX)}
+        free = sorted(paths - {row["path"] for row in rows})
+        return 0 < len(rows) < DRIVES_MAX and self.order(
+            "drive", "add", self.random.choice(free), "--size", "512M", "--force")
 
     def drive_remove(self):
-        return self.order("drive", "remove", str(self.random.randrange(8)))
+        rows = [row for row in self.drives() if not row["leaving"]]
+        return len(rows) > DRIVES_MIN and self.order(
+            "drive", "remove", str(self.random.choice(rows)["index"]))
 
 
 class Rounds:
