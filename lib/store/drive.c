@@ -258,6 +258,16 @@ static bool super_is_current(struct driveset *ds, unsigned i, uint64_t off, stru
            memcmp(s.drive_uuid, ds->drives[i].uuid, 16) == 0;
 }
 
+/* The block is used for nothing else: a drive that does not answer may write it any time later. */
+static bool super_mend(struct driveset *ds, unsigned i, uint64_t off)
+{
+    struct buf *b = super_block(ds, i);
+    bool right = drive_mend(ds, &ds->drives[i], off, b, b->data, FORMAT_UNIT);
+
+    buf_unref(b);
+    return right;
+}
+
 /* One copy at a time, so that a crash leaves the other as it was (F1). */
 void driveset_mend_supers(struct driveset *ds, uint64_t *ret_bad, uint64_t *ret_mended,
                           bool *ret_failed)
@@ -274,10 +284,8 @@ void driveset_mend_supers(struct driveset *ds, uint64_t *ret_bad, uint64_t *ret_
         d->scrub.bytes += FORMAT_UNIT;
         if (super_is_current(ds, i / 2, offs[i % 2], &b) || !drive_usable(d) || !drive_readable(d))
             continue; /* right, or not known: the drive does not answer */
-        buf_unref(b);
-        b = super_block(ds, i / 2);
+        *ret_mended += super_mend(ds, i / 2, offs[i % 2]);
         ++*ret_bad;
-        *ret_mended += drive_mend(ds, d, offs[i % 2], b, b->data, FORMAT_UNIT);
         *ret_failed |= !drive_usable(d);
     }
     fiber_mutex_unlock(&ds->super_lock);

@@ -784,6 +784,51 @@ static void test_last_one(void **state)
     sim_case_run(&c, last_main, NULL);
 }
 
+static int hook_hang_on_write(void *arg, const char *path, const struct env_io *io)
+{
+    static const struct sim_faults hangs = {.hang = true};
+
+    (void)arg;
+    if (io->kind == ENV_WRITE && strcmp(path, "d0") == 0)
+        sim_set_file_faults(c.sim, path, &hangs);
+    return 0;
+}
+
+/* A drive falls silent while its superblock is mended, and writes that later: it has to be its own,
+ * though others were read meanwhile. */
+static void mend_hangs_main(void *arg)
+{
+    struct driveset *ds = store_case_open(&c, 3);
+    uint64_t bad = 0, mended = 0;
+    bool failed = false;
+    struct buf *b = buf_new(FORMAT_UNIT);
+    struct format_super s;
+
+    (void)arg;
+    sim_file_corrupt(c.sim, "d0", FORMAT_SUPER_OFF_A, FORMAT_UNIT);
+    c.hook = hook_hang_on_write;
+    driveset_mend_supers(ds, &bad, &mended, &failed);
+    c.hook = NULL;
+    assert_int_equal(bad, 1);
+    assert_int_equal(mended, 0);
+    assert_true(failed);
+    sim_set_file_faults(c.sim, "d0", NULL);
+    env_sleep(c.env, ENV_NS_PER_S);
+    assert_int_equal(env_pread(ds->drives[0].file, b->data, FORMAT_UNIT, FORMAT_SUPER_OFF_A), 0);
+    memcpy(&s, b->data, sizeof(s));
+    assert_int_equal(s.magic, FORMAT_SUPER_MAGIC);
+    assert_memory_equal(s.drive_uuid, ds->drives[0].uuid, 16);
+    buf_unref(b);
+    driveset_close(ds);
+}
+
+static void test_mend_hangs(void **state)
+{
+    (void)state;
+    sim_case_run(&c, format3, NULL);
+    sim_case_run(&c, mend_hangs_main, NULL);
+}
+
 /* A drive with much to do: one write takes long, and others are answered meanwhile. */
 struct busy {
     struct driveset *ds;
@@ -861,6 +906,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_commit_all_failing, setup, teardown),
         cmocka_unit_test_setup_teardown(test_commit_power_cut, setup, teardown),
         cmocka_unit_test_setup_teardown(test_last_one, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_mend_hangs, setup, teardown),
         cmocka_unit_test_setup_teardown(test_busy, setup, teardown),
     };
 
