@@ -170,7 +170,7 @@ static const struct config_setting config_settings[] = {
     {"store", "profile", NULL, CONFIG_AT(store.data_columns), config_parse_profile,
      "auto, or data+parity columns as in 4+2", 0, 0},
     CONFIG_SIZE_("journal_size", NULL, store.journal_size, 16u << 20, 1ull << 30,
-                 "a size from 16M to 64G, a multiple of 4096"),
+                 "a size from 16M to 1G, a multiple of 4096"),
     CONFIG_SIZE_("cache_size", NULL, store.cache_size, 16u << 20, 1ull << 40,
                  "a size from 16M to 1T, a multiple of 4096"),
 
@@ -183,9 +183,8 @@ static const struct config_setting config_settings[] = {
 
     CONFIG_LISTEN_("nbd", nbd.listen),
     CONFIG_PORT_("nbd", "nbd-port", nbd.listen),
-    /* sun_path has room for 107 bytes. */
     {"nbd", "socket", NULL, CONFIG_AT(nbd.socket), config_parse_text,
-     "a path of at most 107 bytes for a unix socket", 1, 107},
+     "a path of at most 107 bytes for a unix socket", 1, CONFIG_SOCKET_MAX},
     CONFIG_COUNT_("nbd", "max_connections", nbd.max_connections, 1, 4096,
                   "a number from 1 to 4096"),
 
@@ -194,8 +193,8 @@ static const struct config_setting config_settings[] = {
     {"dicom", "aet", "aet", CONFIG_AT(dicom.aet), config_parse_aet,
      "an AE title: 1 to 16 printable ASCII characters, no backslash, no blank at the ends", 1,
      CONFIG_AET_MAX},
-    CONFIG_COUNT_("dicom", "max_associations", dicom.max_associations, 1, 1024,
-                  "a number from 1 to 1024"),
+    CONFIG_COUNT_("dicom", "max_associations", dicom.max_associations, 1, CONFIG_ASSOCIATIONS_MAX,
+                  "a number from 1 to 256"),
     /* DCMTK's bounds. */
     CONFIG_COUNT_("dicom", "max_pdu", dicom.max_pdu, 4096, 131072, "a number from 4096 to 131072"),
 
@@ -213,6 +212,7 @@ static const struct config_setting config_settings[] = {
     CONFIG_COUNT_("log", "watchdog_ms", watchdog_ms, 0, 60000,
                   "a number of milliseconds up to 60000, or 0 for none"),
 };
+_Static_assert(CONFIG_ASSOCIATIONS_MAX == 256 && CONFIG_SOCKET_MAX == 107, "as the texts say");
 #define CONFIG_SETTINGS (sizeof(config_settings) / sizeof(config_settings[0]))
 
 static void config_store_defaults(struct config_store *s)
@@ -324,7 +324,9 @@ static unsigned config_partition(struct config_file *f, const char *name)
         if (strcmp(c->partitions[i].name, name) == 0)
             return i + 1;
     if (!config_partition_name_fits(name)) {
-        config_file_error(f, "a partition's name has 1 to 32 of a-z, 0-9, '-', '_', not", name);
+        config_file_error(
+            f, "a partition's name has 1 to 32 of a-z, 0-9, '-', '_', and no '-' in front, not",
+            name);
         return 0;
     }
     if (c->partition_count + 1 == CONFIG_PARTITIONS_MAX) {

@@ -19,6 +19,8 @@
 #define CONFIG_DRIVES_MAX         32 /* as many as the format numbers (place.c compares) */
 #define CONFIG_PARTITIONS_MAX     8  /* with the first */
 #define CONFIG_PARTITION_NAME_MAX 32
+#define CONFIG_ASSOCIATIONS_MAX   256  /* as many as the DICOM server takes (node.c compares) */
+#define CONFIG_SOCKET_MAX         107  /* bytes of a unix socket's path: sun_path */
 #define CONFIG_LINE_MAX           5000 /* bytes of a line of the file */
 #define CONFIG_FILE_MAX           (1u << 20)
 
@@ -58,7 +60,7 @@ struct config {
 
     struct {
         struct config_listen listen;
-        char socket[CONFIG_PATH_MAX]; /* a unix socket too; "": nbd.sock in `data` */
+        char socket[CONFIG_SOCKET_MAX + 1]; /* a unix socket too; "": nbd.sock in `data` */
         unsigned max_connections;
     } nbd;
 

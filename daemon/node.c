@@ -130,11 +130,18 @@ static void node_tcp(const struct config_listen *l, struct env_addr *ret_addr)
 #pragma GCC diagnostic pop
 }
 
+/* The kernel's limit, which paths in a data directory meet first. */
 static int node_unix(const char *path, struct env_addr *ret_addr)
 {
-    int n = snprintf(ret_addr->text, sizeof(ret_addr->text), "unix:%s", path);
-
-    return n < 0 || (size_t)n >= sizeof(ret_addr->text) ? ERR_CONFIG : 0;
+    if (strlen(path) > CONFIG_SOCKET_MAX) {
+        log_error("node",
+                  "the path of a unix socket is too long: give a data directory with a shorter "
+                  "path, which may be a relative one path=%s most=%u",
+                  log_q(path), CONFIG_SOCKET_MAX);
+        return ERR_CONFIG;
+    }
+    (void)snprintf(ret_addr->text, sizeof(ret_addr->text), "unix:%s", path);
+    return 0;
 }
 
 static int node_start_nbd(struct node *n)
@@ -161,6 +168,8 @@ static int node_start_nbd(struct node *n)
     }
     return rc;
 }
+
+_Static_assert(CONFIG_ASSOCIATIONS_MAX == DIMSE_ASSOCIATIONS_MAX, "the settings bound it");
 
 static int node_start_dimse(struct node *n)
 {

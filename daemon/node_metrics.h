@@ -13,7 +13,7 @@ struct node_gauges {
     uint64_t capacity, logical, unique, stored, physical, free;
     uint64_t journal_size, journal_used, overlay, volumes, studies, instances, buckets, objects,
         object_bytes;
-    uint64_t step_max, scrub_running, scrub_lost;
+    uint64_t step_max, scrub_running, scrub_lost, lost;
     uint64_t rebuild, leaving, rebalance, moved;
     uint64_t drive_ok[FORMAT_DRIVES_MAX], drive_suspect[FORMAT_DRIVES_MAX];
 };

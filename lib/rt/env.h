@@ -127,7 +127,7 @@ int env_reserve(struct env_file *f, uint64_t off, uint64_t len); /* ERR_NOSPC: t
 /* ---- Sockets -------------------------------------------------------------------------------- */
 
 struct env_addr {
-    char text[112]; /* "unix:/path", "tcp:HOST:PORT" with a numeric host (IPv6 in brackets) */
+    char text[120]; /* "unix:/path", "tcp:HOST:PORT" with a numeric host (IPv6 in brackets) */
 };
 
 /* Port 0 picks a free one; env_listener_addr tells. TCP sockets get TCP_NODELAY, here and on

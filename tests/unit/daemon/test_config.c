@@ -366,10 +366,10 @@ static void test_descriptors(void **state)
     parse("");
     plain = config_descriptors(&config);
     assert_in_range(plain, 500, 1000); /* fits into the limit that nobody has raised */
-    parse("[partition a]\n[nbd]\nmax_connections = 4096\n[dicom]\nmax_associations = 1024\n"
+    parse("[partition a]\n[nbd]\nmax_connections = 4096\n[dicom]\nmax_associations = 256\n"
           "[http]\nmax_connections = 4096\n");
     one = config_descriptors(&config);
-    assert_in_range(one, 4096 + 2 * 1024 + 4096 + 2 * 256, 4096 + 2 * 1024 + 4096 + 1000);
+    assert_in_range(one, 4096 + 2 * 256 + 4096 + 2 * 256, 4096 + 2 * 256 + 4096 + 1000);
     config_free(&config);
 }
 
