@@ -337,6 +337,10 @@ int drive_wipe_journal(struct driveset *ds, struct drive *d)
         struct drive_io ios[DRIVE_WIPE_DEPTH];
         unsigned n = 0;
 
+        if (!drive_usable(d)) { /* put out meanwhile */
+            rc = ERR_IO;
+            break;
+        }
         for (; n < DRIVE_WIPE_DEPTH && at < ds->super.journal_len; n++) {
             uint64_t left = ds->super.journal_len - at;
             size_t len = left < DRIVE_WIPE_PIECE ? (size_t)left : DRIVE_WIPE_PIECE;

@@ -404,6 +404,15 @@ static int journal_fetch(struct journal *j, const struct journal_extent *e, stru
     return ERR_LOST;
 }
 
+/* Writes to a drive that is to become a mirror, and may have been put out for something else
+ * meanwhile: then it is left alone (drive_io.h). */
+static int journal_write_new(struct journal *j, struct drive *to, struct buf *b, size_t span,
+                             uint64_t off, bool dsync)
+{
+    return drive_usable(to) ? drive_pwrite(to, b, span, j->ds->super.journal_off + off, dsync)
+                            : ERR_IO;
+}
+
 /* Copies all live batches to a drive's area. The extents must not be trimmed away under it.
  * Suspends. */
 static int journal_copy(struct journal *j, struct drive *to, bool *ret_target_failed)
@@ -418,7 +427,7 @@ static int journal_copy(struct journal *j, struct drive *to, bool *ret_target_fa
         rc = journal_fetch(j, e, &b);
         if (rc < 0)
             break;
-        rc = drive_pwrite(to, b, e->span, j->ds->super.journal_off + e->off, false);
+        rc = journal_write_new(j, to, b, e->span, e->off, false);
         *ret_target_failed = rc < 0;
         if (rc < 0)
             break;
@@ -449,9 +458,11 @@ static int journal_add_mirror(struct journal *j, unsigned i, struct buf *extra, 
         return rc;
     }
     if (rc == 0 && extra)
-        rc = drive_pwrite(to, extra, extra_span, j->ds->super.journal_off + extra_off, true);
+        rc = journal_write_new(j, to, extra, extra_span, extra_off, true);
     if (rc == 0)
         rc = drive_sync(to);
+    if (rc == 0 && !drive_usable(to))
+        rc = ERR_IO;
     j->making = 0;
     if (rc == 0)
         j->mirrors |= 1ull << i;
@@ -499,7 +510,7 @@ int journal_remirror(struct journal *j, struct buf *extra, size_t extra_span, ui
                 j->mirrors &= ~(1ull << i);
         best = journal_best_mirrors(j);
         rc = journal_add_mirrors(j, best, extra, extra_span, extra_off);
-        if (rc == 0 && best == journal_best_mirrors(j))
+        if (rc == 0 && best == journal_best_mirrors(j) && (best & ~j->mirrors) == 0)
             j->mirrors = best; /* all are in; others are not needed any more */
         else if (rc < 0 && journal_mirrors_safe(j))
             j->stay = best; /* it was only a wish: stay with what is right */

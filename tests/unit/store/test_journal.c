@@ -1244,6 +1244,65 @@ static void test_one_goes(void **state)
     sim_case_run(&c, goes_main, NULL);
 }
 
+/* A drive is put out for another reason while it is made a mirror: it is not written any more. */
+static int hook_put_out(void *arg, const char *path, const struct env_io *io)
+{
+    (void)arg;
+    if (io->kind == ENV_WRITE && io->off >= FORMAT_JOURNAL_OFF && store_case_drive(path) == 3 &&
+        late_writes++ == 0)
+        driveset_put_out(t.ds, 3, "for the test");
+    return 0;
+}
+
+/* Two that would be better than the mirrors there are, and one has no space for it: that it may be
+ * tried again, by the time that the other is filled, does not make it one. That it is filled does.
+ */
+static int hook_cramped(void *arg, const char *path, const struct env_io *io)
+{
+    unsigned d = store_case_drive(path);
+
+    (void)arg;
+    if (io->kind != ENV_WRITE || io->off < FORMAT_JOURNAL_OFF)
+        return 0;
+    if (d == 3 && late_writes++ == 0)
+        t.ds->drives[2].cramped_till = 0;
+    return d == 2 && late_writes == 0 ? ERR_NOSPC : 0;
+}
+
+static void better_main(void *arg)
+{
+    c.hook = NULL;
+    t.drives = 4;
+    late_writes = 0;
+    format_size(STORE_JOURNAL);
+    start();
+    batches(2, 2);
+    c.hook = arg ? hook_cramped : hook_put_out;
+    t.ds->drives[2].class_ = arg != NULL;
+    t.ds->drives[3].class_ = 1;
+    batches(2, 2);
+    c.hook = NULL;
+    assert_int_equal(t.ds->drives[3].state, arg ? DRIVE_OK : DRIVE_FAILED);
+    assert_int_equal(t.ds->super.journal_mirrors, arg ? 12 : 3);
+    if (!arg)
+        assert_int_equal(late_writes, 1);
+    stop(false);
+    if (arg)
+        assert_true(mirrors_equal(2, 3));
+}
+
+static void test_better_has_no_space(void **state)
+{
+    (void)state;
+    sim_case_run(&c, better_main, &c);
+}
+
+static void test_better_is_put_out(void **state)
+{
+    (void)state;
+    sim_case_run(&c, better_main, NULL);
+}
+
 /* Mirrors behind one write cache are flushed by one SYNC; where that fails, each by its own. */
 struct shared {
     unsigned plain, dsync, syncs; /* of batches, seen so far */
@@ -1418,6 +1477,8 @@ int main(void)
         CASE(test_trim_under_copy),
         CASE(test_put_out_elsewhere),
         CASE(test_one_goes),
+        CASE(test_better_has_no_space),
+        CASE(test_better_is_put_out),
         CASE(test_shared_cache),
         CASE(test_new_mirror_durable),
         CASE(test_power_cuts),
