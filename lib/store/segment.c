@@ -486,6 +486,19 @@ static bool columns_sane(const struct segments *ss, const struct segment *s)
     return s->used >= 1 && s->used <= ss->ds->super.slot_size / FORMAT_UNIT;
 }
 
+static void segment_insert(struct segments *ss, struct segment *s)
+{
+    hmap_insert(&ss->by_id, &s->node, hmap_mix(s->id));
+    list_push_back(&ss->all, &s->link);
+    list_init(&s->dirty_link);
+    segment_file(ss, s);
+    ss->live += s->live;
+    ss->chunks += s->chunks;
+    ss->room += segment_room(ss, s);
+    if (s->id >= ss->next_id)
+        ss->next_id = s->id + 1;
+}
+
 /* Puts a segment into the table; its slots are free, or `reserved` for it already. */
 static int segment_add(struct segments *ss, struct segment *s, bool reserved)
 {
@@ -496,15 +509,28 @@ static int segment_add(struct segments *ss, struct segment *s, bool reserved)
             return ERR_FORMAT;
     for (unsigned i = 0; !reserved && i < s->k + s->m; i++)
         slot_set(ss, s->drive[i], s->slot[i], true);
-    hmap_insert(&ss->by_id, &s->node, hmap_mix(s->id));
-    list_push_back(&ss->all, &s->link);
-    list_init(&s->dirty_link);
-    segment_file(ss, s);
-    ss->live += s->live;
-    ss->chunks += s->chunks;
-    ss->room += segment_room(ss, s);
-    if (s->id >= ss->next_id)
-        ss->next_id = s->id + 1;
+    segment_insert(ss, s);
+    return 0;
+}
+
+/* Slots count for nothing here: a header whose segment was freed may name some that others have by
+ * now, and it is not known which of them were. */
+int segment_adopt(struct segments *ss, const struct format_fragment *f)
+{
+    struct segment s = {.id = f->segment, .state = SEGMENT_SEALED};
+
+    if (!segment_fragment_valid(f) || segment_find(ss, f->segment))
+        return ERR_FORMAT;
+    s.k = f->data_columns;
+    s.m = f->parity_columns;
+    s.used = s.next = (uint32_t)(ss->ds->super.slot_size / FORMAT_UNIT);
+    for (unsigned i = 0; i < s.k + s.m; i++) {
+        s.drive[i] = f->columns[i].drive;
+        s.slot[i] = f->columns[i].slot;
+    }
+    if (!columns_sane(ss, &s))
+        return ERR_FORMAT;
+    segment_insert(ss, mem_memdup(&s, sizeof(s)));
     return 0;
 }
 

@@ -238,7 +238,8 @@ int segment_mend_headers(struct segments *ss, uint64_t segment,
 void segment_ails(struct segments *ss, uint64_t segment);
 
 /* Takes a segment as one of its fragments describes it, sealed and written to its end, into a table
- * that serves only to look: for walking it without the KV store. ERR_FORMAT. */
+ * that serves only to look: for walking it without the KV store. Several may claim the same slots.
+ * ERR_FORMAT: it cannot be, or its number is there. */
 int segment_adopt(struct segments *ss, const struct format_fragment *f);
 /* Calls `fn` for the fragment header at the front of each slot of each drive that can be read,
  * where it is whole, of this store, and in its own place. Suspends. */

@@ -320,24 +320,6 @@ int segment_verify_headers(struct segments *ss, uint64_t segment, uint32_t *ret_
     return 0;
 }
 
-int segment_adopt(struct segments *ss, const struct format_fragment *f)
-{
-    STRBUF_AUTO struct strbuf row = STRBUF_INIT;
-    struct segment s = {.id = f->segment, .state = SEGMENT_SEALED};
-
-    if (!segment_fragment_valid(f))
-        return ERR_FORMAT;
-    s.k = f->data_columns;
-    s.m = f->parity_columns;
-    s.used = (uint32_t)(ss->ds->super.slot_size / FORMAT_UNIT);
-    for (unsigned i = 0; i < s.k + s.m; i++) {
-        s.drive[i] = f->columns[i].drive;
-        s.slot[i] = f->columns[i].slot;
-    }
-    segment_row_encode(&s, &row);
-    return segment_load(ss, s.id, row.data, row.len);
-}
-
 void segment_walk_fragments(struct driveset *ds,
                             void (*fn)(void *arg, const struct format_fragment *f), void *arg)
 {

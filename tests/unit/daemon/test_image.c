@@ -13,6 +13,8 @@
 #include "daemon/image_priv.h"
 #include "daemon/partition_priv.h"
 #include "daemon/rebuild.h"
+#include "lib/store/drive_io.h"
+#include "lib/store/segment_priv.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 #include "tests/unit/daemon/partition_case.h"
@@ -339,6 +341,66 @@ static void test_lost(void **state)
     sim_case_run(&pc.c, lost_check_main, NULL);
 }
 
+/* Leaves a header of a segment that is gone, which lay in one of drive 0's free slots, and on the
+ * other drives where `s` does. */
+static void leave_header(const struct segment *s, uint64_t id, uint32_t slot)
+{
+    struct segment gone = *s;
+    struct buf *b = buf_new(FORMAT_UNIT);
+
+    memset(b->data, 0, FORMAT_UNIT);
+    gone.id = id;
+    for (unsigned i = 0; i < gone.k + gone.m; i++) {
+        if (gone.drive[i] != 0)
+            continue;
+        gone.slot[i] = slot;
+        segment_fragment_header(pc.p->segments, &gone, i, b);
+    }
+    assert_int_equal(
+        drive_pwrite(&pc.p->ds->drives[0], b, FORMAT_UNIT, drive_slot_off(pc.p->ds, slot), true),
+        0);
+    buf_unref(b);
+}
+
+/* Of the copy's segments drive 0 has lost the headers, and shows old ones instead, of segments that
+ * lay where these lie on the other drives. */
+static void old_headers_main(void *arg)
+{
+    uint32_t slot = (uint32_t)pc.slots;
+
+    (void)arg;
+    partition_case_open(&pc);
+    list_for_each (it, &pc.p->segments->all) {
+        const struct segment *s = LIST_ENTRY(it, struct segment, link);
+
+        if (s->stream != SEGMENT_IMAGE)
+            continue;
+        for (unsigned i = 0; i < s->k + s->m; i++)
+            if (s->drive[i] == 0)
+                sim_file_corrupt(pc.c.sim, store_case_paths(pc.drives)[0],
+                                 drive_slot_off(pc.p->ds, s->slot[i]), FORMAT_UNIT);
+        for (unsigned i = 0; i < 6; i++) {
+            slot--;
+            assert_false(pc.p->segments->slots[0][slot / 8] >> slot % 8 & 1);
+            leave_header(s, 10000 + slot, slot);
+        }
+    }
+    assert_true(slot < pc.slots);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_old_headers(void **state)
+{
+    (void)state;
+    pc.slots = 100;
+    sim_case_run(&pc.c, fill_main, NULL);
+    sim_case_run(&pc.c, old_headers_main, NULL);
+    lose_kv();
+    sim_case_run(&pc.c, rebuild_main, NULL);
+    assert_int_equal(rebuild_rc, 0);
+    sim_case_run(&pc.c, check_main, NULL);
+}
+
 static void test_rebuild_short(void **state)
 {
     (void)state;
@@ -450,15 +512,11 @@ static void test_amid_record(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_form),
-        cmocka_unit_test(test_pieces),
-        cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_changes),
-        CASE(test_rebuild),
-        CASE(test_lost),
-        CASE(test_rebuild_short),
-        CASE(test_beyond),
-        CASE(test_many),
+        cmocka_unit_test(test_form), cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_rows), cmocka_unit_test(test_changes),
+        CASE(test_rebuild),          CASE(test_lost),
+        CASE(test_old_headers),      CASE(test_rebuild_short),
+        CASE(test_beyond),           CASE(test_many),
         CASE(test_amid_record),
     };
 
