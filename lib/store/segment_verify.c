@@ -9,10 +9,13 @@
  * Whole means: every chunk given fits its CRC (they are alive, and the chunk table is what says so;
  * it tells a stripe from an older one at its place, which a drive that lost a write still has), and
  * the stripe's directory fits the CRC of its header, every chunk listed there its own, and there
- * are zeroes between. That covers every byte, so there is only one such whole, and which columns
- * are bad is proved.
+ * are zeroes between. That covers every byte: whatever these columns say is what once was written.
+ * Two stripes can have been written at one place, one of them never named, with the same chunk in
+ * both; a drive that went back in time still has the other. So of two such wholes the one counts
+ * from which fewer columns differ, and if there is none the stripe is in doubt: what is alive is
+ * the same in both, and is to be written elsewhere. Else which columns are bad is proved.
  *
- * Where there is none, what is dead in the stripe may be damaged in too many columns: then the
+ * Where there is no whole, what is dead in the stripe may be damaged in too many columns: then the
  * directory and the chunks given must fit, and of several choices the one counts from which
  * the fewest columns differ. Two that are as good and blame different columns leave it in doubt: no
  * drive is blamed. Where no k columns fit for the stripe as a whole, damage lies in different
@@ -154,12 +157,12 @@ static uint32_t columns_differing(const struct segment_exam *e)
     return bad;
 }
 
-/* Tries combinations of k columns, for the first from which every byte fits (it stays in `made`),
- * or (not `whole`) for the best from which the directory and what is alive do; false when none
- * fits. */
+/* Tries combinations of k columns, for the best from which every byte fits, or (not `whole`) the
+ * directory and what is alive do; false when none fits. It stays in `made`. */
 static bool exam_combine(struct segment_exam *e, bool whole)
 {
-    unsigned pick[FORMAT_COLS_MAX], k = e->segment.k, best = FORMAT_COLS_MAX + 1;
+    unsigned pick[FORMAT_COLS_MAX], from[FORMAT_COLS_MAX] = {0};
+    unsigned k = e->segment.k, best = FORMAT_COLS_MAX + 1;
     uint32_t bad;
 
     e->verdict.doubtful = false;
@@ -179,23 +182,27 @@ static bool exam_combine(struct segment_exam *e, bool whole)
         if (n >= best)
             continue;
         best = n;
+        memcpy(from, pick, sizeof(from));
         e->verdict.bad = bad;
         e->verdict.doubtful = false;
         /* Nothing else comes as near: two codewords differ in more than n - k columns. */
-        if (whole || 2 * best <= e->have_count - k)
-            break;
+        if (2 * best <= e->have_count - k || PLANTED(SCRUB_TRUSTS_DATA))
+            return true;
     } while (segment_next_combination(pick, k, e->have_count));
     if (e->verdict.doubtful)
         e->verdict.bad = 0;
-    return best <= FORMAT_COLS_MAX;
+    if (best > FORMAT_COLS_MAX)
+        return false;
+    make_columns(e, from);
+    return true;
 }
 
 static void exam_judge(void *arg)
 {
     struct segment_exam *e = arg;
 
-    e->proved = e->have_count >= e->segment.k && exam_combine(e, true);
-    if (!e->proved)
+    e->proved = e->have_count >= e->segment.k && exam_combine(e, true) && !e->verdict.doubtful;
+    if (!e->proved && !e->verdict.doubtful)
         e->verdict.torn = e->have_count < e->segment.k || !exam_combine(e, false);
 }
 

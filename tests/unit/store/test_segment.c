@@ -861,6 +861,75 @@ static void older_main(void *arg)
     close_store();
 }
 
+/* A stripe of chunk 2000 and another one. */
+static struct segment_loc put_pair(uint64_t other)
+{
+    const uint64_t ids[2] = {2000, other};
+    struct segment_chunk chunks[2];
+    struct segment_stripe where;
+    uint8_t *bytes[2];
+
+    for (unsigned i = 0; i < 2; i++) {
+        bytes[i] = chunk_bytes(ids[i], 3 * UNIT);
+        chunks[i] = (struct segment_chunk){.data = bytes[i],
+                                           .id = ids[i],
+                                           .stored = 3 * UNIT,
+                                           .raw = 3 * UNIT,
+                                           .crc = crc32c(0, bytes[i], 3 * UNIT),
+                                           .fingerprint_algorithm = 1};
+    }
+    assert_int_equal(segment_write(t.ss, SEGMENT_VOLUMES, chunks, 2, &where), 0);
+    segment_release(t.ss, where.segment);
+    for (unsigned i = 0; i < 2; i++)
+        free(bytes[i]);
+    return (struct segment_loc){where, chunks[0].position, chunks[0].stored, chunks[0].crc};
+}
+
+/* As before, but what is alive now was in the old stripe too: both are whole. Nobody is blamed, and
+ * nothing written in place, since what is dead may be wanted again. */
+static void both_whole_main(void *arg)
+{
+    uint32_t size = 6 * UNIT;
+    struct segment_verdict v;
+    struct segment_loc old, now;
+    const struct segment *s;
+    uint8_t *was;
+    bool lost;
+
+    (void)arg;
+    make_store(2, 1, 1, 2);
+    put_ok(SEGMENT_VOLUMES, &size, 1);
+    old = put_pair(1000);
+    was = mem_alloc_aligned(4096, UNIT * (size_t)old.stripe.width);
+    column_read(&old.stripe, row_of(old.stripe.segment)->bytes, 0, 0, was,
+                UNIT * (size_t)old.stripe.width);
+    reopen_store();
+    now = put_pair(3000);
+    assert_memory_equal(&now, &old, sizeof(now));
+    segment_account(t.ss, &now, true);
+    s = segment_get(t.ss, now.stripe.segment);
+    assert_int_equal(
+        env_pwrite(t.ds->drives[s->drive[0]].file, was, UNIT * (size_t)old.stripe.width,
+                   drive_slot_off(t.ds, s->slot[0]) + (uint64_t)old.stripe.offset * UNIT, true),
+        0);
+    mem_free(was);
+    segment_hold(t.ss, s->id);
+    assert_int_equal(segment_verify(t.ss, &now, 1, &lost, &v), 0);
+    assert_true(v.doubtful && !v.bad && !v.torn && !lost);
+    assert_false(s->ailing);
+    assert_int_equal(segment_mend(t.ss, &now, 1, &lost, &v), 0);
+    assert_true(v.doubtful && !v.bad && !v.mended && !lost);
+    assert_true(s->ailing);
+    segment_release(t.ss, s->id);
+    close_store();
+}
+
+static void test_both_whole(void **state)
+{
+    (void)state;
+    sim_case_run(&c, both_whole_main, NULL);
+}
+
 /* A header that looks like one, of a column that rots: its directory proves it wrong, and what the
  * other columns have is asked for. */
 static void rotten_header_main(void *arg)
@@ -1796,6 +1865,7 @@ int main(void)
         CASE(test_wide),
         CASE(test_own_result),
         CASE(test_older),
+        CASE(test_both_whole),
         CASE(test_rotten_header),
         CASE(test_insane_locations),
         CASE(test_two_widths),
