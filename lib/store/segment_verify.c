@@ -11,9 +11,9 @@
  * the stripe's directory fits the CRC of its header, every chunk listed there its own, and there
  * are zeroes between. That covers every byte: whatever these columns say is what once was written.
  * Two stripes can have been written at one place, one of them never named, with the same chunk in
- * both; a drive that went back in time still has the other. So of two such wholes the one counts
- * from which fewer columns differ, and if there is none the stripe is in doubt: what is alive is
- * the same in both, and is to be written elsewhere. Else which columns are bad is proved.
+ * both; drives that went back in time still have the other, or as much of it as differs. So where
+ * there are two such wholes the stripe is in doubt, however many columns have which: what is alive
+ * is the same in both, and is to be written elsewhere. Else which columns are bad is proved.
  *
  * Where there is no whole, what is dead in the stripe may be damaged in too many columns: then the
  * directory and the chunks given must fit, and of several choices the one counts from which
@@ -157,8 +157,8 @@ static uint32_t columns_differing(const struct segment_exam *e)
     return bad;
 }
 
-/* Tries combinations of k columns, for the best from which every byte fits, or (not `whole`) the
- * directory and what is alive do; false when none fits. It stays in `made`. */
+/* Tries combinations of k columns, for the one from which every byte fits, or (not `whole`) the
+ * best from which the directory and what is alive do; false when none fits. It stays in `made`. */
 static bool exam_combine(struct segment_exam *e, bool whole)
 {
     unsigned pick[FORMAT_COLS_MAX], from[FORMAT_COLS_MAX] = {0};
@@ -177,16 +177,16 @@ static bool exam_combine(struct segment_exam *e, bool whole)
             continue;
         bad = columns_differing(e);
         n = (unsigned)__builtin_popcount(bad);
-        if (n == best && bad != e->verdict.bad)
+        if (best <= FORMAT_COLS_MAX && bad != e->verdict.bad && (whole || n == best))
             e->verdict.doubtful = true;
         if (n >= best)
             continue;
         best = n;
         memcpy(from, pick, sizeof(from));
         e->verdict.bad = bad;
-        e->verdict.doubtful = false;
+        e->verdict.doubtful &= whole;
         /* Nothing else comes as near: two codewords differ in more than n - k columns. */
-        if (2 * best <= e->have_count - k || PLANTED(SCRUB_TRUSTS_DATA))
+        if (best == 0 || (!whole && 2 * best <= e->have_count - k) || PLANTED(SCRUB_TRUSTS_DATA))
             return true;
     } while (segment_next_combination(pick, k, e->have_count));
     if (e->verdict.doubtful)

@@ -432,7 +432,7 @@ static void damage(struct run *r)
         members_look(r);
     d = damage_pick(r);
     bit = 1u << d;
-    if ((r->deleted | r->spared) & bit)
+    if ((r->deleted | r->spared | r->owed) & bit)
         return;
     if (r->faulty & bit && run_chance(r, 50)) {
         run_trace(r, "no more faults on %s", r->paths[d]);

@@ -30,12 +30,20 @@ unsigned members_disk(const struct run *r, const char *path)
     return RUN_DRIVES_MAX;
 }
 
+/* It counts for the profile until nothing lacks parity: a drive may leave before that. */
 static void disk_forget(struct run *r, uint32_t disks)
 {
+    struct partition_status s;
+
     for (unsigned i = 0; i < RUN_DRIVES_MAX; i++)
         if (disks >> i & 1)
             sim_set_file_faults(r->sim, r->paths[i], NULL);
-    r->damaged &= ~disks;
+    r->owed |= disks;
+    partition_get_status(r->p, &s);
+    if (!s.thin_segments) {
+        r->damaged &= ~r->owed;
+        r->owed = 0;
+    }
     r->deleted &= ~disks;
     r->passing &= ~disks;
     r->faulty &= ~disks;

@@ -84,6 +84,8 @@ struct run {
     struct partition_options partition;
     bool faults_on;            /* damage may be done to drives */
     uint32_t damaged, deleted; /* bit per drive */
+    uint32_t owed;             /* of the damaged: has left, and what was written without it may lack
+                                  parity yet */
     uint32_t passing;        /* of the damaged: only ever returned errors, so may be whole again */
     uint32_t faulty;         /* has faults now */
     uint32_t faulty_in_life; /* had some in this life */

@@ -861,10 +861,10 @@ static void older_main(void *arg)
     close_store();
 }
 
-/* A stripe of chunk 2000 and another one. */
+/* A stripe of another chunk and of 2000, which is what is returned. */
 static struct segment_loc put_pair(uint64_t other)
 {
-    const uint64_t ids[2] = {2000, other};
+    const uint64_t ids[2] = {other, 2000};
     struct segment_chunk chunks[2];
     struct segment_stripe where;
     uint8_t *bytes[2];
@@ -882,37 +882,49 @@ static struct segment_loc put_pair(uint64_t other)
     segment_release(t.ss, where.segment);
     for (unsigned i = 0; i < 2; i++)
         free(bytes[i]);
-    return (struct segment_loc){where, chunks[0].position, chunks[0].stored, chunks[0].crc};
+    return (struct segment_loc){where, chunks[1].position, chunks[1].stored, chunks[1].crc};
 }
 
-/* As before, but what is alive now was in the old stripe too: both are whole. Nobody is blamed, and
- * nothing written in place, since what is dead may be wanted again. */
+/* As before, but what is alive now was in the old stripe too, and both are whole: from one column,
+ * or from two of which one differs and another which does not. Nobody is blamed, and nothing
+ * written in place, since what is dead may be wanted again. */
+struct both_whole {
+    unsigned k, m, old; /* old: bit per column */
+};
+
 static void both_whole_main(void *arg)
 {
+    const struct both_whole *how = arg;
     uint32_t size = 6 * UNIT;
     struct segment_verdict v;
     struct segment_loc old, now;
     const struct segment *s;
-    uint8_t *was;
+    uint8_t *was[4];
+    size_t column;
     bool lost;
 
-    (void)arg;
-    make_store(2, 1, 1, 2);
+    make_store(how->k + how->m, how->k, how->m, 2);
     put_ok(SEGMENT_VOLUMES, &size, 1);
     old = put_pair(1000);
-    was = mem_alloc_aligned(4096, UNIT * (size_t)old.stripe.width);
-    column_read(&old.stripe, row_of(old.stripe.segment)->bytes, 0, 0, was,
-                UNIT * (size_t)old.stripe.width);
+    column = UNIT * (size_t)old.stripe.width;
+    for (unsigned i = 0; i < how->k + how->m; i++) {
+        was[i] = mem_alloc_aligned(4096, column);
+        column_read(&old.stripe, row_of(old.stripe.segment)->bytes, i, 0, was[i], column);
+    }
     reopen_store();
     now = put_pair(3000);
-    assert_memory_equal(&now, &old, sizeof(now));
+    assert_int_equal(now.stripe.offset, old.stripe.offset);
+    assert_int_equal(now.position, old.position);
     segment_account(t.ss, &now, true);
     s = segment_get(t.ss, now.stripe.segment);
-    assert_int_equal(
-        env_pwrite(t.ds->drives[s->drive[0]].file, was, UNIT * (size_t)old.stripe.width,
-                   drive_slot_off(t.ds, s->slot[0]) + (uint64_t)old.stripe.offset * UNIT, true),
-        0);
-    mem_free(was);
+    for (unsigned i = 0; i < how->k + how->m; i++) {
+        uint64_t off = drive_slot_off(t.ds, s->slot[i]) + (uint64_t)old.stripe.offset * UNIT;
+
+        if (how->old >> i & 1)
+            assert_int_equal(env_pwrite(t.ds->drives[s->drive[i]].file, was[i], column, off, true),
+                             0);
+        mem_free(was[i]);
+    }
     segment_hold(t.ss, s->id);
     assert_int_equal(segment_verify(t.ss, &now, 1, &lost, &v), 0);
     assert_true(v.doubtful && !v.bad && !v.torn && !lost);
@@ -926,8 +938,13 @@ static void both_whole_main(void *arg)
 
 static void test_both_whole(void **state)
 {
-    (void)state;
-    sim_case_run(&c, both_whole_main, NULL);
+    static struct both_whole hows[] = {{1, 1, 0x1}, {2, 2, 0x9}};
+
+    for (size_t i = 0; i < sizeof(hows) / sizeof(hows[0]); i++) {
+        teardown(state);
+        setup(state);
+        sim_case_run(&c, both_whole_main, &hows[i]);
+    }
 }
 
 /* A header that looks like one, of a column that rots: its directory proves it wrong, and what the
