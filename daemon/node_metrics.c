@@ -117,7 +117,7 @@ static void gauges_register(struct metrics *m, const struct node_part_metrics *p
         {"filmroom_buckets", "Buckets, but for the reserved one", &g->buckets},
         {"filmroom_objects", "Objects in buckets; instances are not among them", &g->objects},
         {"filmroom_object_bytes", "Bytes of objects in buckets", &g->object_bytes},
-        {"filmroom_lost_chunks", "Chunks that readers or scrub found lost and that still are",
+        {"filmroom_lost_chunks", "Chunks that readers or the last pass of scrub found lost",
          &g->lost},
         {"filmroom_scrub_running", "1 while scrub is at work", &g->scrub_running},
         {"filmroom_scrub_lost_chunks", "Chunks that scrub found lost when it last looked",
