@@ -467,7 +467,7 @@ static int journal_add_mirror(struct journal *j, unsigned i, struct buf *extra, 
     if (rc == 0)
         j->mirrors |= 1ull << i;
     else if (rc == ERR_NOSPC) /* nobody's fault: others are taken, or there are fewer for a while */
-        to->cramped_till = env_now(j->ds->env) + JOURNAL_CRAMPED;
+        j->cramped |= 1ull << i;
     else
         driveset_put_out(j->ds, i, "could not take a copy of the journal");
     return 0;
@@ -498,9 +498,19 @@ static int journal_add_mirrors(struct journal *j, uint64_t best, struct buf *ext
     return rc;
 }
 
+/* The while begins anew until all is done: two drives, of which each takes longer than that to find
+ * no space, would else be tried in turn for ever. */
+static void journal_keep_cramped(struct journal *j)
+{
+    for (unsigned i = 0; i < j->ds->count; i++)
+        if (j->cramped >> i & 1)
+            j->ds->drives[i].cramped_till = env_now(j->ds->env) + JOURNAL_CRAMPED;
+}
+
 int journal_remirror(struct journal *j, struct buf *extra, size_t extra_span, uint64_t extra_off)
 {
     j->stay = 0;
+    j->cramped = 0;
     for (;;) {
         uint64_t best;
         int rc;
@@ -510,6 +520,7 @@ int journal_remirror(struct journal *j, struct buf *extra, size_t extra_span, ui
                 j->mirrors &= ~(1ull << i);
         best = journal_best_mirrors(j);
         rc = journal_add_mirrors(j, best, extra, extra_span, extra_off);
+        journal_keep_cramped(j);
         if (rc == 0 && best == journal_best_mirrors(j) && (best & ~j->mirrors) == 0)
             j->mirrors = best; /* all are in; others are not needed any more */
         else if (rc < 0 && journal_mirrors_safe(j))

@@ -23,6 +23,7 @@ struct journal {
     uint64_t mirrors;  /* bit per drive */
     uint64_t stay;     /* mirrors that would be better and could not be made; 0: none */
     uint64_t making;   /* the one that is being made */
+    uint64_t cramped;  /* bit per drive: had no space when it was to become a mirror, this time */
     bool level;        /* the writer is to look at the mirrors */
 
     struct list extents;         /* live batches, oldest first */
