@@ -19,31 +19,31 @@ static void gauges_copy(void *arg)
 
     partition_get_status(pm->part->partition, &st);
     partition_scrub_status(pm->part->partition, &scrub);
-    pm->now = (struct node_gauges){
-        .writes_stopped = st.broken != 0,
-        .capacity = st.capacity,
-        .logical = st.logical,
-        .unique = st.unique,
-        .stored = st.stored,
-        .physical = st.physical,
-        .free = st.free,
-        .journal_size = st.journal.size,
-        .journal_used = st.journal.used,
-        .overlay = st.overlay_bytes,
-        .rebuild = st.moves.rebuild.bytes,
-        .leaving = st.moves.leaving.bytes,
-        .rebalance = st.moves.rebalance.bytes,
-        .moved = st.moves.moved,
-        .volumes = st.volumes,
-        .studies = st.studies.studies,
-        .instances = st.studies.instances,
-        .buckets = st.buckets.buckets,
-        .objects = st.buckets.objects,
-        .object_bytes = st.buckets.bytes,
-        .scrub_running = scrub.state.phase == SCRUB_RUNNING,
-        .scrub_lost = scrub.lost,
-        .lost = scrub.lost > st.chunks.lost ? scrub.lost : st.chunks.lost,
-        .step_max = atomic_load_explicit(&pm->steps.max, memory_order_relaxed)};
+    pm->now = (struct node_gauges){.writes_stopped = st.broken != 0,
+                                   .capacity = st.capacity,
+                                   .logical = st.logical,
+                                   .unique = st.unique,
+                                   .stored = st.stored,
+                                   .physical = st.physical,
+                                   .free = st.free,
+                                   .journal_size = st.journal.size,
+                                   .journal_used = st.journal.used,
+                                   .overlay = st.overlay_bytes,
+                                   .rebuild = st.moves.rebuild.bytes,
+                                   .leaving = st.moves.leaving.bytes,
+                                   .rebalance = st.moves.rebalance.bytes,
+                                   .moved = st.moves.moved,
+                                   .volumes = st.volumes,
+                                   .studies = st.studies.studies,
+                                   .instances = st.studies.instances,
+                                   .buckets = st.buckets.buckets,
+                                   .objects = st.buckets.objects,
+                                   .object_bytes = st.buckets.bytes,
+                                   .scrub_running = scrub.state.phase == SCRUB_RUNNING,
+                                   .scrub_lost = scrub.lost,
+                                   .lost = scrub.known_lost,
+                                   .step_max =
+                                       atomic_load_explicit(&pm->steps.max, memory_order_relaxed)};
     /* Those that left stay, as drives in service do: an empty place is nothing to be alarmed about.
      */
     for (unsigned i = 0; i < FORMAT_DRIVES_MAX; i++) {

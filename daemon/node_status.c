@@ -91,11 +91,11 @@ static void status_health(const struct looking *l, const struct partition_status
                    ps->thin_segments,
                    out ? ": bring drives back; what can be is written again to the others"
                        : "; they are being written again");
-    if (scrub.lost || ps->chunks.lost) /* the last pass may be of before they came again */
+    if (scrub.known_lost)
         add_reason(l, ADMIN_FAILED,
                    "%" PRIu64 " chunks were found that no drives give any more: filmroom-fsck "
                    "--deep tells what they belong to",
-                   scrub.lost > ps->chunks.lost ? scrub.lost : ps->chunks.lost);
+                   scrub.known_lost);
     if (ps->moves.stuck)
         add_reason(l, ADMIN_DEGRADED, "%" PRIu64 " segments cannot be read to be written again: %s",
                    ps->moves.stuck,

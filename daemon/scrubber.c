@@ -499,6 +499,7 @@ void partition_scrub_status(const struct partition *p, struct scrub_status *ret_
 {
     const struct scrubber *s = p->scrubber;
     struct scrub_status st = {.state = s->state};
+    struct chunkstore_stats chunks;
     uint64_t now = env_now(p->env), ran = now - s->resumed;
     bool running = s->state.phase == SCRUB_RUNNING;
 
@@ -518,6 +519,8 @@ void partition_scrub_status(const struct partition *p, struct scrub_status *ret_
     st.lost = s->state.phase != SCRUB_IDLE && s->state.now.lost > s->state.last.lost
                   ? s->state.now.lost
                   : s->state.last.lost;
+    chunkstore_get_stats(p->chunks, &chunks);
+    st.known_lost = st.lost > chunks.lost ? st.lost : chunks.lost;
     *ret_status = st;
 }
 

@@ -52,6 +52,9 @@ struct scrub_status {
     uint64_t eta_ns; /* time that is left at this rate; 0: not known */
     uint64_t due_ns; /* wall clock: when the next pass is due; 0: never, or one is under way */
     uint64_t lost;   /* chunks that the pass under way or else the last one found lost */
+    /* Chunks known to be lost: those, or all that readers and scrub found and that still are, if
+     * that is more (the pass may have been before they came again, or went). */
+    uint64_t known_lost;
 };
 
 /* Begins a pass, or goes on with one that was stopped; fine when one is running. Returns once that

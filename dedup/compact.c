@@ -362,7 +362,7 @@ static int run_stripe(struct compact_run *run, const struct segment_entry *entri
     return rc;
 }
 
-static int run_segment(struct compact_run *run, uint64_t segment)
+static int run_segment(struct compact_run *run)
 {
     struct segments *ss = run->step->cs->segments;
     uint32_t offset = 0;
@@ -372,7 +372,7 @@ static int run_segment(struct compact_run *run, uint64_t segment)
         struct segment_entry *entries;
         size_t n;
 
-        rc = segment_next_stripe(ss, segment, &offset, &entries, &n);
+        rc = segment_next_stripe(ss, run->segment, &offset, &entries, &n);
         run->sick = rc < 0 && rc != ERR_NOENT && rc != ERR_TIMEDOUT;
         if (rc < 0)
             break;
@@ -395,12 +395,12 @@ static bool run_goes_on(void *arg)
 }
 
 /* What the directories did not tell of. Suspends. */
-static int run_rest(struct compact_run *run, uint64_t segment)
+static int run_rest(struct compact_run *run)
 {
     struct chunkstore *cs = run->step->cs;
     struct chunk_place *places;
     size_t n;
-    int rc = chunkstore_gather(cs, segment, run_goes_on, run, &places, &n);
+    int rc = chunkstore_gather(cs, run->segment, run_goes_on, run, &places, &n);
 
     if (rc == ERR_CANCELED)
         return 0;
@@ -426,11 +426,11 @@ static int run_whole(struct compact_run *run, const struct segment *s)
 {
     struct segments *ss = run->step->cs->segments;
     bool again = s->tries > 0;
-    int rc = run_segment(run, s->id);
+    int rc = run_segment(run);
 
     if (rc == 0 && again && s->chunks && !run->stopped && !run->step->lost &&
         !segment_is_out_of_reach(ss, s->id))
-        rc = run_rest(run, s->id);
+        rc = run_rest(run);
     return rc;
 }
 

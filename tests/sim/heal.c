@@ -105,11 +105,8 @@ static void await_converged(struct run *r)
 
 static void deep_found(void *arg, const struct audit_finding *f)
 {
-    struct run *r = arg;
-
-    if (strcmp(f->kind, "drive-damage") != 0 &&
-        !(strcmp(f->kind, "stripe-doubt") == 0 && r->spoilt))
-        run_fail(r, "%s: %s", f->kind, f->text);
+    if (!scrub_may_find(arg, f))
+        run_fail(arg, "%s: %s", f->kind, f->text);
 }
 
 static void deep_drive(struct run *r, const struct driveset *ds, const struct audit_result *a,

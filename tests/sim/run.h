@@ -47,6 +47,8 @@ enum op_kind {
     OP_COUNT
 };
 
+struct audit_finding;
+
 struct run_options {
     bool trace;
     bool lost; /* more drives go than the profile bears: errors are fine, wrong bytes are not */
@@ -205,6 +207,9 @@ void scrub_op(struct run *r);
 void scrub_heal(struct run *r);
 void scrub_converge(struct run *r);
 void scrub_audit(struct run *r);
+/* May a deep audit tell of this? Of damage, and whoever asks looks at which drives have it; of
+ * doubt where drives were spoilt. */
+bool scrub_may_find(const struct run *r, const struct audit_finding *f);
 /* rebuild.c: looks whether checkpoints had to go without the metadata's copy, while the engine runs
  * (copy_look) and when it does not any more; makes r->image, which is empty, anew from the drives.
  */

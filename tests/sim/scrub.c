@@ -140,14 +140,17 @@ void scrub_converge(struct run *r)
                      (unsigned long long)(ds->drives[d].scrub.bad - bad[d]), d);
 }
 
+bool scrub_may_find(const struct run *r, const struct audit_finding *f)
+{
+    return strcmp(f->kind, "drive-damage") == 0 ||
+           (strcmp(f->kind, "stripe-doubt") == 0 && r->spoilt);
+}
+
 /* What is on drives that are out is looked at drive by drive, below. */
 static void audit_found(void *arg, const struct audit_finding *f)
 {
-    const struct run *r = arg;
-
     run_trace(arg, "deep audit: %s: %s", f->kind, f->text);
-    if (strcmp(f->kind, "drive-damage") != 0 &&
-        !(strcmp(f->kind, "stripe-doubt") == 0 && r->spoilt))
+    if (!scrub_may_find(arg, f))
         run_fail(arg, "deep audit after scrub: %s: %s", f->kind, f->text);
 }
 

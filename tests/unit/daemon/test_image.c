@@ -13,10 +13,10 @@
 #include "daemon/image_priv.h"
 #include "daemon/partition_priv.h"
 #include "daemon/rebuild.h"
-#include "lib/store/drive_io.h"
-#include "lib/store/segment_priv.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/store/drive_io.h"
+#include "lib/store/segment_priv.h"
 #include "tests/unit/daemon/partition_case.h"
 #include "tests/unit/dedup/lag_kv.h"
 
@@ -215,6 +215,14 @@ static void lose_kv(void)
     pc.image = kv_mem_image_new();
 }
 
+/* The KV store is lost, and made anew from the drives. */
+static void lose_and_rebuild(void)
+{
+    lose_kv();
+    sim_case_run(&pc.c, rebuild_main, NULL);
+    assert_int_equal(rebuild_rc, 0);
+}
+
 static void check_main(void *arg)
 {
     struct block_volume *v;
@@ -237,9 +245,7 @@ static void test_rebuild(void **state)
     (void)state;
     sim_case_run(&pc.c, fill_main, NULL);
     for (unsigned i = 0; i < 3; i++) {
-        lose_kv();
-        sim_case_run(&pc.c, rebuild_main, NULL);
-        assert_int_equal(rebuild_rc, 0);
+        lose_and_rebuild();
         sim_case_run(&pc.c, check_main, NULL);
     }
     sim_case_run(&pc.c, rebuild_main, NULL);
@@ -335,9 +341,7 @@ static void test_lost(void **state)
     pc.options.copy_at_once = 1;
     sim_case_run(&pc.c, fill_main, NULL);
     sim_case_run(&pc.c, lost_main, NULL);
-    lose_kv();
-    sim_case_run(&pc.c, rebuild_main, NULL);
-    assert_int_equal(rebuild_rc, 0);
+    lose_and_rebuild();
     sim_case_run(&pc.c, lost_check_main, NULL);
 }
 
@@ -395,9 +399,7 @@ static void test_old_headers(void **state)
     pc.slots = 100;
     sim_case_run(&pc.c, fill_main, NULL);
     sim_case_run(&pc.c, old_headers_main, NULL);
-    lose_kv();
-    sim_case_run(&pc.c, rebuild_main, NULL);
-    assert_int_equal(rebuild_rc, 0);
+    lose_and_rebuild();
     sim_case_run(&pc.c, check_main, NULL);
 }
 

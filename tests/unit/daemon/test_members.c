@@ -8,9 +8,9 @@
 #include <cmocka.h>
 
 #include "daemon/membership.h"
+#include "daemon/partition_priv.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
-#include "daemon/partition_priv.h"
 #include "tests/unit/daemon/partition_case.h"
 
 #define PIECE (256u * 1024)
