@@ -19,7 +19,6 @@
 #include "lib/base/mem.h"
 
 #define AUDIT_PAGE_BYTES (4u << 20)
-#define AUDIT_KEY_MAX    1100u      /* of the KV store */
 #define AUDIT_SLOTS_MAX  (1u << 28) /* as drives have at most */
 
 /* ---- Walking ---- */
@@ -27,30 +26,15 @@
 void audit_walk_range(struct audit *a, enum kv_table t, struct kv_slice from, struct kv_slice to,
                       void (*row)(struct audit *a, void *arg, const struct kv_row *row), void *arg)
 {
-    uint8_t at[AUDIT_KEY_MAX + 1];
-    size_t at_len = from.len, n = 1;
+    KV_WALK_AUTO struct kv_walk w;
+    const struct kv_row *at;
+    int rc = 0;
 
-    CHECK(from.len <= AUDIT_KEY_MAX);
-    memcpy(at, from.data, from.len);
-    while (a->rc == 0 && n) {
-        struct kv_rows *rows;
-
-        a->rc = kv_scan(a->p->kv, t, (struct kv_slice){at, at_len}, to, AUDIT_PAGE,
-                        AUDIT_PAGE_BYTES, 0, &rows);
-        if (a->rc < 0)
-            return;
-        n = rows->count;
-        for (size_t i = 0; a->rc == 0 && i < n; i++)
-            row(a, arg, &rows->rows[i]);
-        if (n) {
-            const struct kv_slice *last = &rows->rows[n - 1].key;
-
-            memcpy(at, last->data, last->len);
-            at[last->len] = 0;
-            at_len = last->len + 1;
-        }
-        kv_rows_free(rows);
-    }
+    kv_walk_init(&w, a->p->kv, t, from, to, AUDIT_PAGE, AUDIT_PAGE_BYTES);
+    while (a->rc == 0 && (rc = kv_walk_next(&w, &at)) > 0)
+        row(a, arg, at);
+    if (a->rc == 0)
+        a->rc = rc;
 }
 
 struct walk {

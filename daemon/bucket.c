@@ -333,31 +333,18 @@ int buckets_new(struct partition *p, struct buckets **ret_buckets)
 
 int buckets_load(struct buckets *bs)
 {
-    static const struct kv_slice end = {"C", 1};
-    uint8_t from[10] = "B";
-    size_t from_len = 1, n = 1;
-    int rc = 0;
+    KV_WALK_AUTO struct kv_walk w;
+    const struct kv_row *at;
+    struct bucket_row row;
+    int rc;
 
-    while (rc == 0 && n) {
-        struct bucket_row row;
-        struct kv_rows *rows;
-
-        rc = kv_scan(bs->p->kv, KV_BUCKET, (struct kv_slice){from, from_len}, end, BUCKET_PAGE,
-                     1u << 20, 0, &rows);
+    kv_walk_init(&w, bs->p->kv, KV_BUCKET, (struct kv_slice){"B", 1}, (struct kv_slice){"C", 1},
+                 BUCKET_PAGE, 1u << 20);
+    while ((rc = kv_walk_next(&w, &at)) > 0) {
+        rc = at->key.len == 9 ? bucket_row_decode(at->value, &row) : ERR_FORMAT;
         if (rc < 0)
             return rc;
-        n = rows->count;
-        for (size_t i = 0; rc == 0 && i < n; i++) {
-            const struct kv_slice *key = &rows->rows[i].key;
-
-            rc = key->len == 9 ? bucket_row_decode(rows->rows[i].value, &row) : ERR_FORMAT;
-            if (rc < 0)
-                break;
-            bucket_add(bs, codec_get_be64((const uint8_t *)key->data + 1), &row);
-            memcpy(from, key->data, 9);
-            from_len = 10; /* the NUL behind it */
-        }
-        kv_rows_free(rows);
+        bucket_add(bs, codec_get_be64((const uint8_t *)at->key.data + 1), &row);
     }
     return rc;
 }

@@ -228,29 +228,15 @@ void image_keep(struct image *im)
 int image_walk(struct image *im, enum kv_table t, struct kv_slice from, struct kv_slice to,
                int (*row)(void *arg, enum kv_table t, const struct kv_row *row), void *arg)
 {
-    STRBUF_AUTO struct strbuf at = STRBUF_INIT;
-    size_t n = 1;
-    int rc = 0;
+    KV_WALK_AUTO struct kv_walk w;
+    const struct kv_row *at;
+    int rc;
 
-    strbuf_add(&at, from.data, from.len);
-    while (rc == 0 && n) {
-        struct kv_rows *rows;
-
-        rc = kv_scan(im->p->kv, t, (struct kv_slice){at.data, at.len}, to, IMAGE_PAGE,
-                     IMAGE_PAGE_BYTES, 0, &rows);
+    kv_walk_init(&w, im->p->kv, t, from, to, IMAGE_PAGE, IMAGE_PAGE_BYTES);
+    while ((rc = kv_walk_next(&w, &at)) > 0) {
+        rc = row(arg, t, at);
         if (rc < 0)
             return rc;
-        n = rows->count;
-        for (size_t i = 0; rc == 0 && i < n; i++)
-            rc = row(arg, t, &rows->rows[i]);
-        if (n) {
-            struct kv_slice last = rows->rows[n - 1].key;
-
-            strbuf_reset(&at);
-            strbuf_add(&at, last.data, last.len);
-            strbuf_addc(&at, 0);
-        }
-        kv_rows_free(rows);
     }
     return rc;
 }

@@ -534,36 +534,20 @@ int partition_match(struct kv *kv, struct driveset *ds)
 
 static int load_segments(struct partition *p)
 {
-    uint8_t from[9] = {0};
-    size_t from_len = 8;
-    int rc = 0;
+    KV_WALK_AUTO struct kv_walk w;
+    const struct kv_row *row;
+    int rc;
 
-    for (;;) {
-        struct kv_rows *rows;
-        size_t n;
-
-        rc = kv_scan(p->kv, KV_SEGMENT, (struct kv_slice){from, from_len}, (struct kv_slice){"", 0},
-                     PARTITION_SEGMENT_PAGE, PARTITION_SEGMENT_PAGE * 512, 0, &rows);
+    kv_walk_init(&w, p->kv, KV_SEGMENT, (struct kv_slice){"", 1}, (struct kv_slice){"", 0},
+                 PARTITION_SEGMENT_PAGE, PARTITION_SEGMENT_PAGE * 512);
+    while ((rc = kv_walk_next(&w, &row)) > 0) {
+        rc = row->key.len == 8 ? segment_load(p->segments, codec_get_be64(row->key.data),
+                                              row->value.data, row->value.len)
+                               : ERR_FORMAT;
         if (rc < 0)
             return rc;
-        n = rows->count;
-        for (size_t i = 0; rc == 0 && i < n; i++) {
-            const struct kv_row *row = &rows->rows[i];
-
-            rc = row->key.len == 8 ? segment_load(p->segments, codec_get_be64(row->key.data),
-                                                  row->value.data, row->value.len)
-                                   : ERR_FORMAT;
-        }
-        if (n) {
-            /* Next page: behind the last key. */
-            memcpy(from, rows->rows[n - 1].key.data, 8);
-            from[8] = 0;
-            from_len = 9;
-        }
-        kv_rows_free(rows);
-        if (rc < 0 || n == 0)
-            return rc;
     }
+    return rc;
 }
 
 /* Where rows of segments were lost, the audit has left word of which numbers they may have had. */

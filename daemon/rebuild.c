@@ -376,43 +376,29 @@ static int load_run(struct rebuild *b, const struct image_run *run)
     return rc == ERR_LOST && b->partial ? 0 : rc;
 }
 
-/* Calls `row` for all rows of a table. Suspends. */
+/* Calls `row` for all rows of a table, and writes what it puts into the batch. Suspends. */
 static int each_row(struct rebuild *b, enum kv_table t,
-                    int (*row)(struct rebuild *b, enum kv_table t, const struct kv_row *row))
+                    void (*row)(struct rebuild *b, enum kv_table t, const struct kv_row *row))
 {
-    STRBUF_AUTO struct strbuf at = STRBUF_INIT;
-    size_t n = 1;
-    int rc = 0;
+    KV_WALK_AUTO struct kv_walk w;
+    const struct kv_row *at;
+    int rc;
 
-    strbuf_addc(&at, 0);
-    while (rc == 0 && n) {
-        struct kv_rows *rows;
-
-        rc = kv_scan(b->kv, t, (struct kv_slice){at.data, at.len}, (struct kv_slice){"", 0},
-                     REBUILD_PAGE, REBUILD_BATCH_BYTES, 0, &rows);
+    kv_walk_init(&w, b->kv, t, (struct kv_slice){"", 1}, (struct kv_slice){"", 0}, REBUILD_PAGE,
+                 REBUILD_BATCH_BYTES);
+    while ((rc = kv_walk_next(&w, &at)) > 0) {
+        row(b, t, at);
+        if (kv_batch_count(b->batch) >= REBUILD_PAGE)
+            rc = batch_write(b);
         if (rc < 0)
             return rc;
-        n = rows->count;
-        for (size_t i = 0; rc == 0 && i < n; i++)
-            rc = row(b, t, &rows->rows[i]);
-        if (n) {
-            struct kv_slice last = rows->rows[n - 1].key;
-
-            strbuf_reset(&at);
-            strbuf_add(&at, last.data, last.len);
-            strbuf_addc(&at, 0);
-        }
-        kv_rows_free(rows);
-        if (rc == 0)
-            rc = batch_write(b);
     }
-    return rc;
+    return rc == 0 ? batch_write(b) : rc;
 }
 
-static int drop_row(struct rebuild *b, enum kv_table t, const struct kv_row *row)
+static void drop_row(struct rebuild *b, enum kv_table t, const struct kv_row *row)
 {
     kv_batch_delete(b->batch, t, row->key);
-    return 0;
 }
 
 static int empty_all(struct rebuild *b)
@@ -424,15 +410,14 @@ static int empty_all(struct rebuild *b)
     return rc;
 }
 
-static int derive_fprint(struct rebuild *b, enum kv_table t, const struct kv_row *row)
+static void derive_fprint(struct rebuild *b, enum kv_table t, const struct kv_row *row)
 {
     struct chunk_row c = {0};
 
     (void)t;
     if (row->key.len != 8 || chunk_row_decode(row->value.data, row->value.len, &c) < 0)
-        return 0; /* the audit will tell */
+        return; /* the audit will tell */
     kv_batch_put(b->batch, KV_FPRINT, (struct kv_slice){c.fp, CHUNK_FP_KEY}, row->key);
-    return 0;
 }
 
 /* ---- All ---- */

@@ -23,6 +23,8 @@
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
+#define VOLUME_PAGE 256u /* rows, at the start */
+
 /* ---- Rows ---- */
 
 void volume_put_row(const struct volume *v, struct kv_batch *batch)
@@ -86,27 +88,17 @@ static int volume_load_row(struct volumes *vs, const struct kv_row *row)
 
 int volumes_load(struct volumes *vs)
 {
-    uint8_t from[10] = {0};
-    size_t from_len = 8, n;
-    int rc = 0;
+    KV_WALK_AUTO struct kv_walk w;
+    const struct kv_row *row;
+    int rc;
 
-    do {
-        struct kv_rows *rows;
-
-        rc = kv_scan(vs->p->kv, KV_VOLUME, (struct kv_slice){from, from_len},
-                     (struct kv_slice){"", 0}, 256, 256 * 512, 0, &rows);
+    kv_walk_init(&w, vs->p->kv, KV_VOLUME, (struct kv_slice){"", 1}, (struct kv_slice){"", 0},
+                 VOLUME_PAGE, VOLUME_PAGE * 512);
+    while ((rc = kv_walk_next(&w, &row)) > 0) {
+        rc = volume_load_row(vs, row);
         if (rc < 0)
             return rc;
-        n = rows->count;
-        for (size_t i = 0; rc == 0 && i < n; i++)
-            rc = volume_load_row(vs, &rows->rows[i]);
-        if (rc == 0 && n) {
-            from_len = rows->rows[n - 1].key.len; /* 8 or 9, or it would not have been loaded */
-            memcpy(from, rows->rows[n - 1].key.data, from_len);
-            from[from_len++] = 0;
-        }
-        kv_rows_free(rows);
-    } while (rc == 0 && n);
+    }
     return rc == 0 ? volume_maps_link(vs) : rc;
 }
 

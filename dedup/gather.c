@@ -87,44 +87,36 @@ static int gather_walk(struct gather *g)
 
 /* ---- By the table ---- */
 
-static int gather_page(struct gather *g, const struct kv_rows *rows)
+static int gather_row(struct gather *g, const struct kv_row *kv)
 {
-    for (size_t i = 0; i < rows->count; i++) {
-        const struct kv_row *kv = &rows->rows[i];
-        struct chunk_row row = {0};
+    struct chunk_row row;
 
-        if (kv->key.len != 8 || chunk_row_decode(kv->value.data, kv->value.len, &row) < 0)
-            return ERR_FORMAT;
-        if (row.loc.stripe.segment == g->segment)
-            gather_add(g, codec_get_be64(kv->key.data), &row.loc);
-    }
+    if (kv->key.len != 8 || chunk_row_decode(kv->value.data, kv->value.len, &row) < 0)
+        return ERR_FORMAT;
+    if (row.loc.stripe.segment == g->segment)
+        gather_add(g, codec_get_be64(kv->key.data), &row.loc);
     return 0;
 }
 
 static int gather_table(struct gather *g)
 {
-    uint8_t from[9] = {0};
-    size_t from_len = 8, n = 1;
-    int rc = 0;
+    KV_WALK_AUTO struct kv_walk w;
+    const struct kv_row *row;
+    size_t n = 0;
+    int rc;
 
     g->count = 0;
-    while (rc == 0 && n) {
-        struct kv_rows *rows;
-
-        if (!g->go_on(g->arg))
-            return ERR_CANCELED;
-        rc = kv_scan(g->cs->kv, KV_CHUNK, (struct kv_slice){from, from_len},
-                     (struct kv_slice){"", 0}, GATHER_PAGE, GATHER_PAGE * 256, 0, &rows);
-        if (rc < 0)
-            break;
-        rc = gather_page(g, rows);
-        n = rows->count;
-        if (rc == 0 && n) {
-            memcpy(from, rows->rows[n - 1].key.data, 8);
-            from_len = 9; /* behind the last key */
+    kv_walk_init(&w, g->cs->kv, KV_CHUNK, (struct kv_slice){"", 1}, (struct kv_slice){"", 0},
+                 GATHER_PAGE, GATHER_PAGE * 256);
+    while ((rc = kv_walk_next(&w, &row)) > 0) {
+        if (n++ % GATHER_PAGE == 0) {
+            if (!g->go_on(g->arg))
+                return ERR_CANCELED;
+            env_sleep(g->cs->env, GATHER_PAUSE);
         }
-        kv_rows_free(rows);
-        env_sleep(g->cs->env, GATHER_PAUSE);
+        rc = gather_row(g, row);
+        if (rc < 0)
+            return rc;
     }
     return rc;
 }

@@ -175,42 +175,25 @@ void chunk_lost_drop(struct chunkstore *cs, uint64_t id, struct kv_batch *batch)
     lost_remove(cs, l);
 }
 
-static void lost_load_rows(struct chunkstore *cs, const struct kv_rows *rows)
+int chunk_lost_load(struct chunkstore *cs)
 {
-    for (size_t i = 0; i < rows->count; i++) {
+    KV_WALK_AUTO struct kv_walk w;
+    uint8_t from[CHUNK_LOST_KEY], to[CHUNK_LOST_KEY];
+    const struct kv_row *row;
+    int rc = 0;
+
+    chunk_lost_key(0, from);
+    chunk_lost_key(UINT64_MAX, to);
+    kv_walk_init(&w, cs->kv, KV_META, (struct kv_slice){from, sizeof(from)},
+                 (struct kv_slice){to, sizeof(to)}, LOST_PAGE, LOST_PAGE * 64);
+    while (cs->lost.count < LOST_MAX && (rc = kv_walk_next(&w, &row)) > 0) {
         uint64_t id;
-        struct lost_chunk *l = chunk_lost_id(rows->rows[i].key, &id) ? lost_add(cs, id) : NULL;
+        struct lost_chunk *l = chunk_lost_id(row->key, &id) ? lost_add(cs, id) : NULL;
 
         if (l)
             l->noted = true;
     }
-}
-
-int chunk_lost_load(struct chunkstore *cs)
-{
-    STRBUF_AUTO struct strbuf from = STRBUF_INIT;
-    uint8_t to[CHUNK_LOST_KEY];
-    struct kv_rows *rows;
-    size_t n = 1;
-
-    chunk_lost_key(0, strbuf_room(&from, CHUNK_LOST_KEY));
-    chunk_lost_key(UINT64_MAX, to);
-    while (n && cs->lost.count < LOST_MAX) {
-        int rc = kv_scan(cs->kv, KV_META, (struct kv_slice){from.data, from.len},
-                         (struct kv_slice){to, sizeof(to)}, LOST_PAGE, LOST_PAGE * 64, 0, &rows);
-
-        if (rc < 0)
-            return rc;
-        lost_load_rows(cs, rows);
-        n = rows->count;
-        if (n) { /* behind the last, which a damaged table may have of any length */
-            strbuf_reset(&from);
-            strbuf_add(&from, rows->rows[n - 1].key.data, rows->rows[n - 1].key.len);
-            strbuf_addc(&from, 0);
-        }
-        kv_rows_free(rows);
-    }
-    return 0;
+    return rc < 0 ? rc : 0;
 }
 
 /* ---- The record ---- */

@@ -179,50 +179,32 @@ void dump_instance(struct dump *d)
 
 /* ---- Volumes ---- */
 
-/* Calls `row` for the rows from <= key < to; it returns false to end. */
-static void walk(struct dump *d, enum kv_table t, const uint8_t *from, size_t len,
-                 const uint8_t *to, size_t to_len, bool (*row)(void *arg, const struct kv_row *row),
-                 void *arg)
-{
-    uint8_t at[17];
-    size_t n = 1;
-    bool more = true;
-
-    memcpy(at, from, len);
-    while (more && n) {
-        struct kv_rows *rows;
-        int rc = kv_scan(d->o.kv, t, (struct kv_slice){at, len}, (struct kv_slice){to, to_len},
-                         DUMP_PAGE, 4u << 20, 0, &rows);
-
-        if (rc < 0) {
-            dump_fail(d, "the metadata cannot be read: %s", err_text(rc));
-            return;
-        }
-        n = rows->count;
-        for (size_t i = 0; more && i < n; i++)
-            more = rows->rows[i].key.len < sizeof(at) && row(arg, &rows->rows[i]);
-        if (n && more) {
-            len = rows->rows[n - 1].key.len;
-            memcpy(at, rows->rows[n - 1].key.data, len);
-            at[len++] = 0;
-        }
-        kv_rows_free(rows);
-    }
-}
-
 struct find_volume {
     const char *name;
     struct volume_row row;
     bool found;
 };
 
-static bool volume_is(void *arg, const struct kv_row *row)
+static bool volume_is(struct find_volume *f, const struct kv_row *row)
 {
-    struct find_volume *f = arg;
+    return volume_row_decode(row->key, row->value, &f->row) == 0 && !f->row.deleting &&
+           strcmp(f->row.info.name, f->name) == 0;
+}
 
-    f->found = volume_row_decode(row->key, row->value, &f->row) == 0 && !f->row.deleting &&
-               strcmp(f->row.info.name, f->name) == 0;
-    return !f->found;
+static void volume_find(struct dump *d, struct find_volume *f)
+{
+    KV_WALK_AUTO struct kv_walk w;
+    const struct kv_row *row;
+    int rc = 0;
+
+    kv_walk_init(&w, d->o.kv, KV_VOLUME, (struct kv_slice){"", 1}, (struct kv_slice){"", 0},
+                 DUMP_PAGE, 4u << 20);
+    while (!f->found && (rc = kv_walk_next(&w, &row)) > 0)
+        f->found = volume_is(f, row);
+    if (rc < 0)
+        dump_fail(d, "the metadata cannot be read: %s", err_text(rc));
+    else if (!f->found)
+        dump_fail(d, "volume %s: no such volume", f->name);
 }
 
 /* A volume's blocks are what its map says, and where that says nothing, the map upon which it lies,
@@ -417,11 +399,9 @@ void dump_volume(struct dump *d)
                         .to = d->to / BLOCK_SIZE + (d->to % BLOCK_SIZE != 0)};
     uint64_t mapped;
 
-    walk(d, KV_VOLUME, (const uint8_t *)"", 1, (const uint8_t *)"", 0, volume_is, &f);
-    if (!f.found) {
-        dump_fail(d, "volume %s: no such volume", d->args[0]);
+    volume_find(d, &f);
+    if (!f.found)
         return;
-    }
     if (e.to > f.row.info.size / BLOCK_SIZE)
         e.to = f.row.info.size / BLOCK_SIZE; /* below a map may be more than shows */
     e.rows = json_array();

@@ -37,10 +37,10 @@ struct kv {
 
 /* ---- Keys ----------------------------------------------------------------------------------- */
 
-/* A full key on the stack. */
+/* A full key on the stack, or what comes right behind it. */
 struct kv_full_key {
     size_t len;
-    uint8_t bytes[1 + KV_KEY_MAX];
+    uint8_t bytes[1 + KV_KEY_MAX + 1];
 };
 
 static inline struct kv_slice kv_full_slice(const struct kv_full_key *k)

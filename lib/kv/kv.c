@@ -29,7 +29,7 @@ int kv_slice_cmp(struct kv_slice a, struct kv_slice b)
 static void kv_full_key_set(struct kv_full_key *k, enum kv_table t, struct kv_slice key)
 {
     CHECK((unsigned)t < KV_TABLE_COUNT);
-    CHECK(key.len <= KV_KEY_MAX);
+    CHECK(1 + key.len <= sizeof(k->bytes));
     k->bytes[0] = (uint8_t)t;
     if (key.len)
         memcpy(k->bytes + 1, key.data, key.len);
@@ -42,7 +42,7 @@ int kv_get(struct kv *kv, enum kv_table t, struct kv_slice key, void **ret_value
 {
     struct kv_full_key full;
 
-    CHECK(key.len > 0);
+    CHECK(key.len > 0 && key.len <= KV_KEY_MAX);
     kv_full_key_set(&full, t, key);
     return kv->ops->get(kv, kv_full_slice(&full), ret_value, ret_len);
 }

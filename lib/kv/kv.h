@@ -7,13 +7,16 @@
  * and tests/contract/kv holds them to.
  *
  * Keys are compared as byte strings (memcmp, shorter first). Keys have 1..1100 bytes, values up to
- * 16 MiB. All calls come from fibers of the env it was opened on.
+ * 16 MiB; what bounds a scan may be one byte longer, so that it can begin behind any key. All calls
+ * come from fibers of the env it was opened on.
  */
 #pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "lib/base/strbuf.h"
 
 struct env;
 struct kv;
@@ -65,6 +68,40 @@ struct kv_rows {
 int kv_scan(struct kv *kv, enum kv_table t, struct kv_slice from, struct kv_slice to,
             size_t max_rows, size_t max_bytes, int reverse, struct kv_rows **ret_rows);
 void kv_rows_free(struct kv_rows *rows); /* NULL is fine */
+
+/* ---- Walking (kv_walk.c) ---- */
+
+/* All rows with from <= key < to (an empty `to`: to the table's end) in key order, fetched page by
+ * page as they are asked for: each page is of one state, and what is written behind the page at
+ * hand meanwhile is seen.
+ *
+ *     KV_WALK_AUTO struct kv_walk w;
+ *
+ *     kv_walk_init(&w, kv, KV_SEGMENT, from, to, 256, 1 << 20);
+ *     while ((rc = kv_walk_next(&w, &row)) > 0)
+ *         ...
+ */
+struct kv_walk {
+    struct kv *kv;
+    enum kv_table table;
+    size_t page_rows, page_bytes;
+    struct strbuf from, to; /* of the next page */
+    struct kv_rows *page;   /* NULL before the first */
+    size_t next;            /* in it */
+};
+
+/* Begins; the keys are copied. A page has at most page_rows rows (> 0) and about page_bytes. */
+void kv_walk_init(struct kv_walk *w, struct kv *kv, enum kv_table t, struct kv_slice from,
+                  struct kv_slice to, size_t page_rows, size_t page_bytes);
+/* Frees what the walk holds, wherever it is. */
+void kv_walk_end(struct kv_walk *w);
+#define KV_WALK_AUTO __attribute__((cleanup(kv_walk_end)))
+
+/* 1 and the next row, good until the next call; 0 when there is none; or an error, after which the
+ * same call may be tried again. May suspend. */
+int kv_walk_next(struct kv_walk *w, const struct kv_row **ret_row);
+
+/* ---- Batches ---- */
 
 /* Batches: puts and deletes apply in order, keys and values are copied. */
 struct kv_batch *kv_batch_new(void);

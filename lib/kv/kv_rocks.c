@@ -397,7 +397,7 @@ static bool kv_rocks_dense(const struct kv_slice *keys, size_t n)
         return false;
     first = codec_get_be64((const uint8_t *)keys[0].data + head);
     last = codec_get_be64((const uint8_t *)keys[n - 1].data + head);
-    return last - first < KV_ROCKS_DENSE_SPAN * n && len < 1 + KV_KEY_MAX;
+    return last - first < KV_ROCKS_DENSE_SPAN * n;
 }
 
 /* One walk over the range costs a tenth of asking for each of its keys. */

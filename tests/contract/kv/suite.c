@@ -250,6 +250,61 @@ static void suite_paging(struct suite *s)
     CHECK_OK(kv_close(kv));
 }
 
+/* A walk gives each row between its keys once, in order, whatever its pages hold, also behind a key
+ * as long as keys get; rows behind the page at hand may come and go meanwhile. */
+static void suite_walk_pages(struct kv *kv, size_t page_rows, size_t page_bytes)
+{
+    KV_WALK_AUTO struct kv_walk w;
+    const struct kv_row *row;
+    char key[8];
+    int rc;
+
+    kv_walk_init(&w, kv, KV_INDEX, suite_text("00003"), suite_text("00020"), page_rows, page_bytes);
+    for (unsigned i = 3; i < 20; i++) {
+        suite_number_key(key, i);
+        CHECK(kv_walk_next(&w, &row) == 1);
+        CHECK(suite_equal(row->key, suite_text(key)) && row->value.len == 100);
+        if (i == 10) {
+            CHECK(kv_walk_next(&w, &row) == 1);
+            CHECK(row->key.len == 1100 && memcmp(row->key.data, key, 5) == 0);
+        }
+    }
+    CHECK(kv_walk_next(&w, &row) == 0);
+    CHECK(kv_walk_next(&w, &row) == 0);
+    suite_put(kv, KV_INDEX, suite_text("000199"), suite_text("late"));
+    rc = kv_walk_next(&w, &row);
+    CHECK(rc == 1 && suite_equal(row->key, suite_text("000199")));
+    suite_delete(kv, KV_INDEX, suite_text("000199"));
+}
+
+static void suite_walk_rows(struct suite *s)
+{
+    struct kv *kv = suite_open(s);
+    struct kv_walk w;
+    const struct kv_row *row;
+    char key[8], value[100], longest[1100];
+    unsigned n = 0;
+
+    memset(value, 'v', sizeof(value));
+    for (unsigned i = 0; i < 30; i++) {
+        suite_number_key(key, i);
+        suite_put(kv, KV_INDEX, suite_text(key), (struct kv_slice){value, sizeof(value)});
+    }
+    memset(longest, 0xff, sizeof(longest));
+    memcpy(longest, "00010", 5);
+    suite_put(kv, KV_INDEX, (struct kv_slice){longest, sizeof(longest)}, suite_text("long"));
+    suite_walk_pages(kv, 1, 100000);
+    suite_walk_pages(kv, 7, 100000);
+    suite_walk_pages(kv, 9, 100000); /* the longest key is a page's last */
+    suite_walk_pages(kv, 1000, 500);
+    kv_walk_init(&w, kv, KV_INDEX, suite_text("00028"), (struct kv_slice){"", 0}, 1, 1);
+    while (kv_walk_next(&w, &row) > 0)
+        n++;
+    CHECK(n == 2);
+    kv_walk_end(&w);
+    CHECK_OK(kv_close(kv));
+}
+
 /* ---- Several at once ------------------------------------------------------------------------ */
 
 static void suite_multi_get(struct suite *s)
@@ -763,9 +818,10 @@ static void suite_reopen(struct suite *s)
 }
 
 const struct suite_case suite_cases[] = {
-    {"empty", suite_empty},     {"order", suite_order},           {"tables", suite_tables},
-    {"paging", suite_paging},   {"multi_get", suite_multi_get},   {"dense", suite_dense},
-    {"batches", suite_batches}, {"sizes", suite_sizes},           {"fibers", suite_fibers},
-    {"states", suite_states},   {"random_ops", suite_random_ops}, {"reopen", suite_reopen},
+    {"empty", suite_empty},   {"order", suite_order},     {"tables", suite_tables},
+    {"paging", suite_paging}, {"walk", suite_walk_rows},  {"multi_get", suite_multi_get},
+    {"dense", suite_dense},   {"batches", suite_batches}, {"sizes", suite_sizes},
+    {"fibers", suite_fibers}, {"states", suite_states},   {"random_ops", suite_random_ops},
+    {"reopen", suite_reopen},
 };
 const size_t suite_case_count = sizeof(suite_cases) / sizeof(suite_cases[0]);
