@@ -257,6 +257,7 @@ struct sim {
     uint64_t now, seq, digest;
     uint64_t steps; /* fibers run since time last passed */
     bool running, paused;
+    bool litters;              /* sim_litter */
     struct sim_event **events; /* heap; [0] is not used */
     size_t event_count, event_cap;
     struct list processes;

@@ -497,10 +497,17 @@ void sim_kill(struct env *env, bool power)
     sim_events_drop(sim, event_owned, p);
     sim_socks_kill(p, power);
     sim_files_kill(p, power);
-    fiber_drop_all(env);
-    mem_domain_release(env->domain);
-    env_fini(env);
     list_del(&p->link);
-    mem_free(p);
+    if (!sim->litters) {
+        fiber_drop_all(env);
+        mem_domain_release(env->domain);
+        env_fini(env);
+        mem_free(p);
+    }
     env_outside_leave(before);
+}
+
+void sim_litter(struct sim *sim)
+{
+    sim->litters = true;
 }

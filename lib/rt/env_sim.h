@@ -63,6 +63,9 @@ bool sim_process_ended(struct env *env);
  * cut (`power` true: unsynced writes of all files it has open are kept, lost or torn). The env is
  * gone. An ended process is also disposed of here; its memory domain must then be empty (CHECK). */
 void sim_kill(struct env *env, bool power);
+/* From now on what killed processes had in memory is left there: for a program that ends soon and
+ * shares its memory with the one that forked it, where each page that is touched is copied. */
+void sim_litter(struct sim *sim);
 /* Makes env_wait_stop return in the process. */
 void sim_stop(struct env *env);
 /* Memory owned by the process now. */

@@ -135,6 +135,7 @@ static bool try_in_child(struct crash *c, const struct crash_state *s, enum cras
     crash_disks_keep(s->parts, s->count);
     crash_disks_cut(&c->disks, true);
     crash_meta_cut(&c->meta, s->border);
+    sim_litter(c->run.sim);
     sim_pause(c->run.sim);
     return true;
 }
