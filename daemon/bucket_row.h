@@ -39,6 +39,7 @@ struct bucket_object_row {
 };
 
 #define BUCKET_ROW_KEY_MAX (9u + BUCKET_KEY_MAX)
+_Static_assert(BUCKET_ROW_KEY_MAX <= KV_KEY_MAX, "the KV store takes the longest name");
 
 struct bucket_key {
     uint8_t bytes[BUCKET_ROW_KEY_MAX + 1]; /* and a NUL behind, for who goes on after it */

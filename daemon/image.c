@@ -268,9 +268,11 @@ static int take_list(void *arg, enum kv_table t, const struct kv_row *row)
 
     (void)t;
     while (rc == 0 && left && !im->spoilt) {
-        rc = image_row_decode(p, left, &change, &used);
-        if (rc < 0)
-            return ERR_FORMAT;
+        if (image_row_decode(p, left, &change, &used) < 0) {
+            log_warn("image", "a list of changes is broken: the metadata's copy is made anew");
+            image_lose(im);
+            return 0;
+        }
         rc = take_now(im, change.table, change.key);
         p += used;
         left -= used;
@@ -530,11 +532,14 @@ static void copy_failed(struct image *im, int error)
     im->stats.failures++;
 }
 
-/* It did not come to be: the next copy has to have what was frozen. */
-static void thaw(struct image *im, int error)
+/* It did not come to be: the next copy has to have what was frozen. That may be a million rows;
+ * what has changed since is little. */
+static void thaw(struct image *im)
 {
-    kv_changes_add_older(im->active, im->frozen);
-    copy_failed(im, error);
+    kv_changes_add_newer(im->frozen, im->active);
+    kv_changes_free(im->active);
+    im->active = im->frozen;
+    im->frozen = NULL;
     if (kv_changes_bytes(im->active) > IMAGE_SET_MOST)
         image_lose(im);
 }
@@ -556,12 +561,13 @@ int image_write(struct image *im, uint64_t settled, uint64_t upto)
         im->stats.failures += im->p->ds->super.replay_lsn > 1 || !may_try(im);
         rc = ERR_AGAIN; /* a base will have it */
     } else if (!may_try(im) || PLANTED(IMAGE_SKIPPED)) {
-        kv_changes_add_older(im->active, im->frozen);
+        thaw(im);
         im->stats.failures += !PLANTED(IMAGE_SKIPPED);
         rc = ERR_AGAIN;
     } else if (some && (rc = image_write_increment(im, &run)) < 0) {
         image_leave(im, &run);
-        thaw(im, rc);
+        thaw(im);
+        copy_failed(im, rc);
     } else if (some && im->lost && !im->building && !im->base_ready) {
         image_leave(im, &run); /* the copy was lost meanwhile */
         rc = ERR_AGAIN;
@@ -587,24 +593,31 @@ int image_write(struct image *im, uint64_t settled, uint64_t upto)
     return rc;
 }
 
-static int drop_list(void *arg, enum kv_table t, const struct kv_row *row)
-{
-    kv_batch_delete(arg, t, row->key);
-    return 0;
-}
-
-/* Deletes the lists of what is in the copy. Suspends. */
+/* Deletes the lists of what is in the copy, some at a time, since others want to write as well.
+ * Suspends. */
 static int drop_lists(struct image *im)
 {
+    KV_WALK_AUTO struct kv_walk w;
     struct kv_batch *batch = kv_batch_new();
+    const struct kv_row *row;
     uint8_t from[9], to[9];
     int rc;
 
     changed_key(0, from);
     changed_key(im->named.settled + 1, to);
-    rc = image_walk(im, KV_IMAGE, (struct kv_slice){from, sizeof(from)},
-                    (struct kv_slice){to, sizeof(to)}, drop_list, batch);
-    if (rc == 0 && kv_batch_count(batch))
+    kv_walk_init(&w, im->p->kv, KV_IMAGE, (struct kv_slice){from, sizeof(from)},
+                 (struct kv_slice){to, sizeof(to)}, IMAGE_PAGE, IMAGE_PAGE_BYTES);
+    while ((rc = kv_walk_next(&w, &row)) > 0) {
+        kv_batch_delete(batch, KV_IMAGE, row->key);
+        if (kv_batch_count(batch) < IMAGE_PAGE)
+            continue;
+        rc = kv_write(im->p->kv, batch);
+        if (rc < 0)
+            break;
+        kv_batch_clear(batch);
+        fiber_yield();
+    }
+    if (rc == 0)
         rc = kv_write(im->p->kv, batch);
     kv_batch_free(batch);
     return rc;

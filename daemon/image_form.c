@@ -7,12 +7,10 @@
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
 
-#define FORM_HEAD     40u
-#define FORM_RUN      41u
-#define FORM_VERSION  2u
-#define ROW_HEAD      8u
-#define ROW_KEY_MAX   1024u
-#define ROW_VALUE_MAX (16u << 20)
+#define FORM_HEAD    40u
+#define FORM_RUN     41u
+#define FORM_VERSION 2u
+#define ROW_HEAD     8u
 
 /* ---- The form ---- */
 
@@ -230,8 +228,8 @@ int image_row_decode(const void *p, size_t n, struct kv_change *ret_row, size_t 
     row.value.len = codec_read_le32(&r);
     if (!codec_reader_ok(&r))
         return ERR_TRUNCATED;
-    if ((unsigned)row.table >= KV_TABLE_COUNT || row.key.len == 0 || row.key.len > ROW_KEY_MAX ||
-        row.value.len > ROW_VALUE_MAX || (row.gone && row.value.len))
+    if ((unsigned)row.table >= KV_TABLE_COUNT || row.key.len == 0 || row.key.len > KV_KEY_MAX ||
+        row.value.len > KV_VALUE_MAX || (row.gone && row.value.len))
         return ERR_FORMAT;
     if (codec_left(&r) < row.key.len + row.value.len)
         return ERR_TRUNCATED;

@@ -12,8 +12,6 @@
 #include "lib/base/strbuf.h"
 #include "lib/kv/kv.h"
 
-#define KV_KEY_MAX   1100u
-#define KV_VALUE_MAX (16u << 20)
 #define KV_BATCH_MAX (1u << 30) /* encoded bytes of one batch */
 
 struct kv_ops {

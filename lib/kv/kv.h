@@ -6,9 +6,9 @@
  * the last completed flush (never to a mix). That is the contract that kv_rocks and kv_mem share
  * and tests/contract/kv holds them to.
  *
- * Keys are compared as byte strings (memcmp, shorter first). Keys have 1..1100 bytes, values up to
- * 16 MiB; what bounds a scan may be one byte longer, so that it can begin behind any key. All calls
- * come from fibers of the env it was opened on.
+ * Keys are compared as byte strings (memcmp, shorter first). Keys have 1 to KV_KEY_MAX bytes,
+ * values up to KV_VALUE_MAX; what bounds a scan may be one byte longer, so that it can begin behind
+ * any key. All calls come from fibers of the env it was opened on.
  */
 #pragma once
 
@@ -21,6 +21,9 @@
 struct env;
 struct kv;
 struct kv_batch;
+
+#define KV_KEY_MAX   1100u
+#define KV_VALUE_MAX (16u << 20)
 
 /* The tables. Their keys and values are described where they are encoded. The numbers are part of
  * the keys on the medium: append only. */
@@ -140,8 +143,8 @@ void kv_changes_add(struct kv_changes *c, const struct kv_batch *b);
 /* One row; `value` NULL: it is deleted. */
 void kv_changes_set(struct kv_changes *c, enum kv_table t, struct kv_slice key,
                     const struct kv_slice *value);
-/* Adds what is in `older` and not in `c`. */
-void kv_changes_add_older(struct kv_changes *c, const struct kv_changes *older);
+/* Adds what is in `newer`, in the place of what `c` has of the same rows. */
+void kv_changes_add_newer(struct kv_changes *c, const struct kv_changes *newer);
 size_t kv_changes_bytes(const struct kv_changes *c); /* of memory */
 size_t kv_changes_count(const struct kv_changes *c);
 /* The rows in the order of their tables and keys: *ret_rows has kv_changes_count of them, the

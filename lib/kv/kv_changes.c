@@ -59,18 +59,14 @@ void kv_changes_set(struct kv_changes *c, enum kv_table t, struct kv_slice key,
     kv_batch_free(b);
 }
 
-void kv_changes_add_older(struct kv_changes *c, const struct kv_changes *older)
+void kv_changes_add_newer(struct kv_changes *c, const struct kv_changes *newer)
 {
     for (unsigned t = 0; t < KV_TABLE_COUNT; t++) {
-        for (const struct rowset_row *r = older->rows.tables[t]; r; r = r->next) {
-            struct kv_slice key = rowset_key(r);
-
-            if (rowset_find(&c->rows, key, rowset_hash(key)))
-                continue;
+        for (const struct rowset_row *r = newer->rows.tables[t]; r; r = r->next) {
             if (r->gone)
-                rowset_delete(&c->rows, key);
+                rowset_delete(&c->rows, rowset_key(r));
             else
-                rowset_put(&c->rows, key, rowset_value(r));
+                rowset_put(&c->rows, rowset_key(r), rowset_value(r));
         }
     }
 }

@@ -621,6 +621,15 @@ static void test_shared(void **state)
 
 /* ---- Crashes ---- */
 
+/* The longest name that there may be. */
+static const char *longest_name(void)
+{
+    static char name[BUCKET_KEY_MAX + 1];
+
+    memset(name, 'k', BUCKET_KEY_MAX);
+    return name;
+}
+
 static void before_crash(void *arg)
 {
     uint8_t *p = bytes_of(700000, 9);
@@ -629,6 +638,7 @@ static void before_crash(void *arg)
 
     (void)arg;
     open_ok();
+    assert_int_equal(partition_settle(pc.p), 0); /* there is a copy of the metadata from now on */
     assert_int_equal(bucket_create(bs, "b"), 0);
     assert_int_equal(bucket_create(bs, "gone"), 0);
     for (unsigned i = 0; i < 100; i++) {
@@ -638,6 +648,8 @@ static void before_crash(void *arg)
         assert_int_equal(put_text("gone", name, name), 0);
     }
     assert_int_equal(put_bytes("b", "n", p, 700000), 0);
+    assert_int_equal(put_text("b", longest_name(), "long"), 0);
+    assert_int_equal(kv_flush(pc.kv), 0); /* by itself, as it does when it has much in memory */
     assert_int_equal(bucket_put_begin(bs, &info, &put), 0);
     assert_int_equal(bucket_put_append(put, p, 700000), 0);
     assert_int_equal(bucket_remove(bs, "gone", true), 0);
@@ -654,6 +666,7 @@ static void after_crash(void *arg)
     (void)arg;
     open_ok();
     check_bytes("b", "n", p, 700000);
+    check_text("b", longest_name(), "long");
     assert_false(is_there("b", "half"));
     assert_false(is_there("gone", "1"));
     assert_int_equal(bucket_create(bs, "gone"), 0);

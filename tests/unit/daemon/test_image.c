@@ -99,9 +99,15 @@ static void test_rows(void **state)
     struct kv_slice value = {"value", 5};
     struct kv_change row;
     STRBUF_AUTO struct strbuf out = STRBUF_INIT;
+    char longest[KV_KEY_MAX] = "longest";
     size_t used, first;
 
     (void)state;
+    image_row_encode(&out, KV_BUCKET, (struct kv_slice){longest, sizeof(longest)}, &value);
+    assert_int_equal(image_row_decode(out.data, out.len, &row, &used), 0);
+    assert_true(used == out.len && row.key.len == sizeof(longest) && row.value.len == 5);
+    assert_memory_equal(row.key.data, longest, sizeof(longest));
+    strbuf_reset(&out);
     image_row_encode(&out, KV_MAP, (struct kv_slice){"key", 3}, &value);
     first = out.len;
     image_row_encode(&out, KV_CHUNK, (struct kv_slice){"k", 1}, NULL);
@@ -139,9 +145,9 @@ static void test_changes(void **state)
     set(c, "c", "new");
     set(c, "b", "new");
     set(c, "b", NULL);
-    kv_changes_add_older(c, old);
-    assert_int_equal(kv_changes_count(c), 3);
-    kv_changes_sorted(c, &rows);
+    kv_changes_add_newer(old, c);
+    assert_int_equal(kv_changes_count(old), 3);
+    kv_changes_sorted(old, &rows);
     assert_true(rows[0].value.len == 3 && !rows[0].gone); /* a: only the older one has it */
     assert_true(rows[1].gone);                            /* b: deleted is newer */
     assert_memory_equal(rows[2].key.data, "c", 1);
@@ -345,6 +351,41 @@ static void test_lost(void **state)
     sim_case_run(&pc.c, lost_check_main, NULL);
 }
 
+/* A list of changes that is damaged costs the copy, which is made anew, and not the start. */
+static void broken_list_main(void *arg)
+{
+    static const uint8_t key[9] = {IMAGE_CHANGED_KEY, 0xff};
+    struct kv_batch *b = kv_batch_new();
+    struct kv_slice row = {key, sizeof(key)};
+    uint64_t copied;
+
+    (void)arg;
+    partition_case_open(&pc);
+    copied = partition_case_status(&pc).copy_lsn;
+    kv_batch_put(b, KV_IMAGE, row, (struct kv_slice){"garbage", 7});
+    assert_int_equal(kv_write(pc.kv, b), 0);
+    assert_int_equal(partition_case_close(&pc), 0);
+    partition_case_open(&pc);
+    assert_int_equal(block_create(pc.bs, "new", MIB, BLOCK_EVERY_WRITE), 0);
+    env_sleep(pc.c.env, 20 * ENV_NS_PER_S);
+    assert_int_equal(partition_settle(pc.p), 0);
+    assert_true(partition_case_status(&pc).copy_lsn > copied);
+    kv_batch_clear(b);
+    kv_batch_delete(b, KV_IMAGE, row);
+    assert_int_equal(kv_write(pc.kv, b), 0);
+    kv_batch_free(b);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_broken_list(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, fill_main, NULL);
+    sim_case_run(&pc.c, broken_list_main, NULL);
+    lose_and_rebuild();
+    sim_case_run(&pc.c, check_main, NULL);
+}
+
 /* Leaves a header of a segment that is gone, which lay in one of drive 0's free slots, and on the
  * other drives where `s` does. */
 static void leave_header(const struct segment *s, uint64_t id, uint32_t slot)
@@ -514,11 +555,17 @@ static void test_amid_record(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_form), cmocka_unit_test(test_pieces),
-        cmocka_unit_test(test_rows), cmocka_unit_test(test_changes),
-        CASE(test_rebuild),          CASE(test_lost),
-        CASE(test_old_headers),      CASE(test_rebuild_short),
-        CASE(test_beyond),           CASE(test_many),
+        cmocka_unit_test(test_form),
+        cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_changes),
+        CASE(test_rebuild),
+        CASE(test_lost),
+        CASE(test_broken_list),
+        CASE(test_old_headers),
+        CASE(test_rebuild_short),
+        CASE(test_beyond),
+        CASE(test_many),
         CASE(test_amid_record),
     };
 
