@@ -201,41 +201,68 @@ void leafmap_written(struct leafmap *lm)
     leafmap_trim(lm);
 }
 
-/* Of the leaves whose rows may not be in the KV store yet, the lowest; UINT64_MAX. */
-static uint64_t leafmap_next_unwritten(const struct leafmap *lm, uint64_t volume, uint64_t from)
+/* Leaf numbers in order, the lowest `max` of those that were added. */
+struct leaf_list {
+    uint64_t *at;
+    size_t count, max;
+};
+
+static void list_add(struct leaf_list *l, uint64_t index)
 {
-    uint64_t index = UINT64_MAX;
+    size_t i = l->count;
 
-    list_for_each (it, &lm->unwritten) {
-        const struct leaf *l = LIST_ENTRY(it, struct leaf, unwritten);
-
-        if (l->volume == volume && l->used && l->index >= from && l->index < index)
-            index = l->index;
-    }
-    return index;
+    while (i && l->at[i - 1] > index)
+        i--;
+    if (i == l->max || (i && l->at[i - 1] == index))
+        return;
+    l->count += l->count < l->max;
+    memmove(l->at + i + 1, l->at + i, (l->count - i - 1) * sizeof(l->at[0]));
+    l->at[i] = index;
 }
 
-int leafmap_next(struct leafmap *lm, uint64_t volume, uint64_t from, uint64_t *ret_index)
+/* Leaves whose rows may not be in the KV store yet. */
+static void list_add_unwritten(struct leaf_list *l, const struct leafmap *lm, uint64_t volume,
+                               uint64_t from)
 {
-    uint64_t unwritten = leafmap_next_unwritten(lm, volume, from);
+    list_for_each (it, &lm->unwritten) {
+        const struct leaf *leaf = LIST_ENTRY(it, struct leaf, unwritten);
+
+        if (leaf->volume == volume && leaf->used && leaf->index >= from)
+            list_add(l, leaf->index);
+    }
+}
+
+int leafmap_list(struct leafmap *lm, uint64_t volume, uint64_t from, uint64_t *indexes, size_t max,
+                 size_t *ret_count)
+{
+    struct leaf_list l = {.at = indexes, .max = max};
     uint8_t key[LEAF_KEY], end[LEAF_KEY];
     struct kv_rows *rows;
     int rc;
 
+    list_add_unwritten(&l, lm, volume, from); /* first: meanwhile they may be written */
     leaf_key(volume, from, key);
     leaf_key(volume + 1, 0, end);
     rc = kv_scan(lm->kv, KV_MAP, (struct kv_slice){key, sizeof(key)},
-                 (struct kv_slice){end, sizeof(end)}, 1, LEAF_BYTES * 2, 0, &rows);
+                 (struct kv_slice){end, sizeof(end)}, max, max * 2 * LEAF_BYTES, 0, &rows);
     if (rc < 0)
         return rc;
-    if (rows->count == 1 && rows->rows[0].key.len == LEAF_KEY)
-        *ret_index = codec_get_be64((const uint8_t *)rows->rows[0].key.data + 8);
-    else
-        rc = ERR_NOENT;
-    if (unwritten != UINT64_MAX && (rc < 0 || unwritten < *ret_index)) {
-        *ret_index = unwritten;
-        rc = 0;
-    }
+    for (size_t i = 0; i < rows->count; i++)
+        if (rows->rows[i].key.len == LEAF_KEY)
+            list_add(&l, codec_get_be64((const uint8_t *)rows->rows[i].key.data + 8));
     kv_rows_free(rows);
-    return rc;
+    *ret_count = l.count;
+    return 0;
+}
+
+int leafmap_next(struct leafmap *lm, uint64_t volume, uint64_t from, uint64_t *ret_index)
+{
+    uint64_t index;
+    size_t n;
+    int rc = leafmap_list(lm, volume, from, &index, 1, &n);
+
+    if (rc < 0 || n == 0)
+        return rc < 0 ? rc : ERR_NOENT;
+    *ret_index = index;
+    return 0;
 }

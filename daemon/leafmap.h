@@ -61,5 +61,9 @@ void leafmap_flush(struct leafmap *lm, struct leaf *leaf, struct kv_batch *batch
 /* The batches given to leafmap_flush are in the KV store: changed leaves may leave the cache. */
 void leafmap_written(struct leafmap *lm);
 
-/* The lowest leaf number >= from that has something mapped, or may have; ERR_NOENT. Suspends. */
+/* The lowest leaf numbers >= from that have something mapped, or may have, in order: up to `max` (>
+ * 0) into `indexes`, and *ret_count of how many; none when there are none. Suspends. */
+int leafmap_list(struct leafmap *lm, uint64_t volume, uint64_t from, uint64_t *indexes, size_t max,
+                 size_t *ret_count);
+/* The lowest one; ERR_NOENT. Suspends. */
 int leafmap_next(struct leafmap *lm, uint64_t volume, uint64_t from, uint64_t *ret_index);

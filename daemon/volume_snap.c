@@ -414,16 +414,19 @@ static void merge_entry(struct merge *g, uint32_t i, unsigned at)
 /* Pins a leaf, and what the child has there. Suspends. */
 static int merge_pin(struct merge *g, uint64_t index)
 {
-    int rc = leafmap_get(&g->vs->leaves, g->from->id, index, &g->src[g->count]);
+    struct leaf *src, *dst = NULL;
+    int rc = leafmap_get(&g->vs->leaves, g->from->id, index, &src);
 
-    if (rc == 0 && g->to)
-        rc = leafmap_get(&g->vs->leaves, g->to->id, index, &g->dst[g->count]);
+    if (rc < 0)
+        return rc;
+    if (g->to)
+        rc = leafmap_get(&g->vs->leaves, g->to->id, index, &dst);
     if (rc < 0) {
-        leafmap_put(&g->vs->leaves, g->src[g->count]);
-        g->src[g->count] = NULL;
+        leafmap_put(&g->vs->leaves, src);
         return rc;
     }
-    g->count++;
+    g->src[g->count] = src;
+    g->dst[g->count++] = dst;
     return 0;
 }
 
@@ -568,23 +571,24 @@ static int merge_step(struct volumes *vs, uint64_t id, uint64_t *from)
     uint8_t body[16 + 8 * MERGE_LEAVES] = {0};
     struct iovec iov = {body, 0};
     struct merge g = {.vs = vs, .from = volume_map_find(vs, id)}; /* nobody else takes maps away */
-    uint64_t index;
-    uint32_t n = 0;
-    int rc = 0;
+    uint64_t indexes[MERGE_LEAVES];
+    size_t n;
+    int rc = leafmap_list(&vs->leaves, id, *from, indexes, MERGE_LEAVES, &n);
 
     g.to = only_child(vs, g.from);
-    while (n < MERGE_LEAVES && (rc = leafmap_next(&vs->leaves, id, *from, &index)) == 0) {
-        rc = merge_warm(&g, index);
-        if (rc < 0)
-            break;
-        codec_put_le64(body + 16 + 8ull * n++, index);
-        *from = index + 1;
+    if (rc == 0 && n == 0)
+        rc = ERR_NOENT;
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        rc = merge_warm(&g, indexes[i]);
+        codec_put_le64(body + 16 + 8 * i, indexes[i]);
+        fiber_yield(); /* where all is in memory, nothing else lets others go on */
     }
-    if (rc < 0 && (rc != ERR_NOENT || n == 0))
+    if (rc < 0)
         return rc;
+    *from = indexes[n - 1] + 1;
     codec_put_le64(body, id);
-    codec_put_le32(body + 8, n);
-    iov.iov_len = 16 + 8ull * n;
+    codec_put_le32(body + 8, (uint32_t)n);
+    iov.iov_len = 16 + 8 * n;
     return record_submit(&vs->p->log, RECORD_VOLUME_MERGE, &iov, 1, 0, NULL);
 }
 

@@ -518,9 +518,10 @@ static void leaf_check(uint64_t index)
 
 static void leaves_main(void *arg)
 {
-    uint64_t index = 99;
+    uint64_t index = 99, list[3];
     struct leaf *l;
     struct kv_rows *rows;
+    size_t n;
 
     (void)arg;
     leaves_open(2);
@@ -536,6 +537,11 @@ static void leaves_main(void *arg)
     assert_int_equal(leafmap_next(&t.lm, 7, 4, &index), 0);
     assert_int_equal(index, 9);
     assert_int_equal(leafmap_next(&t.lm, 7, 10, &index), ERR_NOENT);
+    for (size_t max = 1; max <= 3; max++) {
+        assert_int_equal(leafmap_list(&t.lm, 7, 0, list, max, &n), 0);
+        assert_int_equal(n, max < 2 ? max : 2);
+        assert_true(list[0] == 3 && (n == 1 || list[1] == 9));
+    }
     assert_int_equal(leafmap_next(&t.lm, 6, 0, &index), ERR_NOENT); /* another volume's */
     assert_int_equal(leafmap_next(&t.lm, 8, 0, &index), ERR_NOENT);
     for (uint64_t i = 20; i < 30; i++)
@@ -634,7 +640,8 @@ static void test_leaf_races(void **state)
 /* A leaf is mapped before its row can be seen in the store: a walk must not pass it over. */
 static void next_fiber(void *arg)
 {
-    uint64_t index = 0;
+    uint64_t index = 0, list[3];
+    size_t n;
 
     (void)arg;
     env_sleep(c.env, 10 * ENV_NS_PER_MS);
@@ -642,6 +649,8 @@ static void next_fiber(void *arg)
     assert_int_equal(index, 5);
     assert_int_equal(leafmap_next(&t.lm, 7, 6, &index), 0);
     assert_int_equal(index, 8);
+    assert_int_equal(leafmap_list(&t.lm, 7, 0, list, 3, &n), 0);
+    assert_true(n == 2 && list[0] == 5 && list[1] == 8);
     t.busy = 0;
 }
 
