@@ -18,6 +18,8 @@
 #include "lib/base/mem.h"
 #include "lib/base/plant.h"
 
+#define WARM_FEW 8u /* instances of a study; see patient_warm */
+
 /* ---- Encoding ---- */
 
 static void put_uid(struct strbuf *out, const char *uid)
@@ -425,11 +427,28 @@ static int warm_result(int rc)
     return rc == ERR_KV || rc == ERR_FORMAT ? rc : 0;
 }
 
-int study_warm_upper(struct studies *ss, const char *study, const char *series)
+/* The patient's row is read where a study comes or goes. One of few instances may go by records
+ * that are on their way. */
+static int patient_warm(struct studies *ss, const struct upper *u,
+                        const struct catalog_attrs *attrs)
+{
+    struct study_patient patient = {0};
+    int rc;
+
+    if (u->study_exists && u->study.instances > WARM_FEW)
+        return 0;
+    rc = study_patient_load(ss, attrs, &patient);
+    mem_free(patient.value);
+    return rc;
+}
+
+int study_warm_upper(struct studies *ss, const struct study_put_record *rec)
 {
     struct upper *u = mem_zalloc(sizeof(*u));
-    int rc = upper_load(ss, study, series, u);
+    int rc = upper_load(ss, rec->study_uid, rec->series_uid, u);
 
+    if (rc == 0)
+        rc = patient_warm(ss, u, &rec->study);
     upper_free(u);
     return warm_result(rc);
 }
@@ -441,6 +460,8 @@ static int old_warm(struct studies *ss, const char *instance, struct old_instanc
 
     if (rc == 0)
         rc = old_load(ss, instance, txn, old);
+    if (rc == 0 && old->upper.study_exists)
+        rc = patient_warm(ss, &old->upper, &old->upper.study.attrs);
     if (rc == 0)
         rc = chunk_txn_load(txn);
     chunk_txn_abort(txn);

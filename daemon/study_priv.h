@@ -79,7 +79,7 @@ int study_look_for_lost(struct studies *ss, const struct catalog_uids *home, con
 /* Brings what applying a record that stores an instance there, or one that removes (or replaces)
  * this instance, will read into the caches. Only rows that cannot be read are an error (ERR_KV,
  * ERR_FORMAT): such a record must not be submitted. Suspends. */
-int study_warm_upper(struct studies *ss, const char *study, const char *series);
+int study_warm_upper(struct studies *ss, const struct study_put_record *rec);
 int study_warm(struct studies *ss, const char *instance);
 int study_warm_delete(struct studies *ss, const struct catalog_uids *uids);
 

@@ -218,7 +218,7 @@ static int put_journal(const struct study_put *sp, struct study_put_record *rec,
     content_put_list(sp->content, &body);
     study_put_encode(rec, &body);
     content_put_recipe(sp->content, &body);
-    rc = study_warm_upper(sp->ss, rec->study_uid, rec->series_uid);
+    rc = study_warm_upper(sp->ss, rec);
     if (rc < 0)
         return rc;
     iov = (struct iovec){body.data, body.len};
