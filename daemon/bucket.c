@@ -362,12 +362,18 @@ void buckets_stop(struct buckets *bs)
     fiber_group_wait(&bs->fibers);
 }
 
+void bucket_free(struct bucket *b)
+{
+    mem_free(b->emptied);
+    mem_free(b);
+}
+
 void buckets_free(struct buckets *bs)
 {
     if (!bs)
         return;
     for (struct list *it = list_pop_front(&bs->all); it; it = list_pop_front(&bs->all))
-        mem_free(LIST_ENTRY(it, struct bucket, link));
+        bucket_free(LIST_ENTRY(it, struct bucket, link));
     mem_free(bs);
 }
 

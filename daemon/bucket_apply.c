@@ -38,7 +38,7 @@ static void row_delete(struct buckets *bs, struct bucket *b, struct kv_batch *ba
     kv_batch_delete(batch, KV_BUCKET, bucket_key_slice(&k));
     list_del(&b->link);
     bs->count--;
-    mem_free(b);
+    bucket_free(b);
 }
 
 /* An object that is to go, by DELETE, REAP or replacement. */
@@ -319,8 +319,8 @@ static int reap_add(struct buckets *bs, struct reap *r, const struct kv_row *row
     return rc;
 }
 
-/* Finds them, and what is needed to take them. Suspends. */
-static int reap_find(struct buckets *bs, uint64_t id, struct reap **ret_reap)
+/* Finds them, and what is needed to take them. Suspends: `b` may be gone then. */
+static int reap_find(struct buckets *bs, const struct bucket *b, struct reap **ret_reap)
 {
     struct reap *r = mem_zalloc(sizeof(*r));
     struct bucket_key from, to;
@@ -328,8 +328,10 @@ static int reap_find(struct buckets *bs, uint64_t id, struct reap **ret_reap)
     int rc;
 
     r->txn = chunk_txn_begin(bs->p->chunks);
-    bucket_key_make(&from, 'O', id, NULL);
-    bucket_key_make(&to, 'O', id + 1, NULL);
+    bucket_key_make(&from, 'O', b->id, b->emptied);
+    if (b->emptied)
+        from.bytes[from.len++] = 0; /* behind it */
+    bucket_key_make(&to, 'O', b->id + 1, NULL);
     rc = kv_scan(bs->p->kv, KV_BUCKET, bucket_key_slice(&from), bucket_key_slice(&to), REAP_OBJECTS,
                  1u << 20, 0, &rows);
     if (rc == 0) {
@@ -357,7 +359,7 @@ static int apply_reap(struct buckets *bs, const struct apply *a)
     b = bucket_find(bs, codec_get_le64(a->body));
     if (!b || !b->row.going)
         return ERR_NOENT;
-    rc = reap_find(bs, b->id, &r);
+    rc = reap_find(bs, b, &r);
     if (rc < 0)
         return rc;
     for (size_t i = 0; i < r->count; i++) {
@@ -366,10 +368,13 @@ static int apply_reap(struct buckets *bs, const struct apply *a)
     }
     chunk_txn_commit(r->txn, a->kv);
     r->txn = NULL;
-    if (r->count)
+    if (r->count) {
+        mem_free(b->emptied);
+        b->emptied = mem_strdup(r->names[r->count - 1]);
         row_put(b, a->kv);
-    else
+    } else {
         row_delete(bs, b, a->kv);
+    }
     reap_free(r);
     return 0;
 }
@@ -417,17 +422,18 @@ static struct bucket *reap_next(const struct buckets *bs, uint64_t failed)
 
 /* A step: loads what applying will load, so that it need not wait for the KV store and others with
  * it, and submits the record. */
-static int reap_step(struct buckets *bs, uint64_t id)
+static int reap_step(struct buckets *bs, const struct bucket *b)
 {
     uint8_t body[8];
     struct iovec iov = {body, sizeof(body)};
     struct reap *r;
-    int rc = reap_find(bs, id, &r);
+    int rc;
 
+    codec_put_le64(body, b->id);
+    rc = reap_find(bs, b, &r);
     if (rc < 0)
         return rc;
     reap_free(r);
-    codec_put_le64(body, id);
     return record_submit(&bs->p->log, RECORD_BUCKET_REAP, &iov, 1, JOURNAL_INTERNAL, NULL);
 }
 
@@ -445,7 +451,7 @@ void bucket_reaper(void *arg)
             fiber_cond_wait(&bs->reap_work);
             continue;
         }
-        rc = reap_step(bs, id);
+        rc = reap_step(bs, b);
         if (rc < 0 && !bs->p->broken) {
             failed = id;
             if (rc != ERR_SHUTDOWN)

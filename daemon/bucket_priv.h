@@ -10,6 +10,9 @@ struct bucket {
     struct list link;
     uint64_t id;
     struct bucket_row row; /* as it is in the KV store */
+    /* Of one that is going: no object has this name or a lower one. What was deleted lies in the KV
+     * store's way for a while, and there may be many. NULL: not known. */
+    char *emptied;
 };
 
 struct buckets {
@@ -28,6 +31,7 @@ extern const struct bucket_ops bucket_ops;
 
 /* ---- bucket.c ---- */
 struct bucket *bucket_find(const struct buckets *bs, uint64_t id);
+void bucket_free(struct bucket *b);
 /* One that is not going; NULL. */
 struct bucket *bucket_find_name(const struct buckets *bs, const char *name);
 void bucket_add(struct buckets *bs, uint64_t id, const struct bucket_row *row);
