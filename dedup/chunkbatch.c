@@ -122,9 +122,12 @@ static bool batch_renews(const struct chunk_batch *b)
     return b->stream == SEGMENT_STUDIES;
 }
 
-/* A row that is not to be found. */
+/* A row that is not to be found. What went meanwhile is brought back by who has found it before
+ * (chunk_touch_bring), but is given to nobody else: it may have gone as one that is lost. */
 static bool batch_shuns(const struct chunk_batch *b, const struct chunk_row *r)
 {
+    if (r->gone)
+        return true;
     return chunk_is_lost(b->cs, r) && (!batch_renews(b) || chunk_is_hopeless(b->cs, r->id));
 }
 

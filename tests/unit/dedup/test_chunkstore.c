@@ -637,6 +637,42 @@ static void lost_main(void *arg)
     close_store();
 }
 
+/* It goes while who sends it again waits for its renewal: they get another that can be read. */
+static void sent_again_fiber(void *arg)
+{
+    uint64_t *id = arg;
+
+    *id = store_one(2, 5000);
+}
+
+static void goes_in_renewal_main(void *arg)
+{
+    uint64_t id, again = 0;
+
+    (void)arg;
+    make_store(1, 1, 0, 8);
+    id = store_one(2, 5000);
+    sim_file_corrupt(c.sim, "d0", t.ds->super.slots_off + FORMAT_UNIT, 10 * FORMAT_UNIT);
+    assert_int_equal(read_chunk(id, 2, 5000), ERR_LOST);
+    fiber_mutex_lock(&t.cs->renewing);
+    fiber_spawn(c.env, "again", sent_again_fiber, &again);
+    env_sleep(c.env, ENV_NS_PER_S);
+    ref(id, -1);
+    fiber_mutex_unlock(&t.cs->renewing);
+    while (!again)
+        env_sleep(c.env, ENV_NS_PER_MS);
+    assert_int_not_equal(again, id);
+    assert_int_equal(read_chunk(again, 2, 5000), 0);
+    assert_int_equal(t.cs->lost.count, 0);
+    close_store();
+}
+
+static void test_goes_in_renewal(void **state)
+{
+    (void)state;
+    sim_case_run(&c, goes_in_renewal_main, NULL);
+}
+
 static size_t lost_rows(void)
 {
     uint8_t from[CHUNK_LOST_KEY], to[CHUNK_LOST_KEY];
@@ -1095,6 +1131,7 @@ int main(void)
         CASE(test_ranges),
         CASE(test_bad_reads),
         CASE(test_lost),
+        CASE(test_goes_in_renewal),
         CASE(test_unreachable),
         CASE(test_remembered),
         CASE(test_foreign_rows),
