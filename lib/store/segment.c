@@ -822,7 +822,8 @@ int segment_open_new(struct segments *ss, enum segment_stream stream, bool last,
                            stream == SEGMENT_VOLUMES ? JOURNAL_DRAIN : JOURNAL_LAST, ss);
     }
     if (rc < 0) {
-        for (unsigned i = 0; i < k + m; i++)
+        /* Where only its rows could not be written it is in the table, and the slots are its. */
+        for (unsigned i = 0; i < k + m && !segment_find(ss, s.id); i++)
             slot_set(ss, s.drive[i], s.slot[i], false);
         return rc;
     }
@@ -880,10 +881,22 @@ static bool segment_sweepable(const struct segment *s)
     return !s->readers && (!s->holds || PLANTED(SWEEP_IGNORES_HOLDS)) && !s->freeing;
 }
 
+/* They stay, those that are there still: the record may be applied, and only its rows not written.
+ */
+static void sweep_undo(struct segments *ss, const uint64_t *ids, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        struct segment *s = segment_find(ss, ids[i]);
+
+        if (s)
+            s->freeing = false;
+    }
+}
+
 int segment_sweep(struct segments *ss, unsigned *ret_freed)
 {
     uint8_t body[4 + 8 * SEGMENT_SWEEP_MAX];
-    struct segment *picked[SEGMENT_SWEEP_MAX];
+    uint64_t picked[SEGMENT_SWEEP_MAX];
     struct iovec iov = {body, 0};
     unsigned n = 0;
     int rc = 0;
@@ -897,15 +910,14 @@ int segment_sweep(struct segments *ss, unsigned *ret_freed)
             continue;
         s->freeing = true;
         codec_put_le64(body + 4 + 8 * n, s->id);
-        picked[n++] = s;
+        picked[n++] = s->id;
     }
     codec_put_le32(body, n);
     iov.iov_len = 4 + 8 * n;
     if (n)
         rc = record_submit(ss->log, RECORD_SEGMENT_FREE, &iov, 1, JOURNAL_DRAIN, NULL);
     if (rc < 0) {
-        for (unsigned i = 0; i < n; i++)
-            picked[i]->freeing = false;
+        sweep_undo(ss, picked, n);
         return rc;
     }
     *ret_freed = n;

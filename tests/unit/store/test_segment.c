@@ -16,7 +16,7 @@
 #include "lib/base/mem.h"
 #include "lib/rt/sync.h"
 #include "lib/store/journal.h"
-#include "lib/store/segment.h"
+#include "lib/store/segment_priv.h"
 #include "tests/unit/store/store_case.h"
 
 #define CHUNKS_MAX 4096u
@@ -50,6 +50,7 @@ static struct {
     size_t row_count;
     unsigned gone;
     int log_error;      /* records are refused with it */
+    int rows_error;     /* the record is applied, and its rows cannot be written */
     unsigned log_holds; /* records wait while it is not 0 */
     unsigned drives, opens, frees;
 } t;
@@ -105,7 +106,7 @@ static int submit(struct record_log *log, enum record_type type, const struct io
         rc = segment_apply_free(t.ss, iov->iov_base, iov->iov_len, drop_row, NULL);
     }
     segment_take_dirty(t.ss, take_row, NULL);
-    return rc;
+    return t.rows_error ? t.rows_error : rc;
 }
 
 /* ---- Life ---- */
@@ -1450,6 +1451,42 @@ static void test_slot_reuse(void **state)
     sim_case_run(&c, reuse_main, NULL);
 }
 
+/* Where a record is applied and its rows cannot be written, what it did is done: the store has
+ * stopped, and reads go on. */
+static void unwritten_main(void *arg)
+{
+    uint32_t size = SEGMENT_CHUNK_MAX;
+    unsigned freed;
+    size_t all;
+
+    (void)arg;
+    make_store(3, 2, 1, 8);
+    while (t.ss->by_id.count < 2)
+        put_ok(SEGMENT_VOLUMES, &size, 1);
+    free_segment(t.stored[0].loc.stripe.segment);
+    all = t.ss->by_id.count;
+    t.rows_error = ERR_NOSPC;
+    assert_int_equal(segment_sweep(t.ss, &freed), ERR_NOSPC);
+    assert_int_equal(t.ss->by_id.count, all - 1);
+    assert_int_equal(put(SEGMENT_STUDIES, &size, 1), ERR_NOSPC);
+    assert_int_equal(t.ss->by_id.count, all);
+    list_for_each (it, &t.ss->all) {
+        const struct segment *s = LIST_ENTRY(it, struct segment, link);
+
+        for (unsigned i = 0; i < s->k + s->m; i++)
+            assert_true(t.ss->slots[s->drive[i]][s->slot[i] / 8] >> s->slot[i] % 8 & 1);
+    }
+    t.rows_error = 0;
+    assert_int_equal(read_all(), 0);
+    close_store();
+}
+
+static void test_rows_unwritten(void **state)
+{
+    (void)state;
+    sim_case_run(&c, unwritten_main, NULL);
+}
+
 /* Nobody pulls a segment from under a reader, a stripe whose record is still to come, or a pin. */
 static int slow_result;
 
@@ -1896,6 +1933,7 @@ int main(void)
         CASE(test_last),
         CASE(test_gain),
         CASE(test_slot_reuse),
+        CASE(test_rows_unwritten),
         CASE(test_held_segments),
         CASE(test_many),
         CASE(test_thin_later),
