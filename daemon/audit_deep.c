@@ -129,6 +129,7 @@ static void deep_stripe(struct deep *d, size_t first, size_t n)
     const struct segment *s = segment_get(d->segments, c->segment);
     struct audit_result *r = &d->a->r;
     struct segment_verdict v = {0};
+    int rc;
 
     if (n > d->locs_room) {
         d->locs_room = n;
@@ -140,8 +141,11 @@ static void deep_stripe(struct deep *d, size_t first, size_t n)
                                           .position = c[i].position,
                                           .stored = c[i].stored,
                                           .crc = c[i].crc};
-    if (!s || segment_verify(d->segments, d->locs, n, d->lost, &v) < 0)
-        memset(d->lost, 1, n * sizeof(*d->lost));
+    rc = s ? segment_verify(d->segments, d->locs, n, d->lost, &v) : ERR_LOST;
+    if (rc < 0)
+        memset(d->lost, rc != ERR_TIMEDOUT, n * sizeof(*d->lost));
+    if (rc == ERR_TIMEDOUT && d->a->rc == 0)
+        d->a->rc = rc;
     r->stripes++;
     r->stripes_bad += v.bad || v.torn || v.doubtful;
     r->stripes_thin += v.absent != 0;

@@ -43,6 +43,7 @@
 #define SCRUB_FIRST       (3600 * ENV_NS_PER_S) /* uptime after which a first pass is due */
 #define SCRUB_SETTLE      (10 * ENV_NS_PER_S)   /* after a start, before going on */
 #define SCRUB_RETRY       (10 * ENV_NS_PER_S)   /* after an error */
+#define SCRUB_TRIES       3u                    /* of one segment */
 #define SCRUB_SAVE        16u                   /* segments between two notes */
 #define SCRUB_QUIET       8u                    /* records between two stripes: other work */
 #define SCRUB_LOOK        (10 * ENV_NS_PER_MS)  /* in a pause: is the segment still in use? */
@@ -58,6 +59,7 @@ struct scrubber {
     bool fresh; /* begin by looking which segments there are */
     uint64_t *ids;
     size_t count, at;                /* of ids; the next one */
+    unsigned tries;                  /* of that one, that failed */
     uint64_t unsaved;                /* segments since the last note */
     uint64_t due;                    /* monotonic: when the next pass is; ENV_FOREVER: never */
     uint64_t resumed, resumed_bytes; /* when it went on, and what it had verified by then */
@@ -278,9 +280,13 @@ static void scrub_count(struct scrubber *s, const struct segment *at, uint32_t o
                  (unsigned long long)at->id, offset, v->bad, v->mended);
 }
 
-static void scrub_lost(struct scrubber *s, const struct chunk_place *place, struct scrub_pass *sum)
+/* What was noted of a chunk, in a time when drives were missing, may not be so any more. */
+static void scrub_chunk(struct scrubber *s, const struct chunk_place *place, bool lost,
+                        struct scrub_pass *sum)
 {
-    if (!chunkstore_lies_at(s->p->chunks, place))
+    if (!lost)
+        chunkstore_note_back(s->p->chunks, place->id);
+    if (!lost || !chunkstore_lies_at(s->p->chunks, place))
         return; /* it went or moved meanwhile */
     chunkstore_note_lost(s->p->chunks, place->id);
     sum->lost++;
@@ -312,9 +318,12 @@ static int scrub_stripe(struct scrubber *s, const struct segment *at,
         sum->bytes += bytes;
         scrub_count(s, at, locs[0].stripe.offset, &v, sum);
         for (size_t i = 0; i < n; i++)
-            if (lost[i])
-                scrub_lost(s, &places[i], sum);
+            scrub_chunk(s, &places[i], lost[i], sum);
         scrub_pause(s, bytes, env_now(s->p->env) - start);
+    }
+    if (rc == ERR_FORMAT) { /* a chunk whose row has it where none can be: filmroom-fsck tells */
+        sum->skipped++;
+        rc = 0;
     }
     mem_free(locs);
     mem_free(lost);
@@ -371,6 +380,15 @@ static int scrub_segment(struct scrubber *s, const struct segment *at, struct sc
     return rc;
 }
 
+/* One segment that cannot be looked at, now or ever, does not keep the others from it: its rows
+ * cannot be read, or a drive does not answer. */
+static bool scrub_skips(struct scrubber *s, int rc)
+{
+    if (rc != ERR_KV && rc != ERR_FORMAT && rc != ERR_TIMEDOUT)
+        return false;
+    return ++s->tries >= SCRUB_TRIES;
+}
+
 /* The next segment of the pass, if it is still there and has something alive. */
 static int scrub_next(struct scrubber *s)
 {
@@ -385,6 +403,12 @@ static int scrub_next(struct scrubber *s)
         s->held = at;
         rc = scrub_segment(s, at, &sum);
         segment_release(s->p->segments, id);
+        if (scrub_skips(s, rc)) {
+            log_warn("scrub", "a segment cannot be looked at and is skipped segment=%llu error=%s",
+                     (unsigned long long)id, err_name(rc));
+            sum.skipped++;
+            rc = 0;
+        }
     }
     now->bytes += sum.bytes;
     now->mended += sum.mended;
@@ -395,6 +419,7 @@ static int scrub_next(struct scrubber *s)
     now->found += sum.found;
     now->lost += sum.lost;
     now->skipped += sum.skipped;
+    s->tries = 0;
     at = segment_get(s->p->segments, s->ids[s->at]);
     s->state.walked += at ? segment_columns_bytes(at) : 0;
     s->state.next = s->ids[s->at++] + 1;
@@ -418,6 +443,7 @@ static int scrub_step(struct scrubber *s)
         mem_free(s->ids);
         s->fresh = false;
         s->at = 0;
+        s->tries = 0;
         s->count = segments_list(s->p->segments, s->state.next, s->state.end, &s->ids);
         return scrub_supers(s);
     }

@@ -85,6 +85,8 @@ int chunk_rows_get(struct chunkstore *cs, const uint64_t *ids, size_t n, struct 
 int chunk_rows_all(struct chunkstore *cs, const uint64_t *ids, size_t n, struct chunk_row **rows);
 void chunk_row_pin(struct chunkstore *cs, struct chunk_row *r);
 void chunk_row_unpin(struct chunkstore *cs, struct chunk_row *r); /* NULL is fine */
+/* Is it a chunk, and there? */
+bool chunk_row_lies_at(const struct chunk_row *r, const struct segment_loc *loc);
 /* A new, pinned, unregistered row under a fresh id. */
 struct chunk_row *chunk_row_new(struct chunkstore *cs);
 
@@ -114,8 +116,6 @@ int chunk_renew(struct chunkstore *cs, struct chunk_row *r, const struct chunk_i
 
 /* lost.c. Is the chunk known to be lost? */
 bool chunk_lost_known(const struct chunkstore *cs, uint64_t id);
-/* It was read. */
-void chunk_lost_back(struct chunkstore *cs, uint64_t id);
 /* Its bytes came, in a form other than its own: it is hopeless. False: it cannot be remembered. */
 bool chunk_lost_give_up(struct chunkstore *cs, uint64_t id);
 /* It goes, or could be moved: what is known of it goes too, with its row. */

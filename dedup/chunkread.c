@@ -137,12 +137,13 @@ static size_t drop_failed(struct chunkstore *cs, struct unpack *units, size_t n)
 
     for (size_t i = 0; i < n; i++) {
         if (units[i].stored->result == 0) {
-            chunk_lost_back(cs, units[i].row->id);
+            chunkstore_note_back(cs, units[i].row->id);
             units[good++] = units[i];
             continue;
         }
-        if (units[i].stored->result == ERR_LOST)
-            chunkstore_note_lost(cs, units[i].row->id);
+        if (units[i].stored->result == ERR_LOST &&
+            chunk_row_lies_at(units[i].row, &units[i].stored->loc))
+            chunkstore_note_lost(cs, units[i].row->id); /* and not renewed meanwhile */
         for (size_t j = 0; j < units[i].count; j++)
             units[i].first[j].result = units[i].stored->result;
     }

@@ -107,9 +107,10 @@ int chunkstore_read(struct chunkstore *cs, struct chunk_read *reads, size_t n);
  * there are no error. Suspends. */
 int chunkstore_warm(struct chunkstore *cs, const uint64_t *ids, size_t n);
 
-/* Lost chunks (lost.c, renew.c). Whoever finds out that a chunk can be had from no columns says so.
- * Does not suspend. */
+/* Lost chunks (lost.c, renew.c). Whoever finds out that a chunk can be had from no columns, where
+ * it lies now, says so, and whoever finds that it can be had. Neither suspends. */
 void chunkstore_note_lost(struct chunkstore *cs, uint64_t id);
+void chunkstore_note_back(struct chunkstore *cs, uint64_t id);
 /* Is there something to be journaled of them? Then this journals some of it; errors of that, and of
  * the KV store. Suspends. */
 bool chunkstore_lost_news(const struct chunkstore *cs);

@@ -250,6 +250,15 @@ void chunk_row_pin(struct chunkstore *cs, struct chunk_row *r)
     chunk_row_hold(cs, r);
 }
 
+bool chunk_row_lies_at(const struct chunk_row *r, const struct segment_loc *loc)
+{
+    const struct segment_loc *at = &r->loc;
+
+    return r->registered && at->stripe.segment == loc->stripe.segment &&
+           at->stripe.offset == loc->stripe.offset && at->stripe.width == loc->stripe.width &&
+           at->position == loc->position && at->stored == loc->stored && at->crc == loc->crc;
+}
+
 void chunk_row_unpin(struct chunkstore *cs, struct chunk_row *r)
 {
     if (!r)

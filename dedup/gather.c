@@ -37,13 +37,6 @@ static void gather_add(struct gather *g, uint64_t id, const struct segment_loc *
     g->places[g->count++] = (struct chunk_place){id, *loc};
 }
 
-static bool same_loc(const struct segment_loc *a, const struct segment_loc *b)
-{
-    return a->stripe.segment == b->stripe.segment && a->stripe.offset == b->stripe.offset &&
-           a->stripe.width == b->stripe.width && a->position == b->position &&
-           a->stored == b->stored && a->crc == b->crc;
-}
-
 /* ---- By directories ---- */
 
 static int gather_stripe(struct gather *g, const struct segment_entry *entries, size_t n)
@@ -56,7 +49,7 @@ static int gather_stripe(struct gather *g, const struct segment_entry *entries, 
         ids[i] = entries[i].id;
     rc = chunk_rows_get(g->cs, ids, n, rows);
     for (size_t i = 0; rc == 0 && i < n; i++) {
-        if (rows[i] && same_loc(&rows[i]->loc, &entries[i].loc))
+        if (rows[i] && chunk_row_lies_at(rows[i], &entries[i].loc))
             gather_add(g, ids[i], &rows[i]->loc);
         chunk_row_unpin(g->cs, rows[i]);
     }
@@ -162,7 +155,7 @@ bool chunkstore_lies_at(struct chunkstore *cs, const struct chunk_place *place)
 
     if (chunk_rows_get(cs, &place->id, 1, &row) < 0)
         return false;
-    there = row && same_loc(&row->loc, &place->loc);
+    there = row && chunk_row_lies_at(row, &place->loc);
     chunk_row_unpin(cs, row);
     return there;
 }

@@ -83,7 +83,7 @@ void chunkstore_note_lost(struct chunkstore *cs, uint64_t id)
     cs->lost_changed |= l && !l->noted;
 }
 
-void chunk_lost_back(struct chunkstore *cs, uint64_t id)
+void chunkstore_note_back(struct chunkstore *cs, uint64_t id)
 {
     struct lost_chunk *l = lost_find(cs, id);
 

@@ -136,7 +136,10 @@ static int fsck_audit(struct fsck *f, bool deep)
     }
     progress_clear(f);
     if (rc < 0) {
-        offline_say(&f->o, "the metadata cannot be read or written: %s", err_text(rc));
+        offline_say(&f->o,
+                    rc == ERR_TIMEDOUT ? "a drive cannot be read: %s"
+                                       : "the metadata cannot be read or written: %s",
+                    err_text(rc));
         f->code |= FSCK_FAILED;
     }
     return rc;

@@ -213,7 +213,8 @@ struct segment_verdict {
 
 /* Reads all columns of a stripe and compares them with each other and with the n chunks in it (loc
  * of each; the same stripe). lost[i] is set where a chunk cannot be had from any columns. Suspends.
- * ERR_FORMAT when a loc lies outside its segment. */
+ * ERR_FORMAT when a loc lies outside its segment; ERR_TIMEDOUT when a drive that may have what is
+ * missing does not answer. */
 int segment_verify(struct segments *ss, const struct segment_loc *locs, size_t n, bool *lost,
                    struct segment_verdict *ret_verdict);
 

@@ -206,23 +206,35 @@ static void exam_judge(void *arg)
         e->verdict.torn = e->have_count < e->segment.k || !exam_combine(e, false);
 }
 
-/* One by one, as a reader would: drives are blamed by what reading finds wrong on them. */
-static void exam_chunks(struct segment_exam *e, bool *lost)
+/* One by one, as a reader would: drives are blamed by what reading finds wrong on them. Where a
+ * drive is waited for that may have what is wanted, nothing is known. */
+static int exam_chunks(struct segment_exam *e, bool *lost)
 {
     const struct segment *s = &e->segment;
     uint64_t before[FORMAT_COLS_MAX];
+    int rc = 0;
 
     for (unsigned c = 0; c < s->k + s->m; c++)
         before[c] = e->ss->ds->drives[s->drive[c]].corruptions;
     for (size_t i = 0; i < e->count; i++) {
         struct segment_read r = {.loc = e->locs[i]};
 
-        lost[i] = segment_read(e->ss, &r, 1) < 0;
+        (void)segment_read(e->ss, &r, 1);
         buf_unref(r.buf);
+        lost[i] = r.result == ERR_LOST;
+        if (r.result < 0 && !lost[i])
+            rc = r.result;
     }
     for (unsigned c = 0; c < s->k + s->m; c++)
         if (e->ss->ds->drives[s->drive[c]].corruptions > before[c])
             e->verdict.bad |= 1u << c;
+    return rc;
+}
+
+void segment_exam_free(struct segment_exam *e)
+{
+    buf_unref(e->read_buf);
+    buf_unref(e->made_buf);
 }
 
 int segment_examine(struct segments *ss, const struct segment_loc *locs, size_t n, bool *lost,
@@ -230,6 +242,7 @@ int segment_examine(struct segments *ss, const struct segment_loc *locs, size_t 
 {
     struct segment_exam e = {.ss = ss, .locs = locs, .count = n};
     struct segment *s = segment_find(ss, locs[0].stripe.segment);
+    int rc = 0;
 
     CHECK(n > 0);
     if (!s)
@@ -249,15 +262,12 @@ int segment_examine(struct segments *ss, const struct segment_loc *locs, size_t 
     exam_read(&e);
     env_offload(ss->ds->env, ENV_LANE_CPU, exam_judge, &e);
     if (e.verdict.torn)
-        exam_chunks(&e, lost);
-    *ret_exam = e;
-    return 0;
-}
-
-void segment_exam_free(struct segment_exam *e)
-{
-    buf_unref(e->read_buf);
-    buf_unref(e->made_buf);
+        rc = exam_chunks(&e, lost);
+    if (rc < 0)
+        segment_exam_free(&e);
+    else
+        *ret_exam = e;
+    return rc;
 }
 
 int segment_verify(struct segments *ss, const struct segment_loc *locs, size_t n, bool *lost,

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "daemon/partition_priv.h"
+#include "lib/base/codec.h"
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
@@ -137,6 +138,28 @@ static void expect_mended(unsigned places)
 
 /* ---- Damage ---- */
 
+static bool any_time(void *arg)
+{
+    (void)arg;
+    return true;
+}
+
+/* The id of the nth chunk of a segment. */
+static uint64_t some_chunk(const struct segment *s, size_t nth)
+{
+    struct chunk_place *places;
+    uint64_t id;
+    size_t n;
+
+    segment_hold(pc.p->segments, s->id);
+    assert_int_equal(chunkstore_gather(pc.p->chunks, s->id, any_time, NULL, &places, &n), 0);
+    segment_release(pc.p->segments, s->id);
+    assert_true(nth < n);
+    id = places[nth].id;
+    mem_free(places);
+    return id;
+}
+
 static void kinds_main(void *arg)
 {
     const struct segment *s;
@@ -202,6 +225,62 @@ static void test_others_lost(void **state)
 {
     (void)state;
     sim_case_run(&pc.c, others_lost_main, NULL);
+}
+
+/* What was noted in a time when drives were missing is not lost where it can be read again. */
+static void found_again_main(void *arg)
+{
+    (void)arg;
+    partition_case_open(&pc);
+    fill("v", 21, 3 * MIB);
+    for (size_t i = 0; i < 3; i++)
+        chunkstore_note_lost(pc.p->chunks, some_chunk(some_segment(0), i));
+    env_sleep(pc.c.env, 60 * ENV_NS_PER_S);
+    assert_int_equal(status().known_lost, 3);
+    expect_clean();
+    assert_int_equal(status().known_lost, 0);
+    env_sleep(pc.c.env, 60 * ENV_NS_PER_S); /* that is journaled in the background */
+    assert_int_equal(partition_case_close(&pc), 0);
+    partition_case_open(&pc); /* nor after a start */
+    assert_int_equal(status().known_lost, 0);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_found_again(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, found_again_main, NULL);
+}
+
+/* A row of a chunk that cannot be read: its segment is skipped, all others are looked at. */
+static void bad_row_main(void *arg)
+{
+    struct kv_batch *batch = kv_batch_new();
+    struct scrub_pass pass;
+    uint8_t key[8];
+
+    (void)arg;
+    partition_case_open(&pc);
+    fill("v", 22, 9 * MIB);
+    codec_put_be64(key, some_chunk(some_segment(0), 5));
+    assert_int_equal(partition_settle(pc.p), 0);
+    kv_batch_put(batch, KV_CHUNK, (struct kv_slice){key, sizeof(key)}, (struct kv_slice){"?", 1});
+    assert_int_equal(kv_write(pc.kv, batch), 0);
+    kv_batch_free(batch);
+    assert_int_equal(partition_case_close(&pc), 0);
+    partition_case_open(&pc);
+    spoil_column(some_segment(1), 0, 1);
+    pass = scrub();
+    assert_int_equal(pass.skipped, 1);
+    assert_int_equal(pass.found, 1);
+    assert_int_equal(pass.mended, 1);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_bad_row(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, bad_row_main, NULL);
 }
 
 /* Mirrors: one of two columns is right, and what is dead in a stripe, and its padding, tell which
@@ -691,6 +770,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_kinds, setup, teardown),
         cmocka_unit_test_setup_teardown(test_others_lost, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_found_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_bad_row, setup, teardown),
         cmocka_unit_test_setup_teardown(test_mirror, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lost, setup, teardown),
         cmocka_unit_test_setup_teardown(test_scattered, setup, teardown),
