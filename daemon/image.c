@@ -120,8 +120,10 @@ static void note_key(void *arg, enum kv_table t, struct kv_slice key)
     uint64_t number;
     uint32_t piece;
 
-    /* The few rows of KV_META are always taken along; but pieces may be many. */
-    if (!(IMAGE_TABLES_OUT >> t & 1) && (t != KV_META || image_piece_is(key, &number, &piece)))
+    /* The few rows of KV_META are always taken along, but pieces may be many; and it has to be
+     * known which ones are gone. */
+    if (!(IMAGE_TABLES_OUT >> t & 1) &&
+        (t != KV_META || image_piece_is(key, &number, &piece) || chunk_lost_id(key, &number)))
         image_row_encode(arg, t, key, NULL);
 }
 

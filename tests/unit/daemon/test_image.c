@@ -386,6 +386,51 @@ static void test_broken_list(void **state)
     sim_case_run(&pc.c, check_main, NULL);
 }
 
+/* A chunk that was known to be lost, and is not any more: the copy hears of that too, also where
+ * the daemon was killed in between. */
+static uint64_t lost_in_table(void)
+{
+    struct chunkstore_stats s;
+
+    chunkstore_get_stats(pc.p->chunks, &s);
+    return s.lost;
+}
+
+static void found_main(void *arg)
+{
+    (void)arg;
+    partition_case_open(&pc);
+    chunkstore_note_lost(pc.p->chunks, 1);
+    assert_int_equal(chunkstore_tell_lost(pc.p->chunks), 0);
+    assert_int_equal(lost_in_table(), 1);
+    assert_int_equal(partition_settle(pc.p), 0);
+    chunkstore_note_back(pc.p->chunks, 1);
+    assert_int_equal(chunkstore_tell_lost(pc.p->chunks), 0);
+    assert_int_equal(kv_flush(pc.kv), 0);
+    sim_pause(pc.c.sim);
+    env_sleep(pc.c.env, ENV_NS_PER_S);
+}
+
+static void not_lost_main(void *arg)
+{
+    (void)arg;
+    partition_case_open(&pc);
+    assert_int_equal(lost_in_table(), 0);
+    assert_int_equal(partition_settle(pc.p), 0);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+static void test_found(void **state)
+{
+    (void)state;
+    sim_case_run(&pc.c, fill_main, NULL);
+    sim_case_run_and_kill(&pc.c, found_main, NULL, true);
+    sim_case_run(&pc.c, not_lost_main, NULL);
+    lose_and_rebuild();
+    sim_case_run(&pc.c, not_lost_main, NULL);
+    sim_case_run(&pc.c, check_main, NULL);
+}
+
 /* Leaves a header of a segment that is gone, which lay in one of drive 0's free slots, and on the
  * other drives where `s` does. */
 static void leave_header(const struct segment *s, uint64_t id, uint32_t slot)
@@ -555,17 +600,13 @@ static void test_amid_record(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_form),
-        cmocka_unit_test(test_pieces),
-        cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_changes),
-        CASE(test_rebuild),
-        CASE(test_lost),
-        CASE(test_broken_list),
-        CASE(test_old_headers),
-        CASE(test_rebuild_short),
-        CASE(test_beyond),
-        CASE(test_many),
+        cmocka_unit_test(test_form), cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_rows), cmocka_unit_test(test_changes),
+        CASE(test_rebuild),          CASE(test_lost),
+        CASE(test_broken_list),      CASE(test_found),
+
+        CASE(test_old_headers),      CASE(test_rebuild_short),
+        CASE(test_beyond),           CASE(test_many),
         CASE(test_amid_record),
     };
 
