@@ -13,7 +13,9 @@
  *  F1. A superblock is valid when magic, version and crc fit. Of a drive's two copies the valid one
  *      of higher generation counts. They are written one after the other, so that one is whole.
  *  F2. Membership (which drives count, which mirror the journal) changes only with a higher epoch,
- *      written to every drive that still counts before anything relies on it.
+ *      written to every drive that still counts before anything relies on it. A start leaves one
+ *      epoch out: a drive that is away may have that of a change that was cut short, and batches of
+ *      it, and must not be believed when it is back.
  *  F3. Journal batches have consecutive sequence numbers, and batch s+1 is written only when s is
  *      durable on every mirror. Hence at most the last batch can be missing on some or all of them.
  *  F4. A batch never crosses the end of the area: it lies directly behind its predecessor, or at

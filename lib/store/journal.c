@@ -482,6 +482,7 @@ static void journal_set_mirrors(struct format_super *super, void *arg)
     if (j->running)
         return;
     super->fence_seq = j->head_seq; /* F7 */
+    super->epoch++;                 /* F2 */
     super->fence_epoch = super->epoch + 1;
 }
 

@@ -12,6 +12,8 @@
 #include "lib/base/codec.h"
 #include "lib/base/err.h"
 #include "lib/base/mem.h"
+#include "lib/store/drive_io.h"
+#include "lib/store/drive_priv.h"
 #include "lib/store/journal.h"
 #include "lib/rt/sync.h"
 #include "tests/unit/store/store_case.h"
@@ -876,6 +878,46 @@ static void test_all_mirrors_gone(void **state)
     }
 }
 
+/* A change of the superblocks is cut short, and only one drive has it; the store goes on without
+ * that drive, for a while; then it is back, and another one away. What the others said later
+ * counts, and so does what was written meanwhile. */
+static void torn_change_main(void *arg)
+{
+    struct format_super torn;
+    struct buf *b = buf_new(FORMAT_UNIT);
+
+    (void)arg;
+    t.drives = 3;
+    format_size(STORE_JOURNAL);
+    start();
+    batches(2, 2);
+    torn = t.ds->super;
+    torn.generation++;
+    torn.epoch++;
+    drive_super_sign(&torn, 0, t.ds->drives[0].uuid, b);
+    assert_int_equal(drive_pwrite(&t.ds->drives[0], b, FORMAT_UNIT, FORMAT_SUPER_OFF_A, true), 0);
+    buf_unref(b);
+    stop(false);
+
+    assert_int_equal(sim_file_keep(c.sim, "d0"), 0);
+    assert_int_equal(sim_file_corrupt(c.sim, "d0", 0, sim_file_size(c.sim, "d0")), 0);
+    start();
+    batches(2, 2);
+    stop(false);
+
+    assert_int_equal(sim_file_restore(c.sim, "d0"), 0);
+    assert_int_equal(sim_file_delete(c.sim, "d1"), 0);
+    expect_replay(0);
+    assert_int_equal(t.durable.count, 4);
+    expect_replayed_from(0);
+}
+
+static void test_torn_change(void **state)
+{
+    (void)state;
+    sim_case_run(&c, torn_change_main, NULL);
+}
+
 /* A mirror missing at start is replaced, with all that is live. */
 static void missing_main(void *arg)
 {
@@ -1482,6 +1524,7 @@ int main(void)
         CASE(test_unreadable_end),
         CASE(test_hole_before_wrap),
         CASE(test_all_mirrors_gone),
+        CASE(test_torn_change),
         CASE(test_mirror_missing_at_start),
         CASE(test_mirrors_without_superblock),
         CASE(test_strange_disk),
