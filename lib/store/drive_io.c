@@ -164,16 +164,19 @@ static bool drive_writing(const struct drive *d)
 
 /* Can the store do without this drive, and without those that are late as well? What drives had
  * that are gone and has been written anew does not count against it (`made_up`). A drive that is
- * late takes with it those on the same device: a flush that one of them waits for is for all. */
+ * late takes with it those on the same device: a flush that one of them waits for is for all. On
+ * one in transit there is nothing. */
 static bool drive_spare(const struct drive *d, bool late)
 {
     const struct driveset *ds = d->set;
     unsigned gone = 0, made_up = 0;
 
+    if (d->transit)
+        return driveset_healthy(ds) > 1;
     for (unsigned i = 0; i < ds->count; i++) {
         const struct drive *o = &ds->drives[i];
 
-        if (o->state == DRIVE_NONE)
+        if (o->state == DRIVE_NONE || o->transit)
             continue;
         gone += o == d || !drive_usable(o) || drive_silence(o) >= HEALTH_LATE ||
                 (late && d->cache && o->cache == d->cache);

@@ -269,6 +269,21 @@ static void joiner_drop(struct driveset *ds, struct joiner *j)
         (void)env_unlink(ds->env, j->add->path); /* it is empty, and was not there before */
 }
 
+/* It failed as soon as it was in the set: all is as before. super_lock is held. */
+static int joiner_undo(struct driveset *ds, const struct joiner *j, unsigned index)
+{
+    struct drive *d = &ds->drives[index];
+    int error = d->hung ? ERR_TIMEDOUT : ERR_IO, rc;
+
+    env_close(drive_io_detach(d));
+    mem_free(d->path);
+    drive_init(ds, index);
+    if (j->add->replaces != MEMBER_NOBODY)
+        ds->drives[j->add->replaces].leaving = false;
+    rc = driveset_commit_locked(ds, true);
+    return rc < 0 ? rc : error;
+}
+
 int member_add(struct driveset *ds, const struct member_add *add, struct strbuf *why,
                uint32_t *ret_index)
 {
@@ -293,6 +308,8 @@ int member_add(struct driveset *ds, const struct member_add *add, struct strbuf 
     CHECK(member_free_place(ds) == index);
     joiner_install(ds, &j, index, uuid);
     rc = driveset_commit_locked(ds, true);
+    if (rc == 0 && !drive_usable(&ds->drives[index]))
+        rc = joiner_undo(ds, &j, index);
     fiber_mutex_unlock(&ds->super_lock);
     if (rc == 0)
         *ret_index = index;
