@@ -358,8 +358,8 @@ int partition_reclaim(struct partition *p)
 }
 
 /* Tells of drives that were put out or are suspect, has the others know of those put out for their
- * health, and finds out when what drives had that are given up has been written anew: from then on
- * as many more can be spared. */
+ * health, and finds out when what drives had that are out has been written anew, now or before this
+ * start, or was never there: from then on as many more can be spared. */
 static void partition_watch_health(struct partition *p)
 {
     uint64_t now = env_now(p->env);
@@ -367,7 +367,8 @@ static void partition_watch_health(struct partition *p)
     drive_watch_tell(&p->drive_watch, p->ds);
     if (p->ds->uncommitted)
         (void)driveset_commit(p->ds, true, NULL, NULL); /* or whoever writes next */
-    if (!segment_given_up(p->segments) || now - p->made_up_at < PARTITION_MADE_UP)
+    if (driveset_healthy(p->ds) == driveset_members(p->ds) ||
+        now - p->made_up_at < PARTITION_MADE_UP)
         return;
     p->made_up_at = now;
     if (segment_count_thin(p->segments) == 0)

@@ -414,7 +414,7 @@ uint64_t segment_count_thin(const struct segments *ss)
     list_for_each (it, &ss->all) {
         const struct segment *s = LIST_ENTRY(it, struct segment, link);
 
-        n += s->chunks && segment_parity(s, out) < ss->ds->super.parity_columns;
+        n += (s->chunks || s->holds) && segment_parity(s, out) < ss->ds->super.parity_columns;
     }
     return n;
 }

@@ -302,8 +302,8 @@ bool segment_pick_thin(const struct segments *ss, uint64_t *ret_segment);
 /* The drives that are leaving, and those that take new segments (bit per drive). */
 uint64_t segment_leaving_drives(const struct segments *ss);
 uint64_t segment_taking_drives(const struct segments *ss);
-/* How many segments have less parity than the profile wants, all drives that do not count
- * considered. Walks the table. */
+/* How many segments with something in them, or about to come, have less parity than the profile
+ * wants, all drives that do not count considered. Walks the table. */
 uint64_t segment_count_thin(const struct segments *ss);
 /* Opens a new segment in place of an open one with less parity than a new one gets. Suspends. */
 int segment_renew_thin(struct segments *ss);

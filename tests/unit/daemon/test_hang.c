@@ -590,6 +590,29 @@ static void made_up_main(void *arg)
     write_seed(v, MIB, MIB, 2);
     expect_seed(v, MIB, MIB, 2);
     assert_int_equal(ds->drives[2].state, DRIVE_FAILED);
+    hang(0x4, false);
+    block_close(v);
+    assert_int_equal(partition_case_close(&pc), 0);
+}
+
+/* After a start that is known at once, and not when drives would be given up. */
+static void made_up_before_main(void *arg)
+{
+    struct block_volume *v;
+    struct driveset *ds;
+
+    (void)arg;
+    partition_case_open(&pc);
+    v = volume();
+    ds = partition_drives(pc.p);
+    assert_int_equal(driveset_healthy(ds), 4);
+    env_sleep(pc.c.env, 20 * ENV_NS_PER_S);
+    assert_int_equal(ds->made_up, 3);
+    hang(0x4, true);
+    write_seed(v, MIB, MIB, 3);
+    expect_seed(v, MIB, MIB, 3);
+    assert_int_equal(ds->drives[2].state, DRIVE_FAILED);
+    hang(0x4, false);
     block_close(v);
     assert_int_equal(partition_case_close(&pc), 0);
 }
@@ -600,6 +623,10 @@ static void test_made_up(void **state)
     pc.options.rebuild_delay_ns = ENV_NS_PER_S;
     pc.slots = 60;
     sim_case_run(&pc.c, made_up_main, NULL);
+    pc.options.rebuild_delay_ns = 3600 * ENV_NS_PER_S;
+    for (unsigned i = 0; i < 2; i++)
+        assert_int_equal(sim_file_delete(pc.c.sim, store_case_paths(pc.drives)[i]), 0);
+    sim_case_run(&pc.c, made_up_before_main, NULL);
 }
 
 /* When the lost drive has been replaced and is let go, no more can be spared than ever. */
