@@ -366,7 +366,7 @@ static void partition_watch_health(struct partition *p)
 
     drive_watch_tell(&p->drive_watch, p->ds);
     if (p->ds->uncommitted)
-        (void)driveset_commit(p->ds, true, NULL, NULL); /* or whoever writes next */
+        (void)driveset_tell(p->ds); /* or whoever writes next */
     if (driveset_healthy(p->ds) == driveset_members(p->ds) ||
         now - p->made_up_at < PARTITION_MADE_UP)
         return;

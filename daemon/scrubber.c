@@ -434,7 +434,7 @@ static int scrub_supers(struct scrubber *s)
     bool failed = false;
 
     driveset_mend_supers(s->p->ds, &now->found, &now->mended, &failed);
-    return failed ? driveset_commit(s->p->ds, true, NULL, NULL) : 0;
+    return failed ? driveset_tell(s->p->ds) : 0;
 }
 
 static int scrub_step(struct scrubber *s)

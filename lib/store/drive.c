@@ -207,6 +207,7 @@ void driveset_set_members(struct driveset *ds)
                                               : d->leaving           ? FORMAT_DRIVE_LEAVING
                                               : drive_usable(d)      ? FORMAT_DRIVE_OK
                                                                      : FORMAT_DRIVE_OUT,
+                                     .out = d->state != DRIVE_NONE && !drive_usable(d),
                                      .class_ = d->class_,
                                      .slot_count = d->slot_count};
         memcpy(mb->uuid, d->uuid, 16);
@@ -241,6 +242,17 @@ int driveset_commit(struct driveset *ds, bool membership,
     if (change)
         change(&ds->super, arg);
     rc = driveset_commit_locked(ds, membership);
+    fiber_mutex_unlock(&ds->super_lock);
+    return rc;
+}
+
+int driveset_tell(struct driveset *ds)
+{
+    int rc = 0;
+
+    fiber_mutex_lock(&ds->super_lock);
+    if (ds->uncommitted || driveset_healthy(ds) == 0)
+        rc = driveset_commit_locked(ds, true);
     fiber_mutex_unlock(&ds->super_lock);
     return rc;
 }
@@ -715,7 +727,7 @@ static int admit(struct driveset *ds, struct candidate *c, unsigned n)
                 continue;
             if (!c[j].locked)
                 drive_attach(ds, d, &c[j]);
-            else if (mb->state == FORMAT_DRIVE_OUT)
+            else if (mb->state == FORMAT_DRIVE_OUT || mb->out)
                 drive_is_busy(d, &c[j]);
             else
                 return ERR_LOCKED;

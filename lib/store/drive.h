@@ -136,6 +136,9 @@ void driveset_put_out(struct driveset *ds, unsigned index, const char *reason);
  * repeated. ERR_LOST when no drive is left. Suspends. */
 int driveset_commit(struct driveset *ds, bool membership,
                     void (*change)(struct format_super *super, void *arg), void *arg);
+/* Has the drives that count know of those that were put out, if they do not yet. Errors as above.
+ * Suspends. */
+int driveset_tell(struct driveset *ds);
 
 /* Verifies both copies of the superblock on each drive that counts, and writes those again that are
  * not whole or not the last ones, if the drive answers. Adds to *ret_bad and *ret_mended, and to

@@ -71,7 +71,8 @@ struct format_member {
     uint8_t uuid[16];
     uint8_t state;  /* enum format_drive_state */
     uint8_t class_; /* 0 disk, 1 nvme */
-    uint8_t reserved[6];
+    uint8_t out;    /* of one that is leaving, too: 1 as in FORMAT_DRIVE_OUT */
+    uint8_t reserved[5];
     uint64_t slot_count;
 };
 _Static_assert(sizeof(struct format_member) == 32, "on media");

@@ -60,7 +60,7 @@ static bool column_mend(struct segments *ss, const struct segment *s, unsigned i
 /* A drive was put out by a failed write: the others are told. */
 static int tell_if_out(struct segments *ss, unsigned counted)
 {
-    return driveset_healthy(ss->ds) < counted ? driveset_commit(ss->ds, true, NULL, NULL) : 0;
+    return driveset_healthy(ss->ds) < counted ? driveset_tell(ss->ds) : 0;
 }
 
 static void exam_count(struct segments *ss, const struct segment_exam *e)

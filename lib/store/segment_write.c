@@ -286,7 +286,7 @@ int segment_write_moved(struct segments *ss, enum segment_stream stream, bool ga
         }
         if (rc != ERR_IO)
             return rc;
-        rc = driveset_commit(ss->ds, true, NULL, NULL);
+        rc = driveset_tell(ss->ds);
         if (rc < 0)
             return rc;
     }

@@ -528,19 +528,31 @@ static void test_lock(void **state)
 static void lock_out_main(void *arg)
 {
     struct driveset *ds = store_case_open(&c, 3);
+    bool leaving = arg != NULL;
     struct env_file *busy;
+    uint64_t epoch;
 
-    (void)arg;
     driveset_put_out(ds, 2, "test");
+    epoch = ds->super.epoch;
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(driveset_tell(ds), 0); /* as often as they like */
+    assert_int_equal(ds->super.epoch, epoch + 1);
+    ds->drives[2].leaving = leaving;
     assert_int_equal(driveset_commit(ds, true, NULL, NULL), 0);
     driveset_close(ds);
     assert_int_equal(env_open(c.env, "d2", ENV_OPEN_LOCK, &busy), 0);
     ds = store_case_open(&c, 3);
     assert_int_equal(driveset_healthy(ds), 2);
     assert_int_equal(ds->drives[2].state, DRIVE_MISSING);
+    assert_int_equal(ds->drives[2].leaving, leaving);
     assert_non_null(strstr(ds->drives[2].reason, "busy"));
     driveset_close(ds);
     env_close(busy);
+    /* One that counts is somebody else's as long as it is locked, also where it is leaving. */
+    ds = store_case_open(&c, 3);
+    ds->drives[1].leaving = leaving;
+    assert_int_equal(driveset_commit(ds, true, NULL, NULL), 0);
+    driveset_close(ds);
     assert_int_equal(env_open(c.env, "d1", ENV_OPEN_LOCK, &busy), 0);
     assert_int_equal(driveset_open(c.env, store_case_paths(3), 3, &ds), ERR_LOCKED);
     env_close(busy);
@@ -551,6 +563,7 @@ static void test_lock_out(void **state)
     (void)state;
     sim_case_run(&c, format3, NULL);
     sim_case_run(&c, lock_out_main, NULL);
+    sim_case_run(&c, lock_out_main, &c);
 }
 
 static int hook_first_super(void *arg, const char *path, const struct env_io *io)
