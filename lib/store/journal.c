@@ -386,8 +386,43 @@ static bool journal_mirrors_whole(const struct journal *j)
     return journal_mirrors_safe(j) && (j->mirrors == best || j->stay == best);
 }
 
-/* A live batch, whole, from a mirror, or from whatever other drive happens to have it. Suspends. */
-static int journal_fetch(struct journal *j, const struct journal_extent *e, struct buf **b)
+/* Live batches that lie one behind the other. */
+struct journal_run {
+    const struct journal_extent *first, *last;
+    size_t len;
+};
+
+/* Those from `e` on, as many as a buffer of a batch takes. */
+static struct journal_run journal_run_from(const struct journal *j, const struct journal_extent *e)
+{
+    struct journal_run r = {e, e, e->span};
+
+    for (const struct list *it = e->link.next; it != &j->extents; it = it->next) {
+        const struct journal_extent *next = LIST_ENTRY(it, const struct journal_extent, link);
+
+        if (next->off != e->off + r.len || r.len + next->span > j->batch_max)
+            break;
+        r.last = next;
+        r.len += next->span;
+    }
+    return r;
+}
+
+static bool journal_run_whole(const struct journal *j, const struct journal_run *r,
+                              const uint8_t *bytes)
+{
+    for (const struct journal_extent *e = r->first;;
+         e = LIST_ENTRY(e->link.next, const struct journal_extent, link)) {
+        if (!journal_batch_whole(j, bytes + (e->off - r->first->off), e->span, e->seq))
+            return false;
+        if (e == r->last)
+            return true;
+    }
+}
+
+/* All of them, whole, from one mirror, or from whatever other drive happens to have them. Suspends.
+ */
+static int journal_fetch(struct journal *j, const struct journal_run *r, struct buf **b)
 {
     for (int mirror = 1; mirror >= 0; mirror--) {
         for (unsigned i = 0; i < j->ds->count; i++) {
@@ -396,8 +431,8 @@ static int journal_fetch(struct journal *j, const struct journal_extent *e, stru
             if (!drive_readable(d) || (int)(j->mirrors >> i & 1) != mirror ||
                 (d->leaving && !mirror)) /* it may be on its way out (member_let_go) */
                 continue;
-            if (drive_pread(d, b, e->span, j->ds->super.journal_off + e->off) == 0 &&
-                journal_batch_whole(j, (*b)->data, e->span, e->seq))
+            if (drive_pread(d, b, r->len, j->ds->super.journal_off + r->first->off) == 0 &&
+                journal_run_whole(j, r, (*b)->data))
                 return 0;
         }
     }
@@ -413,24 +448,32 @@ static int journal_write_new(struct journal *j, struct drive *to, struct buf *b,
                             : ERR_IO;
 }
 
-/* Copies all live batches to a drive's area. The extents must not be trimmed away under it.
- * Suspends. */
+/* Copies all live batches to a drive's area: others wait for it, so many at a time, and one by one
+ * where they are not whole together. The extents must not be trimmed away under it. Suspends. */
 static int journal_copy(struct journal *j, struct drive *to, bool *ret_target_failed)
 {
     struct buf *b = buf_new((size_t)j->batch_max);
+    const struct journal_extent *apart = NULL; /* up to this one */
     int rc = 0;
 
     fiber_mutex_lock(&j->trim_lock);
-    list_for_each (it, &j->extents) {
-        struct journal_extent *e = LIST_ENTRY(it, struct journal_extent, link);
+    for (const struct list *it = j->extents.next; rc == 0 && it != &j->extents;) {
+        const struct journal_extent *e = LIST_ENTRY(it, const struct journal_extent, link);
+        struct journal_run r = apart ? (struct journal_run){e, e, e->span} : journal_run_from(j, e);
 
-        rc = journal_fetch(j, e, &b);
-        if (rc < 0)
-            break;
-        rc = journal_write_new(j, to, b, e->span, e->off, false);
-        *ret_target_failed = rc < 0;
-        if (rc < 0)
-            break;
+        rc = journal_fetch(j, &r, &b);
+        if (rc < 0 && r.last != r.first) {
+            apart = r.last;
+            rc = 0;
+            continue;
+        }
+        if (rc == 0) {
+            rc = journal_write_new(j, to, b, r.len, e->off, false);
+            *ret_target_failed = rc < 0;
+        }
+        if (r.last == apart)
+            apart = NULL;
+        it = r.last->link.next;
     }
     fiber_mutex_unlock(&j->trim_lock);
     buf_unref(b);

@@ -1248,6 +1248,56 @@ static void test_put_out_elsewhere(void **state)
     sim_case_run(&c, out_elsewhere_main, NULL);
 }
 
+/* What a new mirror gets is read and written many batches at a time, since writes wait for it; and
+ * one by one where no mirror has all of them whole. */
+static unsigned copy_reads;
+
+static int hook_copy(void *arg, const char *path, const struct env_io *io)
+{
+    (void)arg, (void)path;
+    copy_reads += io->kind == ENV_READ && io->off >= FORMAT_JOURNAL_OFF;
+    return 0;
+}
+
+static void copy_main(void *arg)
+{
+    const bool *damaged = arg;
+
+    t.drives = 4;
+    format_size(STORE_JOURNAL);
+    start();
+    batches(40, 2);
+    for (unsigned i = 0; *damaged && i < 2; i++) /* another batch on each mirror */
+        assert_int_equal(sim_file_corrupt(c.sim, store_case_paths(4)[i],
+                                          FORMAT_JOURNAL_OFF + (10 + i) * 2 * FORMAT_UNIT, 100),
+                         0);
+    c.hook = hook_copy;
+    copy_reads = 0;
+    driveset_put_out(t.ds, 3, "for the test"); /* no mirror: that alone needs no copy */
+    assert_int_equal(driveset_tell(t.ds), 0);
+    t.ds->drives[2].class_ = 1;
+    batches(2, 2);
+    c.hook = NULL;
+    assert_true(t.ds->super.journal_mirrors >> 2 & 1);
+    assert_in_range(copy_reads, 1, *damaged ? 60 : 5);
+    stop(false);
+    assert_int_equal(sim_file_delete(c.sim, "d0"), 0);
+    assert_int_equal(sim_file_delete(c.sim, "d1"), 0);
+    expect_replay(0);
+    expect_replayed_from(0);
+}
+
+static void test_copy(void **state)
+{
+    for (unsigned damaged = 0; damaged < 2; damaged++) {
+        bool is = damaged;
+
+        teardown(state);
+        setup(state);
+        sim_case_run(&c, copy_main, &is);
+    }
+}
+
 /* Both mirrors are lost, and while one of the two that take over is filled the other goes. */
 static unsigned late_writes;
 
@@ -1535,6 +1585,7 @@ int main(void)
         CASE(test_bad_source),
         CASE(test_trim_under_copy),
         CASE(test_put_out_elsewhere),
+        CASE(test_copy),
         CASE(test_one_goes),
         CASE(test_better_has_no_space),
         CASE(test_better_is_put_out),
