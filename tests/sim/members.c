@@ -68,6 +68,20 @@ static void members_order(struct run *r, const struct driveset *ds)
     r->place_count = n;
 }
 
+/* Is this drive what is under the path now? A file that was deleted may be in use still, and
+ * another one have its path. */
+static bool disk_holds(const struct run *r, unsigned disk, const struct drive *d)
+{
+    static const uint64_t offs[] = {FORMAT_SUPER_OFF_A, FORMAT_SUPER_OFF_B};
+    struct format_super s;
+
+    for (unsigned i = 0; i < 2; i++)
+        if (sim_file_read(r->sim, r->paths[disk], &s, sizeof(s), offs[i]) == 0 &&
+            memcmp(s.drive_uuid, d->uuid, sizeof(d->uuid)) == 0)
+            return true;
+    return false;
+}
+
 void members_look(struct run *r)
 {
     const struct driveset *ds = partition_drives(r->p);
@@ -87,7 +101,7 @@ void members_look(struct run *r)
         }
         seen |= 1u << disk;
         count[disk]++;
-        if (drive_usable(d) && sim_file_size(r->sim, r->paths[disk]) > 0)
+        if (drive_usable(d) && disk_holds(r, disk, d))
             whole |= 1u << disk;
     }
     if (unknown)
