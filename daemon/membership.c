@@ -235,9 +235,9 @@ int partition_drive_set_class(struct partition *p, uint32_t index, uint8_t class
 
 /* ---- The watch ---- */
 
-/* Gives up drives that have been out for long: their data is then written again to the others. Not
- * at once, since a drive that comes back has its data, and a rebuild moves all of it. One that is
- * leaving is not waited for. */
+/* Gives up drives that are out: their data is then written again to the others. At once where a
+ * drive failed, since it does not count again before the next start. One that a start did not find
+ * may only be late, and has its data: it is waited for, but not where it is leaving. */
 static void watch_out(struct partition *p)
 {
     uint64_t now = env_now(p->env);
@@ -251,7 +251,8 @@ static void watch_out(struct partition *p)
         }
         if (!p->out_since[i])
             p->out_since[i] = now;
-        if (d->leaving || now - p->out_since[i] >= p->options.rebuild_delay_ns)
+        if (d->leaving || d->state == DRIVE_FAILED ||
+            now - p->out_since[i] >= p->options.rebuild_delay_ns)
             give_up(p, i);
     }
 }
