@@ -13,7 +13,9 @@ deleted; what was acknowledged as gone stays gone. What a snapshot showed once i
 and an object has the bytes of the last put that was acknowledged, or of the one that was killed.
 
 A daemon that hangs keeps all its promises; so just before each kill every door must answer within
-seconds, and in the end each kind of request and order must have been carried out often enough.
+seconds, and in the end each kind of request and order must have been carried out often enough, and
+in many rounds background work of each kind must have been done. No start replays more than the
+journal's size.
 
   kill9.py [--rounds N] [--seed S]    default 6 rounds (2 on slow builds); a campaign is 200
 """
@@ -37,11 +39,20 @@ from harness import (CLI, MIB, SHORT, Daemon, Failure, Suite, check, fsck, log, 
                      scratch)
 
 # A small journal and cache: the journal wraps, and reads come from the drives.
-CONFIG = "[store]\njournal_size = 16M\ncache_size = 16M\nscrub_rate = 1T\nrebuild_after = 1\n"
+JOURNAL = 16 * MIB
+CONFIG = f"[store]\njournal_size = {JOURNAL}\ncache_size = 16M\nscrub_rate = 1T\nrebuild_after = 1\n"
 REGION = 8 * MIB // blockmodel.SECTOR
 PROBE = 62 * MIB  # where no writer writes
 DRIVES_MIN, DRIVES_MAX = 6, 8  # what the profile needs; what the administrator goes up to
 ANSWER = 20 if SHORT else 5  # seconds within which every door has to answer under load
+# What tells of work in the background.
+BACKGROUND = {"checkpoints": "filmroom_checkpoint_seconds_count",
+              "compaction": "filmroom_compaction_moved_bytes_total",
+              "segments freed": "filmroom_segments_freed_total",
+              "moves between drives": "filmroom_rehomed_bytes_total",
+              "scrub": "filmroom_drive_scrubbed_bytes_total",
+              "metadata's copy": "filmroom_metadata_copy_written_bytes_total",
+              "drain": "filmroom_drain_blocks_total"}
 
 
 class Instances:
@@ -269,6 +280,7 @@ class Rounds:
         self.known = Known()
         self.count = 0
         self.total = collections.Counter()  # acknowledged: requests and orders by kind
+        self.background = collections.Counter()
 
     def prepare(self):
         self.daemon.start()
@@ -296,6 +308,7 @@ class Rounds:
             worker.start()
         time.sleep(self.random.uniform(0.2, 2.5))
         self.probe()
+        self.look_back()
         early = [w.error for w in workers if w.error]
         self.daemon.check_alive()
         check(not early, "a client failed before the kill:", early)
@@ -317,6 +330,8 @@ class Rounds:
         start = time.monotonic()
         self.daemon.start()
         took = time.monotonic() - start
+        replayed = self.daemon.cli_json("status")["start"]["replayed_bytes"]
+        check(replayed <= JOURNAL, f"{replayed} bytes were replayed")
         listed = self.verify()
         snapshots, objects = self.known.verify(self.daemon, self.volumes, self.random)
         if not fsck_first:
@@ -359,6 +374,18 @@ class Rounds:
         within("status", lambda: check(
             ask(self.daemon, "GET", "/v1/status", timeout=ANSWER)[0] == 200, "no status"))
 
+    def look_back(self):
+        """Counts the rounds in which work of each kind was done in the background."""
+        status, _, body = ask(self.daemon, "GET", "/metrics", timeout=ANSWER)
+        check(status == 200, "no metrics")
+        sums = collections.Counter()
+        for line in body.decode().splitlines():
+            if not line.startswith("#"):
+                name, value = line.rsplit(" ", 1)
+                sums[name.split("{")[0]] += float(value)
+        for kind, name in BACKGROUND.items():
+            self.background[kind] += sums[name] > 0
+
     def acknowledged(self, workers):
         total = collections.Counter()
         for w in workers:
@@ -380,6 +407,10 @@ class Rounds:
         orders = sorted(set(Administrator.ORDERS))
         check(sum(self.total[k] for k in orders) >= (1 if SHORT else self.count),
               "only few orders were carried out:", dict(self.total))
+        log("rounds with work in the background:", dict(self.background))
+        for kind in BACKGROUND if self.count >= 20 else []:
+            check(self.background[kind] >= self.count // 10,
+                  f"{kind}: at work in {self.background[kind]} of {self.count} rounds")
         for kind in orders if self.count >= 20 else ["put"] if self.count >= 6 else []:
             check(self.total[kind] >= max(self.count // 20, 1),
                   f"{kind}: {self.total[kind]} carried out in {self.count} rounds")
