@@ -84,6 +84,49 @@ def real_study_twice(folder):
     study_twice(folder, [os.path.join(source, f) for f in sorted(os.listdir(source))], "real")
 
 
+# ---- What status says --------------------------------------------------------------------------
+
+
+def figures(folder):
+    """Each figure of the space is what was written, also after a kill."""
+    noise_bytes = random.Random(5).randbytes(32 * MIB)
+    numbers = b"".join(i.to_bytes(64, "little") for i in range(16 * MIB // 64))  # packs well
+    with Daemon(os.path.join(folder, "figures"), "--capacity", "1G") as daemon:
+        def expect(logical, deduped):
+            daemon.wait_quiet()
+            told = daemon.status()
+            space = told["capacity"]
+            log({k: f"{v / MIB:.1f} MiB" for k, v in space.items()}, told["counters"])
+            check(space["logical"] == logical * MIB, "logical bytes:", space)
+            check(space["deduped"] == deduped * MIB, "after deduplication:", space)
+            return space, told["counters"]
+
+        for name in ("one", "two"):
+            daemon.volume(name, 64 * MIB)
+            with nbd.Nbd(daemon.nbd, name) as client:
+                for at in range(0, 32 * MIB, MIB):
+                    client.write(at, noise_bytes[at:at + MIB])
+                for at in range(0, 16 * MIB if name == "one" else 0, MIB):
+                    client.write(40 * MIB + at, numbers[at:at + MIB])
+        space, counters = expect(80, 48)
+        check(32 * MIB <= space["stored"] < 34 * MIB, "after compression:", space)
+        # Whole segments of 4+2 slots of 4 MiB, of which the last ones are not full.
+        check(0 <= space["physical"] - 1.5 * space["stored"] <= 2 * 24 * MIB, "on drives:", space)
+        # All went to three mirrors of the journal or, encoded, to the drives.
+        client, drives = counters["client_bytes"], counters["drive_bytes"]
+        check(client == 80 * MIB, "bytes from clients:", counters)
+        check(0.5 < drives / client < 5, "amplification:", counters)
+        daemon.kill()
+        daemon.start()
+        again, counters = expect(80, 48)
+        check(again["stored"] == space["stored"] and counters["client_bytes"] == 0,
+              "after a kill:", again, counters)
+        daemon.cli("volume", "delete", "two", "--force")
+        expect(48, 48)
+        daemon.cli("volume", "delete", "one", "--force")
+        check(expect(0, 0)[0]["stored"] == 0, "of nothing something is stored")
+
+
 # ---- Full --------------------------------------------------------------------------------------
 
 
@@ -389,6 +432,8 @@ def main():
             study_twice(folder, phantom(os.path.join(folder, "ct"), slices=40), "phantom")
         with suite.case("a real study under other headers costs under 5 %"):
             real_study_twice(folder)
+        with suite.case("status says what was written, what it takes, and what it cost"):
+            figures(folder)
         with suite.case("a full store refuses clearly, reads on, and recovers by deletion"):
             full_store(folder)
         with suite.case("a store that is 95% full takes overwrites without end"):
