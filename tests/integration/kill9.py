@@ -40,7 +40,8 @@ from harness import (CLI, MIB, SHORT, Daemon, Failure, Suite, check, fsck, log, 
 
 # A small journal and cache: the journal wraps, and reads come from the drives.
 JOURNAL = 16 * MIB
-CONFIG = f"[store]\njournal_size = {JOURNAL}\ncache_size = 16M\nscrub_rate = 1T\nrebuild_after = 1\n"
+CONFIG = f"[store]\njournal_size = {JOURNAL}\n" \
+         "cache_size = 16M\nscrub_rate = 1T\nrebuild_after = 1\n"
 REGION = 8 * MIB // blockmodel.SECTOR
 PROBE = 62 * MIB  # where no writer writes
 DRIVES_MIN, DRIVES_MAX = 6, 8  # what the profile needs; what the administrator goes up to
