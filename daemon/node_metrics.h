@@ -10,7 +10,7 @@
 /* Copies of what is counted elsewhere, taken when somebody looks. */
 struct node_gauges {
     uint64_t writes_stopped;
-    uint64_t capacity, logical, unique, stored, physical, free;
+    uint64_t capacity, logical, unique, stored, physical, reclaimable, free;
     uint64_t journal_size, journal_used, overlay, volumes, studies, instances, buckets, objects,
         object_bytes;
     uint64_t step_max, scrub_running, scrub_lost, lost;

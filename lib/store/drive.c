@@ -853,8 +853,16 @@ void drive_observe(const struct drive *d, struct metrics *m)
                       METRIC_LABELS("drive", index), &d->stuck);
 }
 
-void driveset_observe(const struct driveset *ds, struct metrics *m)
+void driveset_observe(struct driveset *ds, struct metrics *m)
 {
+    const struct {
+        const char *op;
+        struct metric_hist *time;
+    } times[] = {{"read", &ds->read_time}, {"write", &ds->write_time}, {"sync", &ds->sync_time}};
+
+    for (size_t i = 0; i < sizeof(times) / sizeof(times[0]); i++)
+        metrics_add_hist(m, "filmroom_drive_io_seconds", "Time until a drive answered",
+                         METRIC_LABELS("op", times[i].op), times[i].time);
     for (unsigned i = 0; i < ds->count; i++)
         drive_observe(&ds->drives[i], m);
     metrics_add_plain(m, METRIC_COUNTER, METRIC_COUNT, "filmroom_hedged_reads_total",

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "lib/base/metric.h"
 #include "lib/rt/env.h"
 #include "lib/rt/sync.h"
 #include "lib/store/format.h"
@@ -84,6 +85,7 @@ struct driveset {
     uint64_t hedge_delay;        /* ns, after which a read asks other drives as well */
     uint64_t hedge_credit;       /* one read is worth 1, a hedge costs DRIVE_HEDGE_SHARE */
     uint64_t hedged, hedges_won; /* since start */
+    struct metric_hist read_time, write_time, sync_time; /* until a drive answered */
 };
 
 struct driveset_params {
@@ -172,7 +174,7 @@ int drive_wipe_journal(struct driveset *ds, struct drive *d);
 
 /* Registers the counters of one drive, or of every one there is. Its place stays put. */
 void drive_observe(const struct drive *d, struct metrics *m);
-void driveset_observe(const struct driveset *ds, struct metrics *m);
+void driveset_observe(struct driveset *ds, struct metrics *m);
 
 static inline uint64_t drive_slot_off(const struct driveset *ds, uint32_t slot)
 {

@@ -70,15 +70,20 @@ static void caller_done(struct drive_op *op, int64_t result)
 static void op_count(struct drive *d, const struct drive_op *op, uint64_t now)
 {
     const struct env_io *io = &op->io;
+    uint64_t took = now - op->started;
 
     if (io->kind == ENV_WRITE) {
         d->writes++;
         d->write_bytes += io->len;
         d->write_errors += io->result < 0;
+        metric_record(&d->set->write_time, took);
+    } else if (io->kind == ENV_SYNC) {
+        metric_record(&d->set->sync_time, took);
     } else if (io->kind == ENV_READ) {
         d->reads++;
         d->read_bytes += io->len;
-        health_took(&d->health, now - op->started);
+        metric_record(&d->set->read_time, took);
+        health_took(&d->health, took);
         if (io->result == (int64_t)io->len)
             return;
         d->read_errors++;
@@ -488,6 +493,9 @@ void driveset_io_init(struct driveset *ds)
     ds->tick = (struct env_timer){.fn = set_tick, .arg = ds};
     ds->hedge_delay = HEALTH_HEDGE_MAX;
     ds->hedge_credit = DRIVE_HEDGE_CREDIT;
+    metric_hist_init(&ds->read_time, METRIC_TIME);
+    metric_hist_init(&ds->write_time, METRIC_TIME);
+    metric_hist_init(&ds->sync_time, METRIC_TIME);
     list_init(&ds->waits);
     list_init(&ds->ops_kept);
 }
