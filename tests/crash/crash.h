@@ -62,7 +62,8 @@ struct crash_settings {
     bool one_cache;   /* drives are files on one device */
     bool trace, stop; /* tell of each step; stop at the first failure */
     unsigned drives, jobs;
-    uint64_t only; /* a state's number; 0: all */
+    unsigned share; /* one in so many states is recovered from */
+    uint64_t only;  /* a state's number; 0: all */
 };
 
 struct crash_counts {

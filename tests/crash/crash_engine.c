@@ -1,6 +1,7 @@
 /* crash-engine: every crash point of small workloads (crash.h).
  *
- *   crash-engine [--workload NAME] [--drives N] [--jobs N] [--full] [--one-cache] [--plant NAME]
+ *   crash-engine [--workload NAME] [--drives N] [--jobs N] [--share N] [--full] [--one-cache]
+ *                [--plant NAME]
  *   crash-engine --workload NAME --state N [--trace] ...   one state again
  *   crash-engine --list
  *   crash-engine --plants      plants each bug (lib/base/plant.h) in turn and tells what finds it
@@ -569,7 +570,8 @@ void crash_run(const struct crash_workload *w, const struct crash_settings *s,
 static void usage(const char *program)
 {
     fprintf(stderr,
-            "usage: %s [--workload NAME] [--drives N] [--jobs N] [--full] [--one-cache]\n"
+            "usage: %s [--workload NAME] [--drives N] [--jobs N] [--share N] [--full] "
+            "[--one-cache]\n"
             "       %s --workload NAME --state N [--trace] ...\n"
             "       %s --list | --plants | --plant NAME ...\n",
             program, program, program);
@@ -641,10 +643,11 @@ static const char *run_workloads(const struct crash_settings *s, const char *nam
     if (!failed && sum.tried == 0 && !too_few)
         failed = "nothing was tried";
     if (!quiet)
-        printf("%llu distinct states, %s\n", (unsigned long long)sum.distinct,
+        printf("%llu distinct states, %llu recoveries, %s\n", (unsigned long long)sum.distinct,
+               (unsigned long long)sum.tried,
                sum.tried == 0 ? too_few ? "too few drives for it" : "nothing was tried"
                : failed       ? "with failures"
-                              : "all recovered from");
+                              : "all right");
     return failed;
 }
 
@@ -712,6 +715,8 @@ static void parse(struct crash_settings *s, struct choice *choice, int argc, cha
             s->drives = (unsigned)atoi(argv[i]);
         else if (strcmp(a, "--jobs") == 0)
             s->jobs = (unsigned)atoi(argv[i]);
+        else if (strcmp(a, "--share") == 0)
+            s->share = (unsigned)atoi(argv[i]);
         else if (strcmp(a, "--state") == 0)
             s->only = strtoull(argv[i], NULL, 10);
         else if (strcmp(a, "--plant") == 0)
@@ -719,13 +724,14 @@ static void parse(struct crash_settings *s, struct choice *choice, int argc, cha
         else
             usage(s->program);
     }
-    if (s->drives < 1 || s->drives >= CRASH_DRIVES_MAX || s->jobs < 1 || s->jobs > 64)
+    if (s->drives < 1 || s->drives >= CRASH_DRIVES_MAX || s->jobs < 1 || s->jobs > 64 ||
+        s->share < 1)
         usage(s->program);
 }
 
 int main(int argc, char **argv)
 {
-    struct crash_settings s = {.program = argv[0], .drives = 3, .jobs = 1};
+    struct crash_settings s = {.program = argv[0], .drives = 3, .jobs = 1, .share = 1};
     struct choice choice = {0};
 
     tuned_start(argv);

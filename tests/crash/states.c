@@ -144,7 +144,9 @@ static bool try_in_child(struct crash *c, const struct crash_state *s, enum cras
  * fifth is: a campaign does all with each. */
 static bool try_variants(struct crash *c, const struct crash_state *s, uint64_t digest)
 {
-    for (unsigned v = 0; v < CRASH_VARIANTS; v++) {
+    bool chosen = c->settings->only || hmap_mix(digest) % c->settings->share == 0;
+
+    for (unsigned v = 0; v < CRASH_VARIANTS && chosen; v++) {
         uint64_t state = c->counts.distinct * CRASH_VARIANTS + v + 1;
 
         /* To make a store takes all drives, and a KV store. */
