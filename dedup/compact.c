@@ -114,6 +114,12 @@ static bool unsafe_opens_none(const struct chunkstore *cs, uint64_t segment)
     return s && segment_move_opens_none(cs->segments, segment, survivors_of(s->stream));
 }
 
+/* Does moving it leave at least as much room? Then the last segment may be opened for that. */
+static bool unsafe_gains(const struct chunkstore *cs, uint64_t segment)
+{
+    return chunkstore_moves_have_room(cs, true) && segment_move_keeps_free(cs->segments, segment);
+}
+
 /* May such a segment be begun with? Moving it takes more than it gives, mostly, and a store that is
  * out of room cannot even gain any: so it waits while there is no more than what is kept. What does
  * not lessen the room is moved all the same: else a new drive in a full store would help nobody,
@@ -121,7 +127,7 @@ static bool unsafe_opens_none(const struct chunkstore *cs, uint64_t segment)
 static bool unsafe_fits(const struct chunkstore *cs, uint64_t segment)
 {
     return chunkstore_moves_have_room(cs, false) || unsafe_opens_none(cs, segment) ||
-           (chunkstore_moves_have_room(cs, true) && segment_move_keeps_free(cs->segments, segment));
+           unsafe_gains(cs, segment);
 }
 
 /* What lacks parity comes first, then what is on a drive that leaves, unless writes wait for space:
@@ -479,7 +485,7 @@ int chunkstore_compact(struct chunkstore *cs, enum compact_need need,
     run.step->cs = cs;
     victim = segment_get(cs->segments, run.segment); /* it is held */
     run.step->stream = survivors_of(victim->stream);
-    run.step->gains = run.why == COMPACT_SPARSE;
+    run.step->gains = run.why == COMPACT_SPARSE || unsafe_gains(cs, run.segment);
     rc = run_whole(&run, victim);
     left = victim->chunks;
     /* What is left was unreadable; or it came, or came back, behind the run's back. An error of
