@@ -82,7 +82,7 @@ static int gather_walk(struct gather *g)
 
 static int gather_row(struct gather *g, const struct kv_row *kv)
 {
-    struct chunk_row row;
+    struct chunk_row row = {0};
 
     if (kv->key.len != 8 || chunk_row_decode(kv->value.data, kv->value.len, &row) < 0)
         return ERR_FORMAT;

@@ -823,7 +823,9 @@ int segment_open_new(struct segments *ss, enum segment_stream stream, bool last,
     }
     if (rc < 0) {
         /* Where only its rows could not be written it is in the table, and the slots are its. */
-        for (unsigned i = 0; i < k + m && !segment_find(ss, s.id); i++)
+        bool applied = segment_find(ss, s.id) != NULL;
+
+        for (unsigned i = 0; i < k + m && !applied; i++)
             slot_set(ss, s.drive[i], s.slot[i], false);
         return rc;
     }
