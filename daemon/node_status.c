@@ -130,14 +130,36 @@ static void status_work_add(struct admin_work *sum, const struct partition_work 
 
 _Static_assert(ADMIN_PARTITIONS_MAX >= CONFIG_PARTITIONS_MAX, "all partitions are told of");
 
+static void status_capacity_add(struct admin_capacity *sum, const struct admin_capacity *c)
+{
+    sum->limit += c->limit;
+    sum->logical += c->logical;
+    sum->deduped += c->deduped;
+    sum->stored += c->stored;
+    sum->physical += c->physical;
+    sum->reclaimable += c->reclaimable;
+    sum->free += c->free;
+}
+
 static void status_partition(const struct looking *l, const struct partition_status *ps)
 {
     struct admin_partition *p = &l->st->partitions[l->st->partition_count++];
 
     (void)snprintf(p->name, sizeof(p->name), "%s", l->part->name);
-    p->limit = ps->capacity;
-    p->stored = ps->stored;
-    p->free = ps->free;
+    p->capacity = (struct admin_capacity){
+        .limit = ps->capacity,
+        .logical = ps->logical,
+        .deduped = ps->unique,
+        .stored = ps->stored,
+        .physical = ps->physical,
+        .reclaimable = ps->reclaimable,
+        .free = ps->free,
+    };
+    p->client_bytes = ps->client_bytes;
+    p->drive_bytes = ps->drive_bytes;
+    status_capacity_add(&l->st->capacity, &p->capacity);
+    l->st->client_bytes += ps->client_bytes;
+    l->st->drive_bytes += ps->drive_bytes;
 }
 
 /* Adds one partition to the sums. */
@@ -156,13 +178,6 @@ static void status_add(void *arg)
     status_work_add(&st->leaving, &ps.moves.leaving);
     status_work_add(&st->rebalance, &ps.moves.rebalance);
     st->work_rate += ps.moves.rate;
-    st->capacity.limit += ps.capacity;
-    st->capacity.logical += ps.logical;
-    st->capacity.deduped += ps.unique;
-    st->capacity.stored += ps.stored;
-    st->capacity.physical += ps.physical;
-    st->capacity.reclaimable += ps.reclaimable;
-    st->capacity.free += ps.free;
     st->journal_size += ps.journal.size;
     st->journal_used += ps.journal.used;
     st->volumes += ps.volumes;
@@ -175,8 +190,6 @@ static void status_add(void *arg)
     st->identical_instances += ps.studies.identical;
     st->replaced_instances += ps.studies.replaced;
     st->refused_conflicts += ps.studies.refused;
-    st->client_bytes += ps.client_bytes;
-    st->drive_bytes += ps.drive_bytes;
     st->start_ns += ps.start.total_ns; /* one after the other */
     st->replayed_records += ps.start.replay.records;
     st->replayed_bytes += ps.start.replay.bytes;

@@ -65,6 +65,7 @@ struct cli_command {
 };
 
 int cli_status(struct cli *cli);
+int cli_df(struct cli *cli);
 int cli_stats(struct cli *cli);
 int cli_drive_list(struct cli *cli);
 int cli_scrub_start(struct cli *cli);

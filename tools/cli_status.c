@@ -1,4 +1,4 @@
-/* filmroom status and filmroom drive list: how the store and its drives are. */
+/* filmroom status, filmroom df and filmroom drive list: how the store and its drives are. */
 #include <stdio.h>
 #include <string.h>
 
@@ -234,6 +234,52 @@ int cli_status(struct cli *cli)
     strbuf_free(&contents);
     json_decref(status);
     return CLI_OK;
+}
+
+static void cli_df_row(struct cli_table *t, const char *name, const json_t *capacity,
+                       const json_t *counters)
+{
+    static const char *const sizes[] = {"logical",  "deduped",     "stored",
+                                        "physical", "reclaimable", "limit"};
+    uint64_t stored = cli_number(capacity, "stored"), limit = cli_number(capacity, "limit"),
+             client = cli_number(counters, "client_bytes");
+    char text[32] = "-";
+
+    cli_table_cell(t, name);
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+        cli_table_size(t, cli_number(capacity, sizes[i]));
+    if (limit)
+        snprintf(text, sizeof(text), "%.1f%%", 100.0 * (double)stored / (double)limit);
+    cli_table_cell(t, text);
+    cli_table_size(t, cli_number(capacity, "free"));
+    snprintf(text, sizeof(text), "-");
+    if (client)
+        snprintf(text, sizeof(text), "%.1f",
+                 (double)cli_number(counters, "drive_bytes") / (double)client);
+    cli_table_cell(t, text);
+}
+
+static void cli_print_df(const json_t *status)
+{
+    static const char *const headings[] = {
+        "PARTITION",    ">USED",     ">DEDUPLICATED", ">COMPRESSED",  ">WITH PARITY",
+        ">RECLAIMABLE", ">CAPACITY", ">USE%",         ">DRIVES FREE", ">AMPLIFICATION"};
+    const json_t *partitions = json_object_get(status, "partitions"), *p;
+    struct cli_table *t = cli_table_new(headings, sizeof(headings) / sizeof(headings[0]));
+    size_t i;
+
+    json_array_foreach((json_t *)(uintptr_t)partitions, i, p)
+        cli_df_row(t, cli_partition(p, "name"), p, p);
+    if (json_array_size(partitions) > 1)
+        cli_df_row(t, "total", json_object_get(status, "capacity"),
+                   json_object_get(status, "counters"));
+    cli_table_print(t);
+    cli_table_free(t);
+}
+
+int cli_df(struct cli *cli)
+{
+    return cli_show(cli, "/v1/status", cli_print_df);
 }
 
 /* The index, in another partition than the first as NAME:INDEX. */

@@ -59,6 +59,11 @@ static const char cli_size_help[] =
 
 static const struct cli_command cli_commands[] = {
     {"status", "", "how the store is: state, addresses, space, counters", NULL, 0, 0, cli_status},
+    {"df", "", "how full the store is: space before and after each saving, write amplification",
+     "A row for each partition, and their sum where there are several. COMPRESSED is what counts "
+     "for\nCAPACITY and USE%. AMPLIFICATION: bytes written to the drives, for whatever reason, for "
+     "each that\nclients wrote since the daemon's start.\n",
+     0, 0, cli_df},
     {"stats", "", "how long things take, and counters, since the daemon's start",
      "Times: how many were measured, and which time half, 90 % and 99 % of them did not exceed.\n"
      "docs/METRICS.md says what each row means. Prometheus gets the same from /metrics.\n",

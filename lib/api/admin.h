@@ -121,10 +121,10 @@ struct admin_capacity {
     uint64_t free;        /* on the drives, before parity */
 };
 
-/* Of one partition, as in admin_capacity. */
 struct admin_partition {
     char name[ADMIN_PARTITION_MAX]; /* "" for the first */
-    uint64_t limit, stored, free;
+    struct admin_capacity capacity;
+    uint64_t client_bytes, drive_bytes; /* as in admin_status */
 };
 
 struct admin_status {

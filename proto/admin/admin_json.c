@@ -90,10 +90,8 @@ static const char *admin_drive_state_name(enum admin_drive_state s)
     return names[s];
 }
 
-static json_t *admin_json_capacity(const struct admin_capacity *c)
+static void admin_set_capacity(json_t *json, const struct admin_capacity *c)
 {
-    json_t *json = json_object();
-
     admin_set_number(json, "limit", c->limit);
     admin_set_number(json, "logical", c->logical);
     admin_set_number(json, "deduped", c->deduped);
@@ -101,7 +99,6 @@ static json_t *admin_json_capacity(const struct admin_capacity *c)
     admin_set_number(json, "physical", c->physical);
     admin_set_number(json, "reclaimable", c->reclaimable);
     admin_set_number(json, "free", c->free);
-    return json;
 }
 
 static json_t *admin_json_listeners(const struct admin_status *s)
@@ -176,9 +173,9 @@ static json_t *admin_json_partitions(const struct admin_status *s)
         json_t *json = json_object();
 
         admin_set_text(json, "name", s->partitions[i].name);
-        admin_set_number(json, "limit", s->partitions[i].limit);
-        admin_set_number(json, "stored", s->partitions[i].stored);
-        admin_set_number(json, "free", s->partitions[i].free);
+        admin_set_capacity(json, &s->partitions[i].capacity);
+        admin_set_number(json, "client_bytes", s->partitions[i].client_bytes);
+        admin_set_number(json, "drive_bytes", s->partitions[i].drive_bytes);
         admin_append(array, json);
     }
     return array;
@@ -186,13 +183,15 @@ static json_t *admin_json_partitions(const struct admin_status *s)
 
 static json_t *admin_json_status(const struct admin_status *s)
 {
-    json_t *json = json_object(), *reasons = json_array(), *journal = json_object();
+    json_t *json = json_object(), *reasons = json_array(), *journal = json_object(),
+           *capacity = json_object();
     struct strbuf profile = STRBUF_INIT;
 
     CHECK(s->reason_count <= ADMIN_REASONS_MAX);
     for (size_t i = 0; i < s->reason_count; i++)
         admin_append(reasons, admin_text(s->reasons[i]));
     strbuf_addf(&profile, "%u+%u", s->data_columns, s->parity_columns);
+    admin_set_capacity(capacity, &s->capacity);
     admin_set_number(journal, "size", s->journal_size);
     admin_set_number(journal, "used", s->journal_used);
     admin_set_text(json, "version", s->version);
@@ -204,7 +203,7 @@ static json_t *admin_json_status(const struct admin_status *s)
     admin_set_number(json, "drives", s->drives);
     admin_set_number(json, "drives_ok", s->drives_ok);
     admin_set(json, "listeners", admin_json_listeners(s));
-    admin_set(json, "capacity", admin_json_capacity(&s->capacity));
+    admin_set(json, "capacity", capacity);
     admin_set(json, "partitions", admin_json_partitions(s));
     admin_set(json, "journal", journal);
     admin_set(json, "work", admin_json_works(s));

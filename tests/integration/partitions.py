@@ -93,6 +93,8 @@ def told_where(daemon):
     rows = daemon.status()["partitions"]
     check([r["name"] for r in rows] == ["", "fast", "third"], "status:", rows)
     check(sum(r["limit"] for r in rows) == daemon.status()["capacity"]["limit"], "sum:", rows)
+    rows = [re.split("  +", line) for line in daemon.cli("df").stdout.splitlines()]
+    check([r[0] for r in rows] == ["PARTITION", "(first)", "fast", "third", "total"], "df:", rows)
     text = daemon.cli("status").stdout
     check("Partitions    (first): " in text and " fast: " in text, "status as text:", text)
 

@@ -100,9 +100,10 @@ static int setup(void **state)
 
 static void test_status(void **state)
 {
-    json_t *json = test_ask("GET", "/v1/status", NULL, 200), *capacity, *listener;
+    json_t *json = test_ask("GET", "/v1/status", NULL, 200), *capacity, *listener, *part;
 
     (void)state;
+    part = json_array_get(json_object_get(json, "partitions"), 0);
     capacity = json_object_get(json, "capacity");
     listener = json_array_get(json_object_get(json, "listeners"), 1);
     assert_string_equal(text_of(json, "version"), "9.8.7");
@@ -112,6 +113,11 @@ static void test_status(void **state)
     assert_int_equal(json_array_size(json_object_get(json, "reasons")), 1);
     assert_int_equal(number_of(capacity, "limit"), 64ull << 30);
     assert_int_equal(number_of(capacity, "physical"), 3ull << 30);
+    assert_int_equal(number_of(capacity, "reclaimable"), 1ull << 30);
+    assert_int_equal(json_array_size(json_object_get(json, "partitions")), 2);
+    assert_int_equal(number_of(part, "logical"), 10ull << 30);
+    assert_int_equal(number_of(part, "free"), 40ull << 30);
+    assert_int_equal(number_of(part, "drive_bytes"), 4500);
     assert_int_equal(number_of(listener, "port"), 11112);
     assert_int_equal(number_of(json_object_get(json, "counters"), "refused_conflicts"), 3);
     assert_int_equal(number_of(json_object_get(json, "counters"), "drive_bytes"), 4500);

@@ -55,6 +55,18 @@ class Cli(unittest.TestCase):
         self.assertRegex(out, r"(?m)^Used +10 GiB$")  # the capacity is not one of such bytes
         self.assertEqual(self.json_of("status")["capacity"]["limit"], 64 << 30)
 
+    def test_df(self):
+        rows = [re.split("  +", line) for line in self.run_cli("df")[0].splitlines()]
+        self.assertEqual(rows[0], ["PARTITION", "USED", "DEDUPLICATED", "COMPRESSED",
+                                   "WITH PARITY", "RECLAIMABLE", "CAPACITY", "USE%",
+                                   "DRIVES FREE", "AMPLIFICATION"])
+        sizes = ["10 GiB", "5 GiB", "2 GiB", "3 GiB", "1 GiB"]
+        self.assertEqual(rows[1], ["(first)", *sizes, "48 GiB", "4.2%", "40 GiB", "4.5"])
+        self.assertEqual(rows[2], ["fast", *["0 B"] * 5, "16 GiB", "0.0%", "10 GiB", "-"])
+        self.assertEqual(rows[3], ["total", *sizes, "64 GiB", "3.1%", "50 GiB", "4.5"])
+        self.assertEqual(len(rows), 4)
+        self.assertEqual(self.json_of("df"), self.json_of("status"))
+
     def test_stats(self):
         out, _ = self.run_cli("stats")
         # a sixteenth of rounding up, never past the greatest
