@@ -37,6 +37,7 @@
 #endif
 
 #ifdef FIBER_ASAN
+#include <dlfcn.h>
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define FIBER_MAP_SIZE (4u * FIBER_STACK_SIZE) /* red zones make frames larger */
@@ -109,14 +110,41 @@ static inline void fiber_asan_arrive(void *save, const void **old_stack, size_t 
 #endif
 }
 
+#ifdef FIBER_ASAN
+/* ASan puts a siglongjmp of its own before libc's. It takes all frames of the stack that is left
+ * for dead and clears their red zones, though a fiber's frames live on; and it asks for the signal
+ * stack each time, which made a system call of each switch. Hence libc's own. That the compiler
+ * does not know that it never returns is meant: it would clear the red zones too. */
+static void (*fiber_libc_jump)(sigjmp_buf jmp, int value);
+
+__attribute__((constructor)) static void fiber_find_jump(void)
+{
+    void *libc = dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD);
+
+    CHECK(libc);
+    *(void **)&fiber_libc_jump = dlsym(libc, "siglongjmp");
+    CHECK(fiber_libc_jump);
+}
+#endif
+
 /* ---- Switching ----------------------------------------------------------------------------------
  */
+
+_Noreturn static inline void fiber_jump(sigjmp_buf jmp)
+{
+#ifdef FIBER_ASAN
+    fiber_libc_jump(jmp, 1);
+    __builtin_unreachable();
+#else
+    siglongjmp(jmp, 1);
+#endif
+}
 
 static void fiber_to_loop(struct fiber *f)
 {
     if (sigsetjmp(f->jmp, 0) == 0) {
         fiber_asan_leave(&f->fake, fiber_loop.stack, fiber_loop.stack_size);
-        siglongjmp(fiber_loop.jmp, 1);
+        fiber_jump(fiber_loop.jmp);
     }
     fiber_asan_arrive(f->fake, &fiber_loop.stack, &fiber_loop.stack_size);
 }
@@ -156,7 +184,7 @@ static void fiber_enter(struct fiber *f)
         fiber_asan_leave(&fiber_loop.fake, fiber_map_of(f) + FIBER_GUARD, fiber_stack_len());
         if (!f->started)
             fiber_first_entry(f);
-        siglongjmp(f->jmp, 1);
+        fiber_jump(f->jmp);
     }
     fiber_asan_arrive(fiber_loop.fake, NULL, NULL);
     fiber_loop.current = NULL;

@@ -32,6 +32,35 @@ static void run(fiber_fn fn, void *arg)
     env_free(env);
 }
 
+/* ---- Red zones ---- */
+
+/* With ASan: what lies behind an array on a fiber's stack stays out of bounds when others have run
+ * meanwhile. Without, there is nothing to see. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define OUT_OF_BOUNDS(p) (__asan_address_is_poisoned(p) != 0)
+#else
+#define OUT_OF_BOUNDS(p) ((void)(p), true)
+#endif
+
+static void guarded(void *arg)
+{
+    char bytes[40];
+
+    (void)arg;
+    memset(bytes, 1, sizeof(bytes));
+    assert_true(OUT_OF_BOUNDS(bytes + sizeof(bytes)));
+    fiber_yield();
+    assert_true(OUT_OF_BOUNDS(bytes + sizeof(bytes)));
+    assert_int_equal(bytes[39], 1);
+}
+
+static void test_red_zones(void **state)
+{
+    (void)state;
+    run(guarded, NULL);
+}
+
 /* ---- The watch ---- */
 
 /* What was told of one fiber: on a busy machine others may be held up as well. */
@@ -532,7 +561,7 @@ int main(void)
         cmocka_unit_test(test_timers), cmocka_unit_test(test_timer_heap),
         cmocka_unit_test(test_mutex),  cmocka_unit_test(test_cond),
         cmocka_unit_test(test_sem),    cmocka_unit_test(test_group),
-        cmocka_unit_test(test_chan),
+        cmocka_unit_test(test_chan),   cmocka_unit_test(test_red_zones),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
