@@ -4,8 +4,10 @@
  *   sim-engine --seeds N [--trace]
  *   sim-engine --digest N
  *   sim-engine --twice FROM-TO     each seed twice: the digests must agree
- *   sim-engine --plants            plants each bug in turn: some seed must catch it
- *   sim-engine --plant NAME ...    runs seeds with a planted bug (lib/base/plant.h)
+ *   sim-engine --plants [--known FILE]
+ *                                  plants each bug in turn: some seed must catch it. Tried first:
+ * the one that FILE says did so before (lines "NAME SEED", # comments) sim-engine --plant NAME ...
+ * runs seeds with a planted bug (lib/base/plant.h)
  *
  * Each seed is a process of its own, so that a failed check in one is just one failure. A failure
  * prints the seed, what was wrong and the command that shows it again.
@@ -39,6 +41,7 @@ struct settings {
     uint64_t from, to; /* both included */
     unsigned jobs, seconds;
     bool digest, twice, plants;
+    uint64_t known[PLANT_COUNT]; /* 0: no seed is known */
 };
 
 enum plant plant_active;
@@ -239,15 +242,15 @@ static bool fails_unplanted(const struct settings *s, uint64_t seed)
     return !ended_well(status);
 }
 
-/* Runs seeds from this one on, one per job. The first that found the bug; 0: none. */
-static uint64_t catch_some(const struct settings *s, uint64_t seed)
+/* Runs n seeds from this one on at the same time. The first that found the bug; 0: none. */
+static uint64_t catch_some(const struct settings *s, uint64_t seed, unsigned n)
 {
     pid_t pids[JOBS_MAX];
     uint64_t caught = 0;
 
-    for (unsigned i = 0; i < s->jobs; i++)
+    for (unsigned i = 0; i < n; i++)
         pids[i] = start_seed(s, seed + i, -1);
-    for (unsigned i = 0; i < s->jobs; i++) {
+    for (unsigned i = 0; i < n; i++) {
         int status = wait_for(pids[i]);
 
         if (!ended_well(status) && !found_fault(status)) {
@@ -261,7 +264,8 @@ static uint64_t catch_some(const struct settings *s, uint64_t seed)
     return caught;
 }
 
-/* Seeds until one fails, in order; 0 when none does. What children say goes to a file. */
+/* Seeds until one fails, the known one first, then in order; 0 when none does. What children say
+ * goes to a file. */
 static uint64_t seeds_until_caught(const struct settings *s)
 {
     FILE *words = tmpfile();
@@ -272,8 +276,10 @@ static uint64_t seeds_until_caught(const struct settings *s)
         printf("no file for what seeds say: %s\n", strerror(errno));
         exit(2);
     }
+    if (s->known[plant_active] >= s->from && s->known[plant_active] <= s->to)
+        caught = catch_some(s, s->known[plant_active], 1);
     for (uint64_t seed = s->from; seed <= s->to && !caught; seed += s->jobs)
-        caught = catch_some(s, seed);
+        caught = catch_some(s, seed, s->jobs);
     (void)dup2(out, STDERR_FILENO);
     (void)close(out);
     if (caught) {
@@ -311,18 +317,49 @@ static void usage(const char *program)
             "usage: %s [--seeds FROM-TO] [--jobs N] [--seconds N] [--lost] [--trace]\n"
             "       %s --digest SEED\n"
             "       %s --twice FROM-TO\n"
-            "       %s --plants [--seeds FROM-TO] [--jobs N]\n"
+            "       %s --plants [--known FILE] [--seeds FROM-TO] [--jobs N]\n"
             "       %s --plant NAME ...\n",
             program, program, program, program, program);
     exit(2);
 }
 
+/* The bug of this name; PLANT_COUNT: there is none. */
+static enum plant plant_named(const char *name)
+{
+    enum plant p = PLANT_NONE + 1;
+
+    while (p < PLANT_COUNT && strcmp(plant_names[p], name) != 0)
+        p++;
+    return p;
+}
+
 static void parse_plant(const char *program, const char *name)
 {
-    for (plant_active = 1; plant_active < PLANT_COUNT; plant_active++)
-        if (strcmp(plant_names[plant_active], name) == 0)
-            return;
-    usage(program);
+    plant_active = plant_named(name);
+    if (plant_active == PLANT_COUNT)
+        usage(program);
+}
+
+static void read_known(struct settings *s, const char *path)
+{
+    FILE *f = fopen(path, "re");
+    char line[256], name[64];
+    unsigned long long seed;
+
+    if (!f) {
+        fprintf(stderr, "cannot read %s: %s\n", path, strerror(errno));
+        exit(2);
+    }
+    while (fgets(line, sizeof(line), f)) {
+        if (*line == '#')
+            continue;
+        if (sscanf(line, "%63s %llu", name, &seed) != 2 || plant_named(name) == PLANT_COUNT) {
+            fprintf(stderr, "%s: this names no planted bug and its seed: %s", path, line);
+            exit(2);
+        }
+        s->known[plant_named(name)] = seed;
+    }
+    (void)fclose(f);
 }
 
 static void parse_seeds(struct settings *s, const char *text)
@@ -364,6 +401,8 @@ static void parse(struct settings *s, int argc, char **argv)
             s->seconds = (unsigned)atoi(value);
         else if (strcmp(a, "--plant") == 0)
             parse_plant(s->program, value);
+        else if (strcmp(a, "--known") == 0)
+            read_known(s, value);
         else if (strcmp(a, "--digest") == 0)
             parse_seeds(s, value), s->digest = true;
         else if (strcmp(a, "--twice") == 0)
