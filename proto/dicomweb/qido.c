@@ -386,6 +386,25 @@ void qido_free(struct qido *q)
     q->match_count = 0;
 }
 
+/* The one value that the attribute must have; NULL: there may be others. */
+static const char *only_value(const struct qido *q, uint32_t tag)
+{
+    for (size_t i = 0; i < q->match_count; i++)
+        if (q->matches[i].tag == tag && q->matches[i].kind == OBJECT_MATCH_EXACT)
+            return q->matches[i].value;
+    return NULL;
+}
+
+void qido_restrict(const struct qido *q, struct object_query *query)
+{
+    if (!query->study_uid)
+        query->study_uid = only_value(q, TAG_STUDY_UID);
+    if (!query->series_uid && q->level >= OBJECT_SERIES)
+        query->series_uid = only_value(q, TAG_SERIES_UID);
+    if (!query->instance_uid && q->level == OBJECT_INSTANCE)
+        query->instance_uid = only_value(q, TAG_INSTANCE_UID);
+}
+
 /* ---- Rows ------------------------------------------------------------------------------------ */
 
 static void add_uid(struct strbuf *out, const char *kind, const char *uid)

@@ -40,6 +40,10 @@ int qido_parse(enum object_level level, bool study, bool series, const struct qi
                size_t count, const char *skip, struct qido *ret_qido);
 void qido_free(struct qido *q);
 
+/* Restricts a query, where it names no UIDs itself, to those that the matches ask for, one each:
+ * it then looks there only, and not through the whole catalogue. They stay the qido's. */
+void qido_restrict(const struct qido *q, struct object_query *query);
+
 /* One row as a DICOM JSON object. base: "http://host/dicom-web". */
 void qido_row_json(const struct qido *q, const struct object_row *row, const char *base,
                    struct strbuf *out);

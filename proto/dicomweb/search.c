@@ -176,6 +176,7 @@ static int search_run(struct search *s, const struct route *route)
         .matches = s->q.matches,
         .match_count = s->q.match_count,
     };
+    qido_restrict(&s->q, &s->query);
     if (s->q.limit == 0)
         return 0; /* none asked for; to the store it would mean all */
     return search_page(s);

@@ -349,6 +349,33 @@ static int search(enum object_level level, const char *name, const char *value, 
     return qido_parse(level, false, false, &arg, 1, "accept", q);
 }
 
+static void test_qido_restrict(void **state)
+{
+    struct object_query query = {.level = OBJECT_SERIES};
+    struct qido q;
+
+    (void)state;
+    assert_int_equal(search(OBJECT_SERIES, "StudyInstanceUID", "1.2", &q), 0);
+    qido_restrict(&q, &query);
+    assert_string_equal(query.study_uid, "1.2");
+    assert_null(query.series_uid);
+    query.study_uid = "1.3"; /* of the path: what is matched has to be met as well */
+    qido_restrict(&q, &query);
+    assert_string_equal(query.study_uid, "1.3");
+    qido_free(&q);
+
+    query = (struct object_query){.level = OBJECT_INSTANCE};
+    assert_int_equal(search(OBJECT_INSTANCE, "SeriesInstanceUID", "1.2,1.3", &q), 0);
+    qido_restrict(&q, &query);
+    assert_null(query.series_uid);
+    qido_free(&q);
+    assert_int_equal(search(OBJECT_INSTANCE, "SOPInstanceUID", "1.4", &q), 0);
+    qido_restrict(&q, &query);
+    assert_string_equal(query.instance_uid, "1.4");
+    assert_null(query.study_uid);
+    qido_free(&q);
+}
+
 static void expect_match(const char *name, const char *value, uint32_t tag,
                          enum object_match_kind kind, const char *want)
 {
@@ -687,13 +714,21 @@ static void test_frames_native(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_mime_parse),      cmocka_unit_test(test_accept),
-        cmocka_unit_test(test_accept_syntaxes), cmocka_unit_test(test_accept_arg),
-        cmocka_unit_test(test_multipart),       cmocka_unit_test(test_multipart_broken),
-        cmocka_unit_test(test_routes),          cmocka_unit_test(test_frame_numbers),
-        cmocka_unit_test(test_qido_matches),    cmocka_unit_test(test_qido_refused),
-        cmocka_unit_test(test_qido_args),       cmocka_unit_test(test_qido_row),
-        cmocka_unit_test(test_report),          cmocka_unit_test(test_frames_encapsulated),
+        cmocka_unit_test(test_mime_parse),
+        cmocka_unit_test(test_accept),
+        cmocka_unit_test(test_accept_syntaxes),
+        cmocka_unit_test(test_accept_arg),
+        cmocka_unit_test(test_multipart),
+        cmocka_unit_test(test_multipart_broken),
+        cmocka_unit_test(test_routes),
+        cmocka_unit_test(test_frame_numbers),
+        cmocka_unit_test(test_qido_restrict),
+        cmocka_unit_test(test_qido_matches),
+        cmocka_unit_test(test_qido_refused),
+        cmocka_unit_test(test_qido_args),
+        cmocka_unit_test(test_qido_row),
+        cmocka_unit_test(test_report),
+        cmocka_unit_test(test_frames_encapsulated),
         cmocka_unit_test(test_frames_native),
     };
 
