@@ -343,21 +343,26 @@ static void parse_plant(const char *program, const char *name)
 static void read_known(struct settings *s, const char *path)
 {
     FILE *f = fopen(path, "re");
-    char line[256], name[64];
-    unsigned long long seed;
+    char line[256];
 
     if (!f) {
         fprintf(stderr, "cannot read %s: %s\n", path, strerror(errno));
         exit(2);
     }
     while (fgets(line, sizeof(line), f)) {
+        char *seed = line + strcspn(line, " "), *end;
+        enum plant plant;
+
         if (*line == '#')
             continue;
-        if (sscanf(line, "%63s %llu", name, &seed) != 2 || plant_named(name) == PLANT_COUNT) {
-            fprintf(stderr, "%s: this names no planted bug and its seed: %s", path, line);
+        if (*seed)
+            *seed++ = 0;
+        plant = plant_named(line);
+        if (plant == PLANT_COUNT || strtoull(seed, &end, 10) == 0 || *end != '\n') {
+            fprintf(stderr, "%s: no planted bug and its seed: %s %s\n", path, line, seed);
             exit(2);
         }
-        s->known[plant_named(name)] = seed;
+        s->known[plant] = strtoull(seed, NULL, 10);
     }
     (void)fclose(f);
 }
