@@ -130,7 +130,7 @@ __attribute__((constructor)) static void fiber_find_jump(void)
 /* ---- Switching ----------------------------------------------------------------------------------
  */
 
-_Noreturn static inline void fiber_jump(sigjmp_buf jmp)
+static inline void fiber_jump(sigjmp_buf jmp)
 {
 #ifdef FIBER_ASAN
     fiber_libc_jump(jmp, 1);
