@@ -236,27 +236,30 @@ int cli_status(struct cli *cli)
     return CLI_OK;
 }
 
+/* a/b with the unit behind it, "-" when there is no b. */
+static void cli_df_ratio(struct cli_table *t, double a, double b, const char *unit)
+{
+    char text[32] = "-";
+
+    if (b > 0)
+        snprintf(text, sizeof(text), "%.1f%s", a / b, unit);
+    cli_table_cell(t, text);
+}
+
 static void cli_df_row(struct cli_table *t, const char *name, const json_t *capacity,
                        const json_t *counters)
 {
     static const char *const sizes[] = {"logical",  "deduped",     "stored",
                                         "physical", "reclaimable", "limit"};
-    uint64_t stored = cli_number(capacity, "stored"), limit = cli_number(capacity, "limit"),
-             client = cli_number(counters, "client_bytes");
-    char text[32] = "-";
 
     cli_table_cell(t, name);
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
         cli_table_size(t, cli_number(capacity, sizes[i]));
-    if (limit)
-        snprintf(text, sizeof(text), "%.1f%%", 100.0 * (double)stored / (double)limit);
-    cli_table_cell(t, text);
+    cli_df_ratio(t, 100.0 * (double)cli_number(capacity, "stored"),
+                 (double)cli_number(capacity, "limit"), "%");
     cli_table_size(t, cli_number(capacity, "free"));
-    snprintf(text, sizeof(text), "-");
-    if (client)
-        snprintf(text, sizeof(text), "%.1f",
-                 (double)cli_number(counters, "drive_bytes") / (double)client);
-    cli_table_cell(t, text);
+    cli_df_ratio(t, (double)cli_number(counters, "drive_bytes"),
+                 (double)cli_number(counters, "client_bytes"), "");
 }
 
 static void cli_print_df(const json_t *status)

@@ -4,10 +4,11 @@
  *   sim-engine --seeds N [--trace]
  *   sim-engine --digest N
  *   sim-engine --twice FROM-TO     each seed twice: the digests must agree
- *   sim-engine --plants [--known FILE]
- *                                  plants each bug in turn: some seed must catch it. Tried first:
- * the one that FILE says did so before (lines "NAME SEED", # comments) sim-engine --plant NAME ...
- * runs seeds with a planted bug (lib/base/plant.h)
+ *   sim-engine --plants [...]      plants each bug in turn: some seed must catch it
+ *   sim-engine --plant NAME ...    runs seeds with a planted bug (lib/base/plant.h)
+ *
+ * With --known FILE, whose lines are "NAME SEED" or a comment behind #, the seed that caught a bug
+ * before is tried first.
  *
  * Each seed is a process of its own, so that a failed check in one is just one failure. A failure
  * prints the seed, what was wrong and the command that shows it again.
