@@ -23,22 +23,14 @@
 #include "lib/base/err.h"
 #include "lib/base/log.h"
 #include "lib/base/mem.h"
-#include "lib/base/plant.h"
 #include "lib/dicom/dcm.h"
 #include "tests/crash/crash.h"
 #include "tests/sim/child.h"
+#include "tests/sim/plants.h"
 #include "tests/sim/tuned.h"
 
 #define LIFE_MAX_NS (3600 * ENV_NS_PER_S)
 #define SEED        1u
-
-enum plant plant_active;
-
-static const char *const plant_names[] = {"none",
-#define PLANT_ROW_(name, text) #name,
-                                          PLANT_TABLE(PLANT_ROW_)
-#undef PLANT_ROW_
-};
 
 static const char *const drive_paths[CRASH_DRIVES_MAX] = {
     "drive-0", "drive-1", "drive-2", "drive-3", "drive-4", "drive-5", "drive-6"};
@@ -673,10 +665,9 @@ static int run_plants(struct crash_settings *s)
 
 static void parse_plant(const char *program, const char *name)
 {
-    for (plant_active = 1; plant_active < PLANT_COUNT; plant_active++)
-        if (strcmp(plant_names[plant_active], name) == 0)
-            return;
-    usage(program);
+    plant_active = plant_named(name);
+    if (plant_active == PLANT_COUNT)
+        usage(program);
 }
 
 struct choice {

@@ -24,9 +24,9 @@
 
 #include "lib/base/err.h"
 #include "lib/base/log.h"
-#include "lib/base/plant.h"
 #include "lib/dicom/dcm.h"
 #include "tests/sim/child.h"
+#include "tests/sim/plants.h"
 #include "tests/sim/tuned.h"
 #include "tests/sim/life.h"
 
@@ -43,14 +43,6 @@ struct settings {
     unsigned jobs, seconds;
     bool digest, twice, plants;
     uint64_t known[PLANT_COUNT]; /* 0: no seed is known */
-};
-
-enum plant plant_active;
-
-static const char *const plant_names[] = {"none",
-#define PLANT_ROW_(name, text) #name,
-                                          PLANT_TABLE(PLANT_ROW_)
-#undef PLANT_ROW_
 };
 
 static void silence(void)
@@ -322,16 +314,6 @@ static void usage(const char *program)
             "       %s --plant NAME ...\n",
             program, program, program, program, program);
     exit(2);
-}
-
-/* The bug of this name; PLANT_COUNT: there is none. */
-static enum plant plant_named(const char *name)
-{
-    enum plant p = PLANT_NONE + 1;
-
-    while (p < PLANT_COUNT && strcmp(plant_names[p], name) != 0)
-        p++;
-    return p;
 }
 
 static void parse_plant(const char *program, const char *name)
