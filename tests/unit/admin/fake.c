@@ -11,6 +11,18 @@
 
 /* ---- Status and drives ---------------------------------------------------------------------- */
 
+/* What the first partition holds is all there is. */
+static struct admin_capacity fake_capacity(uint64_t limit, uint64_t free)
+{
+    return (struct admin_capacity){.limit = limit,
+                                   .logical = 10ull << 30,
+                                   .deduped = 5ull << 30,
+                                   .stored = 2ull << 30,
+                                   .physical = 3ull << 30,
+                                   .reclaimable = 1ull << 30,
+                                   .free = free};
+}
+
 static int fake_status(struct admin_source *a, struct admin_status *ret_status)
 {
     struct fake *f = FAKE_OF(a, admin);
@@ -27,23 +39,8 @@ static int fake_status(struct admin_source *a, struct admin_status *ret_status)
         .listeners = {{"nbd", "tcp:127.0.0.1:10809", 10809},
                       {"dicom", "tcp:127.0.0.1:11112", 11112}},
         .listener_count = 2,
-        .capacity = {.limit = 64ull << 30,
-                     .logical = 10ull << 30,
-                     .deduped = 5ull << 30,
-                     .stored = 2ull << 30,
-                     .physical = 3ull << 30,
-                     .reclaimable = 1ull << 30,
-                     .free = 50ull << 30},
-        .partitions = {{"",
-                        {.limit = 48ull << 30,
-                         .logical = 10ull << 30,
-                         .deduped = 5ull << 30,
-                         .stored = 2ull << 30,
-                         .physical = 3ull << 30,
-                         .reclaimable = 1ull << 30,
-                         .free = 40ull << 30},
-                        1000,
-                        4500},
+        .capacity = fake_capacity(64ull << 30, 50ull << 30),
+        .partitions = {{"", fake_capacity(48ull << 30, 40ull << 30), 1000, 4500},
                        {"fast", {.limit = 16ull << 30, .free = 10ull << 30}, 0, 0}},
         .partition_count = 2,
         .leaving = {3ull << 30, 250},
